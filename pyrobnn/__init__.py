@@ -1,0 +1,62 @@
+"""Bayesian compression of convolutional networks on Pyro: posterior in, smaller network out."""
+
+from pyrobnn import guides, likelihoods, nets, priors
+from pyrobnn.compression import Result, compress
+from pyrobnn.data import Data, load_data
+from pyrobnn.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NetError,
+    NumericalError,
+    PlanError,
+    PyrobnnError,
+)
+from pyrobnn.groups import ChannelGroup, ChannelTable, channel_groups
+from pyrobnn.inference.elbo import ELBO
+from pyrobnn.inference.fit import FitConfig, FitResult, fit
+from pyrobnn.inference.shrink import shrink
+from pyrobnn.model import BayesianModel
+from pyrobnn.posterior.summary import Posterior, deterministic_net, summarize
+from pyrobnn.pruning import PruningPlan, compact, mask
+from pyrobnn.pruning.batchnorm import reestimate_batchnorm
+from pyrobnn.pruning.criteria import plan
+from pyrobnn.rundir import load_compact
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ELBO",
+    "BayesianModel",
+    "ChannelGroup",
+    "ChannelTable",
+    "CheckpointError",
+    "ConfigError",
+    "Data",
+    "DataError",
+    "FitConfig",
+    "FitResult",
+    "NetError",
+    "NumericalError",
+    "PlanError",
+    "Posterior",
+    "PruningPlan",
+    "PyrobnnError",
+    "Result",
+    "channel_groups",
+    "compact",
+    "compress",
+    "deterministic_net",
+    "fit",
+    "guides",
+    "likelihoods",
+    "load_compact",
+    "load_data",
+    "mask",
+    "nets",
+    "plan",
+    "priors",
+    "reestimate_batchnorm",
+    "shrink",
+    "summarize",
+]

@@ -1,0 +1,248 @@
+"""The whole road in one call: a CNN in, a truly smaller CNN out."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyrobnn.data import Data, load_data
+from pyrobnn.errors import ConfigError
+from pyrobnn.groups import channel_groups
+from pyrobnn.likelihoods import Likelihood
+from pyrobnn.methods.base import Request
+from pyrobnn.methods.journal import Journal
+from pyrobnn.methods.registry import get_method
+from pyrobnn.methods.road import common_road
+from pyrobnn.methods.run import Run
+from pyrobnn.methods.schedule import share_out
+from pyrobnn.nets import build_spec, check_fits, load_weights, net_spec, save_weights
+from pyrobnn.posterior.summary import Posterior
+from pyrobnn.pruning import PruningPlan
+from pyrobnn.report.report import SCHEMA, measure, reduction, versions
+from pyrobnn.rundir import CHECKPOINT, DENSE, claim, find_spec, write_run
+
+UNCLEAN = (
+    "the given weights have seen the validation images (trained_on: all), so --max-drop and automatic stops are "
+    "judged on biased data"
+)
+
+
+@dataclass
+class Result:
+    """What :func:`compress` returns.
+
+    Attributes:
+        compact: the smaller plain network, in eval mode on the CPU.
+        dense: the network it came from.
+        report: the content of `report.json`, all measured on `compact` (and on `dense` beside it).
+        posterior: site and channel summaries; see `posterior.plot()` and `posterior.to_arviz()`.
+        plan: kept units per group, in the coordinates of `dense`.
+    """
+
+    compact: nn.Module
+    dense: nn.Module
+    report: dict[str, Any]
+    posterior: Posterior
+    plan: PruningPlan
+    _spec: dict[str, Any] | None
+    _mean: tuple[float, ...]
+    _std: tuple[float, ...]
+
+    def save(self, path: str | Path) -> None:
+        """Write the run directory (see :func:`~pyrobnn.load_compact`).
+
+        Raises:
+            CheckpointError: the directory holds something else.
+        """
+        claim(Path(path), resume=False)
+        self._write(Path(path))
+
+    def _write(self, path: Path) -> None:
+        write_run(
+            path,
+            net=self.compact,
+            spec=self._spec,
+            plan=self.plan,
+            posterior=self.posterior,
+            report=self.report,
+            mean=self._mean,
+            std=self._std,
+        )
+
+
+def compress(
+    net: nn.Module | str,
+    data: Any,
+    method: str = "gaussian",
+    *,
+    weights: str | Path | None = None,
+    trained: bool = False,
+    target_macs: float | None = None,
+    target_params: float | None = None,
+    max_drop: float | None = None,
+    epochs: int | None = None,
+    minutes: float | None = None,
+    seed: int = 0,
+    protect: Sequence[str] = (),
+    min_channels: int = 1,
+    round_to: int | None = None,
+    estimator: str | None = None,
+    precision: str = "auto",
+    device: str = "auto",
+    likelihood: Likelihood | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Result:
+    """Train, infer, cut, tune and report.
+
+    Args:
+        net: a module, or a name that :func:`pyrobnn.nets.build` knows. It is copied.
+        data: a :class:`~pyrobnn.data.Data`, or anything that :func:`~pyrobnn.load_data` takes.
+        method: see `pyrobnn methods`.
+        weights: safetensors file of the dense network.
+        trained: the module is trained already (on all training images, as far as is known).
+        target_macs, target_params: fraction of the dense figure that may be left, in (0, 1).
+        max_drop: percentage points of validation accuracy that may be lost; the smallest network within.
+        epochs: full passes over the training data in all; or `minutes` of wall-clock time.
+        seed: of initial weights, shuffling, augmentation and sampling.
+        protect: patterns of group or module names that are not cut.
+        min_channels, round_to: lower bound and multiple of kept channels per group.
+        estimator: `weight`, `local` or `moments`; default by method.
+        precision: `auto`, `fp32` or `bf16`. device: `auto`, `cpu`, `cuda` or `mps`.
+        likelihood: of the targets; categorical by default.
+        out: run directory, written as the run goes on (checkpoint after each epoch).
+        resume: go on with an interrupted run in `out`.
+        progress: bars and lines on stderr.
+
+    Returns:
+        A :class:`Result`.
+
+    Raises:
+        PyrobnnError: any bad input, in one line that says what to do.
+    """
+    start = time.perf_counter()
+    request = Request(
+        method, target_macs, target_params, max_drop, epochs, minutes, seed, min_channels, round_to, estimator,
+        precision, device,
+    )
+    chosen = get_method(method)
+    source = data if isinstance(data, str | Path) else None
+    data = load_data(data)
+    net, spec = _network(net, data, seed)
+    trained_on = "train"
+    if weights is not None:
+        info = load_weights(net, weights)
+        trained, trained_on = True, info.trained_on
+        if info.mean is not None and info.std is not None:
+            data = data.with_normalisation(info.mean, info.std)
+    elif trained:
+        trained_on = "all"
+    check_fits(net, data.example, data.num_classes)
+    clean = trained_on != "all"
+    if not clean and request.has_budget:
+        data = without_validation(data)  # nothing is chosen on data, so all training images may train
+    elif not clean and request.max_drop is not None:
+        warnings.warn(UNCLEAN, UserWarning, stacklevel=2)
+    if request.max_drop is not None and not request.has_budget and not len(data.valid):
+        raise ConfigError("--max-drop needs validation images: load the data with valid_fraction above 0")
+    table = channel_groups(net, data.example, protect=tuple(protect))
+    if not table:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(table.refused.items())[:3])
+        raise ConfigError(f"no channel of this network can be cut ({reasons or 'no groups found'})")
+    path = None if out is None else Path(out)
+    identity = {
+        "request": _plain(request),
+        "protect": list(protect),
+        "data": data.fingerprint,
+        "net": [[name, list(value.shape)] for name, value in net.state_dict().items()],
+        "weights": None if weights is None else str(weights),
+    }
+    if path is not None:
+        claim(path, resume=resume)
+    journal = Journal(path / CHECKPOINT if path else None, identity, resume=resume)
+    spent_before = float(journal.carry.get("seconds", 0.0))
+    share = journal.carry.get("share")
+    schedule = share_out(chosen, request, data, net, trained=trained)
+    if share is not None:  # a time budget was turned into epochs when the run began
+        schedule = replace(schedule, dense=share[0], infer=tuple(share[1]), tune=share[2], retune=share[3])
+    journal.step("schedule", lambda carry: {"share": [schedule.dense, list(schedule.infer), schedule.tune, schedule.retune]})
+    run = Run(
+        net, table, data, chosen, request, schedule, journal, trained=trained, likelihood=likelihood, progress=progress
+    )
+    (chosen.road or common_road)(run)
+    journal.step("finished", lambda carry: {"seconds": spent_before + time.perf_counter() - start})
+    return _finish(run, spec, source, path, trained_on, clean)
+
+
+def _plain(request: Request) -> dict[str, Any]:
+    return {name: getattr(request, name) for name in request.__dataclass_fields__ if name != "device"}
+
+
+def _network(net: nn.Module | str, data: Data, seed: int) -> tuple[nn.Module, dict[str, Any] | None]:
+    channels, height, _ = data.image_shape
+    sizes = {"num_classes": data.num_classes, "in_channels": channels, "image_size": height}
+    if isinstance(net, nn.Module):
+        return copy.deepcopy(net).cpu(), find_spec(net, sizes)
+    spec = net_spec(net, **sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_spec(spec), dict(spec)
+
+
+def without_validation(data: Data) -> Data:
+    """All training images in the training part, none for validation."""
+    train = replace(
+        data.train,
+        images=torch.cat([data.train.images, data.valid.images]),
+        labels=torch.cat([data.train.labels, data.valid.labels]),
+    )
+    return replace(data, train=train, valid=data.valid.take(0))
+
+
+def _finish(
+    run: Run, spec: dict[str, Any] | None, source: Any, path: Path | None, trained_on: str, clean: bool
+) -> Result:
+    """Read the test set, once; write the run."""
+    dense, small = run.net("dense").cpu().eval(), run.net().cpu().eval()
+    plan, posterior, data = run.plan, run.posterior(), run.data
+    figures = {
+        "dense": measure(dense, data, run.table.widths(), device=run.device),
+        "compact": measure(small, data, plan.widths(), device=run.device),
+    }
+    epochs = dict(run.carry["epochs"])
+    report = {
+        "schema": SCHEMA,
+        "method": run.method.name,
+        "model": spec["model"] if spec else type(run.template).__name__,
+        "data": str(source) if source is not None else data.name,
+        "seed": run.request.seed,
+        "rule": run.method.rule if not run.request.target else ("budget" if run.request.has_budget else "max-drop"),
+        "target": run.request.target,
+        "validation_clean": clean,
+        "trained_on": trained_on,
+        "epochs": sum(epochs.values()),
+        "epochs_by_phase": epochs,
+        "seconds": run.carry["seconds"],
+        "precision": "fp32" if run.autocast is None else "bf16",
+        "device": str(run.device),
+        "versions": versions(),
+        **figures,
+        "reduction": reduction(figures["dense"], figures["compact"]),
+        "rounds": run.carry["rounds"],
+        "refused": dict(run.table.refused),
+    }
+    result = Result(small.cpu(), dense.cpu(), report, posterior, plan, spec, data.mean, data.std)
+    if path is not None:
+        if not run.trained:
+            save_weights(dense, path / DENSE, mean=data.mean, std=data.std, trained_on="train")
+        result._write(path)
+    return result

@@ -1,0 +1,58 @@
+"""Augmentation of whole batches, on raw pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random shifts and mirror images, drawn per example.
+
+    Attributes:
+        shift: Largest shift in pixels, both ways on both axes. What moves in is zero in raw pixel values, so
+            ``Augment(shift=4, flip=True)`` is the pad, crop and flip of the CIFAR recipes.
+        flip: Mirror left-right with probability one half.
+
+    >>> Augment(shift=1)(torch.ones(2, 1, 3, 3), torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 1, 3, 3])
+    """
+
+    shift: int = 0
+    flip: bool = False
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Augments one batch.
+
+        Args:
+            images: ``[B, C, H, W]`` raw pixels of any dtype, on any device.
+            generator: The source of all randomness. On whatever device the images are, a CPU generator gives
+                the same draws.
+
+        Returns:
+            A tensor of the same shape and dtype; the images given are not changed.
+        """
+        if self.shift:
+            images = _shift(images, self.shift, generator)
+        if self.flip:
+            mirrored = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
+            images = torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
+        return images
+
+
+def _shift(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
+    """Pads with zeros, then reads one window per example through three broadcast index vectors."""
+    count, _, height, width = images.shape
+    device = images.device
+    padded = torch.nn.functional.pad(images, (reach, reach, reach, reach))
+    draws = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=generator, device=generator.device)
+    offsets = draws.to(device)
+    rows = offsets[0] + torch.arange(height, device=device)  # [B, H]
+    columns = offsets[1] + torch.arange(width, device=device)  # [B, W]
+    example = torch.arange(count, device=device).view(-1, 1, 1)
+    # Channels last while indexing, so that each gathered element is a run of C values.
+    window = padded.permute(0, 2, 3, 1)[example, rows[:, :, None], columns[:, None, :]]
+    return window.permute(0, 3, 1, 2)

@@ -1,0 +1,8 @@
+"""The channel table: which channels go together, read from the network and tried."""
+
+from pyrobnn.groups.gates import GateMap
+from pyrobnn.groups.read import channel_groups
+from pyrobnn.groups.surgery import refresh_attributes
+from pyrobnn.groups.table import ChannelGroup, ChannelTable, Cost, Member
+
+__all__ = ["ChannelGroup", "ChannelTable", "Cost", "GateMap", "Member", "channel_groups", "refresh_attributes"]

@@ -1,0 +1,84 @@
+"""What the package's own guides share: a layout that says how to cut them, and their summary."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pyrobnn.groups import ChannelTable
+
+
+@dataclass(frozen=True)
+class LikeTensor:
+    """A guide parameter shaped like the network tensor `name`, cut as that tensor is cut."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class PerChannel:
+    """A guide parameter whose axis `axis` runs over the channels of `group`."""
+
+    group: str
+    axis: int = 0
+
+
+Layout = LikeTensor | PerChannel
+
+
+def cut(value: Tensor, layout: Layout | None, table: ChannelTable, plan: Any) -> Tensor:
+    """Slice a tensor (parameter, buffer or optimiser moment) to the plan; unchanged without layout."""
+    if layout is None:
+        return value
+    if isinstance(layout, LikeTensor):
+        return table.slice(layout.name, value, plan)
+    keep = plan.keep.get(layout.group)
+    if keep is None:
+        return value
+    return value.index_select(layout.axis, torch.as_tensor(keep, dtype=torch.long, device=value.device))
+
+
+def site_key(site: str) -> str:
+    """A site name as a ParameterDict key, which may not hold dots."""
+    return site.replace(".", "|")
+
+
+class Guide(PyroModule):
+    """Base of the package's guides.
+
+    Attributes:
+        layout: `{parameter or buffer name of this guide: LikeTensor | PerChannel}`; names as in
+            `named_parameters()`. What has no entry is not cut.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layout: dict[str, Layout] = {}
+
+    def moments(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Posterior mean and standard deviation of every site, `{site: (mean, sd)}`, without gradients."""
+        raise TypeError(f"{type(self).__name__} must define moments()")
+
+    def inclusion(self) -> dict[str, Tensor]:
+        """Posterior inclusion probability per channel, `{group: [channels]}`, for guides that have gates."""
+        return {}
+
+    def shrink(self, table: ChannelTable, plan: Any) -> Guide:
+        """A copy whose tensors are cut to `plan` (coordinates of the current network)."""
+        small = copy.deepcopy(self)
+        for name, layout in self.layout.items():
+            *path, leaf = name.split(".")
+            owner: Any = small
+            for part in path:
+                owner = getattr(owner, part)
+            registry = owner._parameters if leaf in owner._parameters else owner._buffers
+            old = registry[leaf]
+            new = cut(old.detach(), layout, table, plan).clone()
+            registry[leaf] = torch.nn.Parameter(new, requires_grad=old.requires_grad) if leaf in owner._parameters else new
+        return small

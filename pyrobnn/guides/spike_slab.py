@@ -1,0 +1,200 @@
+"""The spike-and-slab posterior: straight-through gates, slabs behind them, log-normal scales."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from pyrobnn.distributions import StraightThroughBernoulli, SwitchedNormal
+from pyrobnn.distributions.binary import GRADIENTS
+from pyrobnn.errors import ConfigError
+from pyrobnn.guides.base import Guide, Layout, LikeTensor, PerChannel, site_key
+from pyrobnn.guides.noise import bare
+
+if TYPE_CHECKING:
+    from pyrobnn.groups import ChannelTable
+    from pyrobnn.model import BayesianModel
+
+GATE = ".gate"
+
+
+class SpikeSlabGuide(Guide):
+    """Posterior for :class:`~pyrobnn.priors.spike_slab.SpikeSlab` and its edge variant.
+
+    - Gates: :class:`~pyrobnn.distributions.StraightThroughBernoulli` with γ = sigmoid(θ).
+    - Weights: :class:`~pyrobnn.distributions.SwitchedNormal`, N(μ, softplus(ρ)²) where the gate of the
+      channel that the weight produces (in the edge variant its own gate) is on, else the prior. Its KL is
+      the slab KL times γ. Weights without a gate (the output layer) are plain Normals.
+    - Positive scales: log-normal.
+
+    Gates are sampled first; everything else may depend on them.
+
+    Args:
+        model: a :class:`~pyrobnn.BayesianModel` with a spike-and-slab prior.
+        init_inclusion: initial γ of every gate.
+        init_rho: initial ρ; −6 gives σ = 0.0025.
+        init_scale: initial log-scale standard deviation of the positive sites.
+        temperature: of the straight-through relaxation; an attribute, may be scheduled.
+        gradient: of the gates, `"straight-through"` (published) or `"trapezoid"` (unbiased for losses that
+            are quadratic in a gate, no temperature); see :class:`StraightThroughBernoulli`.
+
+    Attributes:
+        temperature: read at every draw.
+
+    Raises:
+        ConfigError: a setting out of range, no gate, or a site that the family does not cover.
+    """
+
+    def __init__(
+        self,
+        model: BayesianModel,
+        *,
+        init_inclusion: float = 0.99,
+        init_rho: float = -6.0,
+        init_scale: float = 0.1,
+        temperature: float = 0.5,
+        gradient: str = "straight-through",
+    ) -> None:
+        super().__init__()
+        if not 0 < init_inclusion < 1:
+            raise ConfigError(f"init_inclusion must lie in (0, 1), got {init_inclusion}; 0.99 is published")
+        if not init_scale > 0:
+            raise ConfigError(f"init_scale must be positive, got {init_scale}; 0.1 is usual")
+        if gradient not in GRADIENTS:
+            raise ConfigError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}")
+        if not temperature > 0:
+            raise ConfigError(f"temperature must be positive, got {temperature}; 0.5 is published")
+        self.temperature, self.gradient = temperature, gradient
+        self.theta, self.mu, self.rho = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
+        self.log_loc, self.log_scale = nn.ParameterDict(), nn.ParameterDict()
+        self._table = (model.groups,)
+        self._gates: dict[str, tuple[str | None, int]] = {}  # site -> (group or None, event dims)
+        self._slabs: dict[str, tuple[float, float, int]] = {}  # site -> (prior loc, prior scale, event dims)
+        self._scales: dict[str, int] = {}
+        start = model.initial_values()
+        for name, site in model.sites().items():
+            p, key, dims = bare(site["fn"]), site_key(name), site["fn"].event_dim
+            value = start.get(name, site["value"]).detach().float().clone()
+            group = model.group_of_site(name)
+            layout = _layout(model, name, group)
+            if isinstance(p, torch.distributions.Bernoulli):
+                self._gates[name] = (group, dims)
+                self.theta[key] = nn.Parameter(
+                    torch.full_like(value, math.log(init_inclusion / (1 - init_inclusion)))
+                )
+                parts = ["theta"]
+            elif isinstance(p, torch.distributions.Normal):
+                self._slabs[name] = (float(p.loc.flatten()[0]), float(p.scale.flatten()[0]), dims)
+                self.mu[key] = nn.Parameter(value)
+                self.rho[key] = nn.Parameter(torch.full_like(value, init_rho))
+                parts = ["mu", "rho"]
+            elif isinstance(p, torch.distributions.Gamma | torch.distributions.InverseGamma):
+                self._scales[name] = dims
+                self.log_loc[key] = nn.Parameter(value.log())
+                self.log_scale[key] = nn.Parameter(torch.full_like(value, math.log(init_scale)))
+                parts = ["log_loc", "log_scale"]
+            else:
+                raise ConfigError(
+                    f"SpikeSlabGuide covers Bernoulli, Normal, Gamma and InverseGamma sites; site {name!r} has "
+                    f"prior {type(p).__name__}: use the guide that belongs to that prior"
+                )
+            if layout is not None:
+                self.layout.update({f"{part}.{key}": layout for part in parts})
+        if not self._gates:
+            raise ConfigError(
+                "SpikeSlabGuide found no gate: use priors.SpikeSlab or EdgeSpikeSlab, or MeanField"
+            )
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample every site; arguments (the batch) are ignored."""
+        draws = {}
+        for name, (_, dims) in self._gates.items():
+            q = StraightThroughBernoulli(self.theta[site_key(name)], self.temperature, self.gradient)
+            draws[name] = pyro.sample(name, q.to_event(dims))
+        for name, dims in self._scales.items():
+            key = site_key(name)
+            q = dist.LogNormal(self.log_loc[key], self.log_scale[key].exp())
+            draws[name] = pyro.sample(name, q.to_event(dims))
+        gates = {name: draws[name] for name in self._gates}
+        chances = {name: self.theta[site_key(name)].sigmoid() for name in self._gates}
+        for name, (off_loc, off_scale, dims) in self._slabs.items():
+            mu, scale = self.mu[site_key(name)], softplus(self.rho[site_key(name)])
+            on, inclusion = self._switch(name, mu, gates), self._switch(name, mu, chances)
+            if on is None or inclusion is None:
+                q = dist.Normal(mu, scale)
+            else:
+                q = SwitchedNormal(mu, scale, off_loc, off_scale, on, inclusion, validate_args=False)
+            draws[name] = pyro.sample(name, q.to_event(dims))
+        return draws
+
+    def _switch(self, name: str, value: Tensor, per_gate: dict[str, Tensor]) -> Tensor | None:
+        """Values per gate, laid out to broadcast against the tensor `name`; None if no gate rules it."""
+        if f"{name}{GATE}" in per_gate:
+            return per_gate[f"{name}{GATE}"]
+        table = self._table[0]
+        units = table.cut_axes.get(name, {}).get(0) if table is not None else None
+        if table is None or units is None:
+            return None
+        groups = {group: per_gate[site] for site, (group, _) in self._gates.items() if group is not None}
+        if not groups:
+            return None
+        # Position 0 of the flat vector stands for rows that no group owns: always on, as ungated groups.
+        rows = table.flat(groups)[units.to(value.device)]
+        return rows.view(-1, *[1] * (value.dim() - 1))
+
+    @torch.no_grad()
+    def moments(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Mean and sd: γ and √(γ(1 − γ)) of a gate, the slab's of a weight, the log-normal's of a scale."""
+        found = {}
+        for name in self._gates:
+            gamma = self.theta[site_key(name)].sigmoid()
+            found[name] = (gamma, (gamma * (1 - gamma)).sqrt())
+        for name in self._scales:
+            q = dist.LogNormal(self.log_loc[site_key(name)], self.log_scale[site_key(name)].exp())
+            found[name] = (q.mean, q.variance.sqrt())
+        for name in self._slabs:
+            found[name] = (self.mu[site_key(name)].detach(), softplus(self.rho[site_key(name)]))
+        return found
+
+    @torch.no_grad()
+    def inclusion(self) -> dict[str, Tensor]:
+        """γ per channel, `{group: [channels]}`; the median-probability model keeps γ > ½."""
+        return {
+            g: self.theta[site_key(name)].sigmoid() for name, (g, _) in self._gates.items() if g is not None
+        }
+
+    @torch.no_grad()
+    def edge_inclusion(self) -> dict[str, Tensor]:
+        """γ per weight of the edge variant, `{tensor name: tensor's shape}`."""
+        return {
+            name.removesuffix(GATE): self.theta[site_key(name)].sigmoid()
+            for name, (group, _) in self._gates.items()
+            if group is None
+        }
+
+    def zeros(self, threshold: float = 0.5) -> dict[str, tuple[int, int]]:
+        """Weights that the edge variant switches off, `{tensor name: (zeros, all)}`."""
+        return {name: (int((g <= threshold).sum()), g.numel()) for name, g in self.edge_inclusion().items()}
+
+    def shrink(self, table: ChannelTable, plan: Any) -> SpikeSlabGuide:
+        held, self._table = self._table, (None,)  # the copy gets the smaller table, not a copy of this one
+        try:
+            small = super().shrink(table, plan)
+        finally:
+            self._table = held
+        assert isinstance(small, SpikeSlabGuide)
+        small._table = (table.after(plan),)
+        return small
+
+
+def _layout(model: BayesianModel, site: str, group: str | None) -> Layout | None:
+    if group is not None:
+        return PerChannel(group)
+    tensor = site.removesuffix(GATE)
+    return LikeTensor(tensor) if tensor in model.tensor_names else None

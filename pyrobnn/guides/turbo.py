@@ -1,0 +1,331 @@
+"""The Turbo-VBI guide: Gaussian weights, Gamma precisions and a chain-coupled support.
+
+q(w, ρ, s) = Π N(w_n; μ_n, σ_n²) · Π Γ(ρ_n; ã_n, b̃_n) · q(s). Gradients move (μ, σ); the other two
+factors have closed-form updates (*Module A*), and the support's chains are solved exactly by
+sum-product (*Module B*). q(s) is the posterior of the chains given the evidence that Module A sends,
+so every update is coordinate ascent on the ELBO.
+
+Source: Xia, Tsang, Lau 2023; Liu et al. 2020 for the formulas. The loop and the layout of the
+chains are reconstructed. `factors="joint"` is ours: it keeps ρ dependent on s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyrobnn.distributions.chains import SupportMessages, two_level_messages
+from pyrobnn.distributions.crossing import crossing_messages
+from pyrobnn.errors import ConfigError
+from pyrobnn.guides.base import Guide, LikeTensor, site_key
+from pyrobnn.guides.turbo_factors import (
+    HeldFactor,
+    gamma_kl,
+    joint_evidence,
+    support_evidence,
+    update_precision,
+)
+from pyrobnn.priors.turbo import PrecisionPrior, Transitions, Turbo, matrix_shape
+
+if TYPE_CHECKING:
+    from pyrobnn.groups import ChannelTable
+    from pyrobnn.model import BayesianModel
+
+
+class _Tensors(nn.Module):
+    """Buffers by key, as a ParameterDict holds parameters."""
+
+    def __setitem__(self, key: str, value: Tensor) -> None:
+        if key in self._buffers and self._buffers[key] is not None:
+            self._buffers[key] = value.to(self._buffers[key])
+        else:
+            self.register_buffer(key, value)
+
+    def __getitem__(self, key: str) -> Tensor:
+        value = self._buffers[key]
+        assert value is not None
+        return value
+
+
+@dataclass(frozen=True)
+class SupportChange:
+    """What one update did, averaged over all weights.
+
+    Attributes:
+        change: mean |Δπ̃|.
+        share: mean π̃, the expected share of weights in the support.
+    """
+
+    change: float
+    share: float
+
+
+class TurboGuide(Guide):
+    """Posterior of a network under a :class:`~pyrobnn.priors.turbo.Turbo` prior.
+
+    Per tensor: `loc`, `log_scale` (parameters, of μ and σ); `shape`, `rate` (ã, b̃), `support` (π̃),
+    `extrinsic` (what the chains say, as log-odds), `filters` (log-odds of t), `transitions` and
+    `divergence` (buffers, moved by :meth:`update`). All are in the state dict.
+
+    Args:
+        model: a model with a `Turbo` prior.
+        init_scale: initial σ relative to each tensor's root mean square.
+        factors: `"mean-field"`, q(ρ)q(s) as published, or `"joint"`, q(s)q(ρ|s). The published form
+            stays in whichever of on and off a weight starts; the joint form does not depend on the start.
+        init: initial means; default the trained weights.
+
+    Attributes:
+        point: deterministic relaxation: σ is dropped, weights are their means (re-weighted ridge).
+
+    Raises:
+        ConfigError: another prior, an unknown form, or `init_scale` not positive.
+    """
+
+    def __init__(
+        self,
+        model: BayesianModel,
+        *,
+        init_scale: float = 0.1,
+        factors: str = "mean-field",
+        init: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        prior = model.prior
+        if not isinstance(prior, Turbo):
+            raise ConfigError(f"TurboGuide needs a model with a Turbo prior, got {type(prior).__name__}")
+        if factors not in ("mean-field", "joint"):
+            raise ConfigError(f"factors must be 'mean-field' or 'joint', got {factors!r}")
+        if init_scale <= 0:
+            raise ConfigError(f"init_scale must be positive, got {init_scale}; 0.1 suits trained weights")
+        self.factors, self.structure, self.point = factors, prior.structure, False
+        self._base = prior.precision
+        self._names: dict[str, float] = dict(prior.squares)  # tensor → square of its unit
+        self.loc, self.log_scale = nn.ParameterDict(), nn.ParameterDict()
+        for part in ("support", "extrinsic", "shape", "rate", "filters", "transitions", "divergence"):
+            setattr(self, part, _Tensors())
+        self.register_buffer("off_rate", torch.tensor(prior.precision.b_off))
+        start = {**model.initial_values(), **(init or {})}
+        for name in self._names:
+            key = site_key(name)
+            value = start[name].detach().float().clone(memory_format=torch.contiguous_format)
+            sd = init_scale * (float(value.square().mean().sqrt()) or 1.0)
+            self.loc[key] = nn.Parameter(value)
+            self.log_scale[key] = nn.Parameter(torch.full_like(value, math.log(sd)))
+            chains = prior.transitions_of(name)
+            odds = chains.p01 / chains.p10
+            if self.structure == "two-level":
+                share = odds / (1 + odds) * chains.filter_p01 / (chains.filter_p01 + chains.filter_p10)
+                odds = share / (1 - share)
+            self.transitions[key] = torch.tensor(chains.values())
+            self.filters[key] = torch.zeros(len(value))
+            self.divergence[key] = torch.zeros(2)
+            # Precisions start at the weights' own size, 1/⟨w²⟩.
+            square = value.square() + sd**2
+            self.shape[key], self.rate[key] = torch.ones_like(value), square
+            self.extrinsic[key] = torch.full_like(value, math.log(odds))
+            self.support[key] = (math.log(odds) + self._evidence(name, square)).sigmoid()
+            for part in ("loc", "log_scale", "support", "extrinsic", "shape", "rate"):
+                self.layout[f"{part}.{key}"] = LikeTensor(name)
+        self._producers = _producers(model.groups, self._names)
+        self.update(inner=1)
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample every site; arguments (the batch) are ignored."""
+        loc, log_scale = self.loc, self.log_scale
+        draws = {}
+        for name in self._names:
+            key = site_key(name)
+            support_kl, precision_kl = self.divergence[key].unbind()
+            support = self.support[key].reshape(matrix_shape(self.support[key].shape))
+            precision = self.shape[key] / self.rate[key]
+            draws[f"{name}.support"] = pyro.sample(f"{name}.support", HeldFactor(support, support_kl))
+            draws[f"{name}.precision"] = pyro.sample(f"{name}.precision", HeldFactor(precision, precision_kl))
+            mean, log_sd = loc[key], log_scale[key]
+            if self.point:
+                # The scale takes part with weight 0: it rests, but it is no parameter without gradient.
+                weight: Any = dist.Delta(mean + 0 * log_sd, event_dim=mean.dim())
+            else:
+                weight = dist.Normal(mean, log_sd.exp()).to_event(mean.dim())
+            draws[name] = pyro.sample(name, weight)
+        return draws
+
+    # Closed-form updates
+
+    def precision_prior(self, name: str) -> PrecisionPrior:
+        """The two Gamma priors of a tensor, in its own unit, with the current b̄."""
+        base = self._base
+        current = PrecisionPrior(base.a, base.b, base.a_off, float(self.off_rate))
+        return current.scaled(self._names[name])
+
+    def transitions_of(self, name: str) -> Transitions:
+        """The current transition probabilities of a tensor's chains."""
+        return Transitions(*self.transitions[site_key(name)].double().tolist())
+
+    def _square(self, name: str) -> Tensor:
+        key = site_key(name)
+        square = self.loc[key].detach().square()
+        return square if self.point else square + (2 * self.log_scale[key].detach()).exp()
+
+    def _evidence(self, name: str, square: Tensor) -> Tensor:
+        prior, key = self.precision_prior(name), site_key(name)
+        if self.factors == "joint":
+            return joint_evidence(square, prior)
+        return support_evidence(self.shape[key], self.rate[key], prior)
+
+    def _set_precision(self, name: str, square: Tensor) -> None:
+        prior, key = self.precision_prior(name), site_key(name)
+        inclusion = self.support[key]
+        if self.factors == "mean-field":
+            self.shape[key], self.rate[key] = update_precision(inclusion, square, prior)
+            return
+        # ã/b̃ keeps the mean of the mixture, which is all that the weights see.
+        on, off = (a + 0.5 for a in (prior.a, prior.a_off))
+        mean = inclusion * on / (prior.b + square / 2) + (1 - inclusion) * off / (prior.b_off + square / 2)
+        shape = inclusion * on + (1 - inclusion) * off
+        self.shape[key], self.rate[key] = shape, shape / mean
+
+    def messages(self, name: str, evidence: Tensor) -> SupportMessages:
+        """Module B for one tensor: sum-product on its chains, evidence of the tensor's shape."""
+        evidence = evidence.reshape(matrix_shape(evidence.shape))
+        solve = two_level_messages if self.structure == "two-level" else crossing_messages
+        return solve(evidence, *self.transitions_of(name).values())
+
+    @torch.no_grad()
+    def update(self, *, inner: int = 3, learn: bool = False) -> SupportChange:
+        """Closed-form updates of q(ρ) and q(s) for the current (μ, σ), all tensors.
+
+        Module A: `inner` rounds of q(ρ), then q(s) with the chains' extrinsic messages held. Module
+        B: new messages, and q(s) from them. `inner=1` is exact coordinate ascent on the ELBO.
+
+        Args:
+            inner: rounds of Module A; 0 runs Module B alone.
+            learn: also take one EM step on the transition probabilities (Module B then runs twice).
+
+        Returns:
+            How far the support moved, and its share.
+        """
+        moved = total = inside = 0.0
+        for name in self._names:
+            key = site_key(name)
+            before, square = self.support[key], self._square(name)
+            for _ in range(inner):
+                self._set_precision(name, square)
+                if inner > 1:
+                    self.support[key] = (self.extrinsic[key] + self._evidence(name, square)).sigmoid()
+            evidence = self._evidence(name, square)
+            found = self.messages(name, evidence)
+            if learn:
+                self.transitions[key] = torch.tensor(found.learned())
+                found = self.messages(name, evidence)
+            support = found.posterior.sigmoid()
+            if found.filters is not None:
+                self.filters[key] = found.filters
+            else:  # a row lives as long as one of its weights does
+                self.filters[key] = found.posterior.amax(-1)
+            self.support[key] = support.reshape(before.shape)
+            self.extrinsic[key] = found.extrinsic.reshape(before.shape)
+            if self.factors == "joint":
+                self._set_precision(name, square)
+            support_kl = (support * found.evidence).sum(-1).sum() - found.log_normaliser
+            self.divergence[key] = torch.stack([support_kl, self._precision_kl(name, square)])
+            moved += float((self.support[key] - before).abs().sum())
+            inside += float(support.sum())
+            total += support.numel()
+        return SupportChange(moved / total, inside / total)
+
+    def _precision_kl(self, name: str, square: Tensor) -> Tensor:
+        """⟨KL(q(ρ) ‖ p(ρ|s))⟩ + ½Σ(ln⟨ρ⟩ − ⟨ln ρ⟩).
+
+        The second term turns KL(N(μ, σ²) ‖ N(0, 1/⟨ρ⟩)), which the weight's site contributes, into
+        the expected KL under q(ρ): all sites together give the exact ELBO.
+        """
+        prior, key = self.precision_prior(name), site_key(name)
+        inclusion, shape, rate = self.support[key], self.shape[key], self.rate[key]
+        log_mean = (shape / rate).log()
+        total = 0.5 * log_mean
+        for share, a, b in ((inclusion, prior.a, prior.b), (1 - inclusion, prior.a_off, prior.b_off)):
+            if self.factors == "joint":
+                shape, rate = torch.full_like(square, a + 0.5), b + square / 2
+                total = total - 0.5 * share * (torch.digamma(shape) - rate.log())
+            total = total + share * gamma_kl(shape, rate, a, b)
+        if self.factors == "mean-field":
+            total = total - 0.5 * (torch.digamma(shape) - rate.log())
+        return total.flatten(1).sum(-1).sum()
+
+    @torch.no_grad()
+    def set_off_rate(self, value: float) -> None:
+        """Move b̄ (in the unit of the prior's rates); takes effect at the next update."""
+        PrecisionPrior(self._base.a, self._base.b, self._base.a_off, value)  # checks it
+        self.off_rate.fill_(value)
+
+    def share_with(self, prior: Any) -> None:
+        """Give b̄ and the learned transitions to the model's prior."""
+        if isinstance(prior, Turbo):
+            prior.adopt({name: self.transitions_of(name) for name in self._names}, float(self.off_rate))
+
+    # Reading off
+
+    @torch.no_grad()
+    def moments(self) -> dict[str, tuple[Tensor, Tensor]]:
+        found = {}
+        for name in self._names:
+            key = site_key(name)
+            support = self.support[key].reshape(matrix_shape(self.support[key].shape))
+            found[f"{name}.support"] = (support, (support * (1 - support)).sqrt())
+            shape, rate = self.shape[key], self.rate[key]
+            found[f"{name}.precision"] = (shape / rate, shape.sqrt() / rate)
+            mean, sd = self.loc[key].detach(), self.log_scale[key].detach().exp()
+            found[name] = (mean, torch.zeros_like(sd) if self.point else sd)
+        return found
+
+    @torch.no_grad()
+    def inclusion(self) -> dict[str, Tensor]:
+        """P(t = 1) per channel: a channel with several producers lives while one of them does."""
+        found = {}
+        for group, producers in self._producers.items():
+            dead = torch.ones(())
+            for name, index in producers:
+                off = 1 - self.filters[site_key(name)].sigmoid()
+                rows = off[index.clamp_min(0).to(off.device)].masked_fill(index.to(off.device) < 0, 1.0)
+                dead = dead.to(off) * rows.prod(-1)
+            found[group] = 1 - dead
+        return found
+
+    @torch.no_grad()
+    def support_masks(self, threshold: float = 0.5) -> dict[str, Tensor]:
+        """Boolean support per tensor: π̃ ≥ threshold."""
+        return {name: self.support[site_key(name)] >= threshold for name in self._names}
+
+    @torch.no_grad()
+    def masked_means(self, threshold: float = 0.5) -> dict[str, Tensor]:
+        """Posterior means with the weights outside the support set to 0."""
+        masks = self.support_masks(threshold)
+        return {name: self.loc[site_key(name)].detach() * mask for name, mask in masks.items()}
+
+    def shrink(self, table: ChannelTable, plan: Any) -> TurboGuide:
+        """A copy cut to `plan`; the shorter chains are solved again."""
+        small = super().shrink(table, plan)
+        assert isinstance(small, TurboGuide)
+        small._producers = _producers(table.after(plan), small._names)
+        for key, value in small.loc.items():
+            small.filters._buffers[key] = value.new_zeros(len(value))
+        small.update(inner=0)
+        return small
+
+
+def _producers(table: Any, names: Mapping[str, float]) -> dict[str, list[tuple[str, Tensor]]]:
+    """Per group the tensors whose filters write it, with `index [channels, k]` on axis 0."""
+    found: dict[str, list[tuple[str, Tensor]]] = {}
+    for group in table or []:
+        rows = [m for m in group.members if m.role == "out" and m.axis == 0]
+        members = [(m.tensor, m.index) for m in rows if m.tensor in names]
+        if members:
+            found[group.name] = members
+    return found

@@ -1,0 +1,63 @@
+"""Objective terms beside the ELBO, each a mean per example added to the loss."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyrobnn.errors import ConfigError
+from pyrobnn.model import BayesianModel
+
+
+@dataclass
+class Step:
+    """What a term may look at in one step: the batch, the model and guide, and the logits."""
+
+    x: Tensor
+    y: Tensor
+    output: Tensor
+    model: BayesianModel
+    guide: Any
+
+
+class Term(Protocol):
+    """A scalar to add to the loss; `nll_weight` scales the likelihood beside it (1 leaves it alone)."""
+
+    nll_weight: float
+
+    def __call__(self, step: Step) -> Tensor:
+        """The term for one batch, in nats per example."""
+
+
+class Distillation:
+    """Cross-entropy against a teacher's softened outputs (Hinton, Vinyals and Dean 2015).
+
+    The loss is (1 - weight) * NLL + weight * T^2 * KL(teacher_T || student_T).
+
+    Args:
+        teacher: a trained network, copied, used in eval mode.
+        weight: share of the distillation loss, in [0, 1].
+        temperature: T, above 0.
+        autocast: dtype of the teacher's pass, None for fp32.
+    """
+
+    def __init__(
+        self, teacher: nn.Module, weight: float = 0.7, temperature: float = 4.0, autocast: torch.dtype | None = None
+    ) -> None:
+        if not 0 <= weight <= 1 or temperature <= 0:
+            raise ConfigError(f"distillation needs weight in [0, 1] and temperature > 0, got {weight}, {temperature}")
+        self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
+        self.weight, self.temperature, self.autocast = weight, temperature, autocast
+        self.nll_weight = 1.0 - weight
+
+    def __call__(self, step: Step) -> Tensor:
+        with torch.no_grad(), torch.autocast(step.x.device.type, self.autocast or torch.bfloat16, self.autocast is not None):
+            target = F.log_softmax(self.teacher(step.x).float() / self.temperature, -1)
+        student = F.log_softmax(step.output.float() / self.temperature, -1)
+        divergence = F.kl_div(student, target, log_target=True, reduction="batchmean")
+        return self.weight * self.temperature**2 * divergence

@@ -1,0 +1,1 @@
+"""The methods: one file per published system, and the road they share."""

@@ -1,0 +1,105 @@
+"""A method is data: prior, guide, objective, criterion, schedule and events, run by one loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyrobnn.errors import ConfigError
+from pyrobnn.inference.events import Event
+from pyrobnn.model import BayesianModel
+from pyrobnn.priors.base import Prior
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run is asked for; see :func:`~pyrobnn.compress` for the meaning of each.
+
+    Raises:
+        ConfigError: a value outside its range.
+    """
+
+    method: str = "gaussian"
+    target_macs: float | None = None
+    target_params: float | None = None
+    max_drop: float | None = None
+    epochs: int | None = None
+    minutes: float | None = None
+    seed: int = 0
+    min_channels: int = 1
+    round_to: int | None = None
+    estimator: str | None = None
+    precision: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("target_macs", "target_params"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                flag = "--" + name.replace("_", "-")
+                raise ConfigError(f"{flag} is the share that may be left, between 0 and 1, got {value:g}")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise ConfigError(f"--max-drop is in percentage points, from 0 to 100, got {self.max_drop:g}")
+        if self.epochs is not None and self.epochs < 2:
+            raise ConfigError(f"--epochs must be at least 2 (one to infer, one to tune), got {self.epochs}")
+        if self.minutes is not None and self.minutes <= 0:
+            raise ConfigError(f"--minutes must be positive, got {self.minutes:g}")
+        if self.epochs is not None and self.minutes is not None:
+            raise ConfigError("give --epochs or --minutes, not both")
+        if self.min_channels < 1:
+            raise ConfigError(f"--min-channels must be at least 1, got {self.min_channels}")
+        if self.round_to is not None and self.round_to < 1:
+            raise ConfigError(f"--round-to must be at least 1, got {self.round_to}")
+        if self.estimator not in (None, "weight", "local", "moments"):
+            raise ConfigError(f"--estimator must be weight, local or moments, got {self.estimator!r}")
+
+    @property
+    def has_budget(self) -> bool:
+        """A fixed size was asked for."""
+        return self.target_macs is not None or self.target_params is not None
+
+    @property
+    def target(self) -> dict[str, float]:
+        """The targets given, for the report."""
+        names = ("target_macs", "target_params", "max_drop")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One published system (or our own) as data.
+
+    Attributes:
+        name: what `--method` takes.
+        title: one line for `pyrobnn methods`.
+        source: the paper, and how much of it could be read.
+        cut_where: the rule in words.
+        prior: makes the prior.
+        guide: makes the guide of a model.
+        rule, threshold: the cut rule of :func:`~pyrobnn.plan` where no target is given.
+        infer: settings of the fits of the posterior (fields of
+            :class:`~pyrobnn.inference.fit.FitConfig`) for networks trained by Adam.
+        infer_large: what differs for large networks with BatchNorm.
+        rounds: number of train-and-cut rounds.
+        events: makes the events of one inference fit.
+        estimator: default estimator.
+        distil: weight of distillation from the dense network during inference.
+        road: how the method goes from a dense to a compact network; None is the common road.
+    """
+
+    name: str
+    title: str
+    source: str
+    cut_where: str
+    prior: Callable[[], Prior]
+    guide: Callable[[BayesianModel], Any]
+    rule: str = "snr"
+    threshold: float | None = None
+    infer: Mapping[str, Any] = field(default_factory=dict)
+    infer_large: Mapping[str, Any] = field(default_factory=dict)
+    rounds: int = 4
+    events: Callable[[], list[Event]] = list
+    estimator: str = "weight"
+    distil: float = 0.5
+    road: Callable[..., None] | None = None

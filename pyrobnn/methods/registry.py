@@ -1,0 +1,24 @@
+"""Methods by name."""
+
+from __future__ import annotations
+
+import difflib
+
+from pyrobnn.errors import ConfigError
+from pyrobnn.methods import gaussian
+from pyrobnn.methods.base import Method
+
+METHODS: dict[str, Method] = {method.name: method for method in (gaussian.METHOD,)}
+
+
+def get_method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        ConfigError: an unknown name; the message has the near ones.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    near = difflib.get_close_matches(name, METHODS, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(METHODS)}"
+    raise ConfigError(f"unknown method {name!r}: {hint}")

@@ -1,0 +1,86 @@
+"""The common road: infer and cut in rounds, then tune. To a budget, within a drop, or by a rule."""
+
+from __future__ import annotations
+
+from pyrobnn.methods.run import Run
+from pyrobnn.posterior.state import from_state
+from pyrobnn.pruning import PruningPlan, compact
+from pyrobnn.pruning.criteria import Limits, plan, plan_for_budget
+
+# A round of inference brings back what the last cut lost; these say how much it may lose, in points.
+LOSS_PER_CUT = 1.5
+LARGEST_CUT = 0.35  # share of the current MACs that one round leaves at the least
+SLACK = 0.25  # what tuning with plain weights still adds, in points
+
+
+def common_road(run: Run) -> None:
+    """Dense network → (posterior → cut) in rounds → tuning.
+
+    With a budget every round cuts to a geometric step of it. With `--max-drop` each round cuts as
+    deep as validation accuracy allows and the run goes back one round when it does not recover.
+    With neither, the method's own rule decides once per round.
+    """
+    run.start()
+    within_drop = run.request.max_drop is not None and not run.request.has_budget
+    if within_drop:
+        run.accept("accept dense")
+    for number in range(len(run.epochs.infer)):
+        run.infer(number)
+        if within_drop:
+            if not recovered(run, number):
+                run.restore(f"back from {number + 1}")
+                break
+            run.accept(f"accept {number + 1}")
+        run.cut(number, choose(run, number))
+    run.tune("tune", run.epochs.tune)
+    if within_drop and run.carry["tuned"] < floor(run) and "plan" in run.carry["accepted"]:
+        run.say("tuning missed --max-drop: back to the last network that was within it")
+        run.restore("back from tune")
+        run.tune("retune", run.epochs.retune or run.epochs.tune)
+
+
+def floor(run: Run, slack: float = 0.0) -> float:
+    """The validation accuracy that `--max-drop` asks for."""
+    drop = (run.request.max_drop or 0.0) + slack
+    return float(run.carry["base"]) - drop / 100
+
+
+def recovered(run: Run, number: int) -> bool:
+    """Whether inference brought the network back to within the allowed drop."""
+    return number == 0 or bool(run.carry["recovered"] >= floor(run, SLACK))
+
+
+def choose(run: Run, number: int) -> PruningPlan:
+    """The plan of one round, in the coordinates of the current network."""
+    request, table = run.request, run.current_table()
+    posterior = from_state(run.carry["latest"])
+    nats = {name: summary.nats for name, summary in posterior.channels.items()}
+    limits = Limits(request.min_channels, request.round_to)
+    if request.has_budget:
+        share = (number + 1) / len(run.epochs.infer)
+        targets = {"target_macs": request.target_macs, "target_params": request.target_params}
+        steps = {name: None if value is None else value**share for name, value in targets.items()}
+        return plan_for_budget(nats, table, **steps, limits=limits, dense=run.dense_cost)
+    if request.max_drop is None:
+        return plan(posterior, run.method.rule, run.method.threshold, min_channels=request.min_channels, round_to=request.round_to)
+    return _deepest(run, nats, limits)
+
+
+def _deepest(run: Run, nats: dict, limits: Limits) -> PruningPlan:  # type: ignore[type-arg]
+    """Bisection for the smallest network whose validation accuracy stays above the floor before any tuning."""
+    table, net = run.current_table(), run.net()
+    now = run.left()["macs"]
+    least = floor(run, LOSS_PER_CUT)
+    low, high = LARGEST_CUT, 1.0
+    best = PruningPlan.full(table)
+    for _ in range(6):
+        middle = (low + high) / 2
+        trial = plan_for_budget(nats, table, target_macs=middle * now, limits=limits, dense=run.dense_cost)
+        small = run.refreshed(compact(net, trial, None, groups=table))
+        if run.validation_accuracy(small) >= least:
+            best, high = trial, middle
+        else:
+            low = middle
+        if high - low < 0.02:
+            break
+    return best

@@ -1,0 +1,315 @@
+"""One run of one method: the phases that all roads are made of."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyrobnn.data import Data
+from pyrobnn.groups import ChannelTable
+from pyrobnn.guides.function import NoLatents
+from pyrobnn.inference.fit import FitConfig, FitResult, fit
+from pyrobnn.inference.precision import channels_last, resolve_device, resolve_precision
+from pyrobnn.inference.progress import console
+from pyrobnn.inference.schedules import OneCycle
+from pyrobnn.inference.shrink import shrink
+from pyrobnn.inference.terms import Distillation
+from pyrobnn.likelihoods import Likelihood
+from pyrobnn.methods.base import Method, Request
+from pyrobnn.methods.journal import Carry, Journal
+from pyrobnn.methods.schedule import Epochs, is_large
+from pyrobnn.model import BayesianModel
+from pyrobnn.posterior.state import from_state, to_state
+from pyrobnn.posterior.summary import Posterior, deterministic_net, summarize
+from pyrobnn.pruning import PruningPlan, compact, resize_to
+from pyrobnn.pruning.batchnorm import reestimate_batchnorm
+from pyrobnn.report.metrics import evaluate
+
+State = dict[str, Tensor]
+
+
+def state_of(net: nn.Module) -> State:
+    """A detached CPU copy of a network's tensors."""
+    return {name: value.detach().cpu().contiguous().clone() for name, value in net.state_dict().items()}
+
+
+class Run:
+    """What a road works with; see :func:`~pyrobnn.methods.road.common_road`.
+
+    Attributes:
+        template: the dense network, for its architecture.
+        table: channel table of the dense network.
+        data, method, request, epochs: as asked for.
+        journal: steps done and the data that goes from one to the next.
+
+    The carry holds: `dense` (tensors), `net` (tensors of the current plain network), `plan` (JSON,
+    original coordinates), `guide` (its state, or None), `posterior`, `epochs` (passes by phase),
+    `rounds` (one entry per cut) and `accepted` (the last state whose validation was good enough).
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        table: ChannelTable,
+        data: Data,
+        method: Method,
+        request: Request,
+        epochs: Epochs,
+        journal: Journal,
+        *,
+        trained: bool,
+        likelihood: Likelihood | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.template, self.table, self.data = net, table, data
+        self.method, self.request, self.epochs, self.journal = method, request, epochs, journal
+        self.trained, self.likelihood, self.progress = trained, likelihood, progress
+        self.large = is_large(net)
+        self.device = resolve_device(request.device)
+        self.autocast = resolve_precision(request.precision, self.device, net)
+        cost = table.cost(None)
+        self.dense_cost = (float(cost.params), float(cost.macs))
+
+    # Reading the carry
+
+    @property
+    def carry(self) -> Carry:
+        return self.journal.carry
+
+    @property
+    def plan(self) -> PruningPlan:
+        """All cuts so far, in original coordinates."""
+        text = self.carry.get("plan")
+        return PruningPlan.full(self.table) if text is None else PruningPlan.from_json(text)
+
+    def net(self, key: str = "net") -> nn.Module:
+        """The plain network stored under a key, on the run's device."""
+        return resize_to(copy.deepcopy(self.template), self.carry[key]).to(self.device)
+
+    def current_table(self) -> ChannelTable:
+        """Channel table of the current network."""
+        plan = self.plan
+        return self.table if plan.is_full else self.table.after(plan)
+
+    def posterior(self) -> Posterior:
+        """The posterior so far, all rounds merged."""
+        return from_state(self.carry["posterior"]) if "posterior" in self.carry else Posterior({}, {})
+
+    def left(self, plan: PruningPlan | None = None) -> dict[str, float]:
+        """Share of the dense MACs and parameters that a plan (original coordinates) leaves."""
+        plan = plan or self.plan
+        masks = {}
+        for name, units in plan.keep.items():
+            masks[name] = torch.zeros(plan.channels[name], dtype=torch.float64)
+            masks[name][units] = 1.0
+        cost = self.table.cost(masks)
+        return {"params": float(cost.params) / self.dense_cost[0], "macs": float(cost.macs) / self.dense_cost[1]}
+
+    def seed(self, step: str) -> int:
+        """A seed per step, so that no step depends on how many draws another made."""
+        digest = hashlib.sha256(f"{self.request.seed}/{step}".encode()).digest()
+        return int.from_bytes(digest[:6], "big")
+
+    def say(self, text: str) -> None:
+        """One line to the terminal, unless the run is quiet."""
+        if self.progress:
+            console.print(text)
+
+    # Fits
+
+    def config(self, step: str, epochs: int, **settings: Any) -> FitConfig:
+        """Settings shared by all fits of this run."""
+        base: dict[str, Any] = {
+            "epochs": epochs,
+            "batch_size": self.epochs.batch_size,
+            "precision": self.request.precision,
+            "device": self.request.device,
+            "seed": self.seed(step),
+        }
+        return FitConfig(**{**base, **settings})
+
+    def point_config(self, step: str, epochs: int, *, tuning: bool) -> FitConfig:
+        """Settings for training plain weights: SGD one-cycle for deep normalised nets, Adam else."""
+        if self.large:
+            lr = 0.05 if tuning else 0.1
+            return self.config(
+                step, epochs, optimizer="sgd", lr=lr, weight_decay=5e-4, lr_schedule=OneCycle(0.15 if tuning else 0.3)
+            )
+        return self.config(step, epochs, lr=2e-3, lr_schedule=OneCycle(0.2, floor=0.01), weight_decay=0.0)
+
+    def fit(self, step: str, model: BayesianModel, guide: Any, config: FitConfig, **options: Any) -> FitResult:
+        """A fit whose epochs are in the journal."""
+        return fit(
+            model,
+            guide,
+            self.data,
+            config=config,
+            save=self.journal.save_fit,
+            state=self.journal.fit_state,
+            progress=self.progress,
+            title=step,
+            **options,
+        )
+
+    def train_point(self, step: str, net: nn.Module, epochs: int, *, teacher: nn.Module | None) -> nn.Module:
+        """Train a plain network, with distillation if there is a teacher."""
+        model = BayesianModel(net, data_size=len(self.data.train), likelihood=self.likelihood)
+        terms = [] if teacher is None else [self.distillation(teacher, 0.7)]
+        config = self.point_config(step, epochs, tuning=teacher is not None)
+        result = self.fit(step, model, NoLatents(), config, terms=terms)
+        return deterministic_net(result.model, result.guide)
+
+    def distillation(self, teacher: nn.Module, weight: float) -> Distillation:
+        """Soft targets from the dense network."""
+        teacher = channels_last(teacher.to(self.device))
+        return Distillation(teacher, weight=weight, temperature=4.0, autocast=self.autocast)
+
+    def bayesian(self) -> tuple[BayesianModel, Any]:
+        """Model and guide of the current network, where the last round left them."""
+        net = self.net()
+        model = BayesianModel(
+            net,
+            self.method.prior(),
+            data_size=len(self.data.train),
+            groups=self.current_table(),
+            likelihood=self.likelihood,
+        )
+        guide = self.method.guide(model)
+        if self.carry.get("guide") is not None:
+            guide.load_state_dict(self.carry["guide"])
+            if self.carry.get("point") is not None:
+                model.net.load_state_dict(self.carry["point"])
+        return model, guide
+
+    # Measuring on validation data
+
+    def validation_accuracy(self, net: nn.Module) -> float:
+        """Accuracy on the validation part."""
+        net = channels_last(net.to(self.device).eval())
+        precision = "fp32" if self.autocast is None else "bf16"
+        return evaluate(net, self.data.valid, device=self.device, precision=precision, channels_last=True).accuracy
+
+    def refreshed(self, net: nn.Module) -> nn.Module:
+        """The network with BatchNorm statistics measured again."""
+        return reestimate_batchnorm(net.to(self.device), self.data.train, device=self.device, autocast=self.autocast)
+
+    # Steps
+
+    def start(self) -> None:
+        """Dense network: given weights as they are, else trained."""
+
+        def given(carry: Carry) -> Carry:
+            return {"dense": state_of(self.template), "epochs": {"dense": 0, "infer": 0, "tune": 0}, "rounds": []}
+
+        def trained(carry: Carry) -> Carry:
+            epochs = self.epochs.dense
+            net = self.train_point("dense", self.template, epochs, teacher=None)
+            return {"dense": state_of(net), "epochs": {"dense": epochs, "infer": 0, "tune": 0}, "rounds": []}
+
+        def measure(carry: Carry) -> Carry:
+            base = self.validation_accuracy(self.net("dense")) if len(self.data.valid) else None
+            return {"net": carry["dense"], "base": base, "guide": None, "point": None}
+
+        self.journal.step("dense", given if self.trained else trained)
+        self.journal.step("dense-measured", measure)
+
+    def infer(self, number: int) -> None:
+        """Fit the posterior of the current network; read it off."""
+
+        def function(carry: Carry) -> Carry:
+            step = f"infer {number + 1}"
+            model, guide = self.bayesian()
+            epochs = self.epochs.infer[number]
+            config = self.config(step, epochs, estimator=self.request.estimator or self.method.estimator)
+            settings = {**self.method.infer, **(self.method.infer_large if self.large else {})}
+            settings = {k: v(number, len(self.epochs.infer)) if k == "kl_schedule" and callable(v) else v for k, v in settings.items()}
+            config = replace(config, validate=False, **settings)
+            terms = [self.distillation(self.net("dense"), self.method.distil)] if self.method.distil else []
+            result = self.fit(step, model, guide, config, terms=terms, events=self.method.events())
+            posterior = summarize(result.model, result.guide, seed=self.seed(step))
+            spent = {**carry["epochs"], "infer": carry["epochs"]["infer"] + epochs}
+            net = self.refreshed(deterministic_net(result.model, result.guide))
+            return {
+                "net": state_of(net),
+                "point": state_of(result.model.net),
+                "guide": {k: v.detach().cpu() for k, v in result.guide.state_dict().items()},
+                "latest": to_state(posterior),
+                "epochs": spent,
+                "recovered": self.validation_accuracy(net) if len(self.data.valid) else None,
+            }
+
+        self.journal.step(f"infer {number + 1}", function)
+
+    def cut(self, number: int, plan: PruningPlan, threshold: float | None = None) -> None:
+        """Cut network, guide and posterior to `plan` (coordinates of the current network)."""
+
+        def function(carry: Carry) -> Carry:
+            model, guide = self.bayesian()
+            before = self.plan
+            after = before.compose(plan)
+            latest = from_state(carry["latest"]).decide(plan, threshold, round=number)
+            merged = latest if "posterior" not in carry else self.posterior().merge(latest, before)
+            merged.history = [*self.posterior().history, _in_original(latest, before)]
+            net = compact(self.net(), plan, None, groups=self.current_table())
+            changed: Carry = {"net": state_of(self.refreshed(net)), "plan": after.to_json(), "posterior": to_state(merged)}
+            if carry.get("guide") is not None:
+                small, small_guide = shrink(model, guide, plan)
+                changed["guide"] = {k: v.detach().cpu() for k, v in small_guide.state_dict().items()}
+                changed["point"] = state_of(small.net)
+            left = self.left(after)
+            entry = {
+                "round": number + 1,
+                "params": round(left["params"] * self.dense_cost[0]),
+                "macs": round(left["macs"] * self.dense_cost[1]),
+                "accuracy": self.validation_accuracy(net) if len(self.data.valid) else None,
+                "widths": after.widths(),
+                "epochs": dict(carry["epochs"]),
+            }
+            self.say(
+                f"cut {number + 1}: {100 * left['macs']:.1f} % of MACs and {100 * left['params']:.1f} % of params left"
+                + (f", valid {100 * entry['accuracy']:.2f} %" if entry["accuracy"] is not None else "")
+            )
+            return {**changed, "rounds": [*carry["rounds"], entry]}
+
+        self.journal.step(f"cut {number + 1}", function)
+
+    def tune(self, name: str, epochs: int) -> None:
+        """Fine-tune the current plain network with distillation from the dense one."""
+
+        def function(carry: Carry) -> Carry:
+            net = self.train_point(name, self.net(), epochs, teacher=self.net("dense"))
+            spent = {**carry["epochs"], "tune": carry["epochs"]["tune"] + epochs}
+            accuracy = self.validation_accuracy(net) if len(self.data.valid) else None
+            return {"net": state_of(net), "epochs": spent, "tuned": accuracy}
+
+        self.journal.step(name, function)
+
+    def accept(self, name: str) -> None:
+        """Remember the current state as one to come back to."""
+        keys = ("net", "plan", "posterior", "rounds", "guide", "point")
+        self.journal.step(name, lambda carry: {"accepted": {key: carry[key] for key in keys if key in carry}})
+
+    def restore(self, name: str) -> None:
+        """Go back to the accepted state."""
+
+        def function(carry: Carry) -> Carry:
+            blank: Carry = {"plan": None}
+            return {**blank, **carry["accepted"]}
+
+        self.journal.step(name, function)
+
+
+def _in_original(posterior: Posterior, plan: PruningPlan) -> Mapping[str, Tensor]:
+    """The statistic of every channel in original coordinates, NaN where it was already cut."""
+    found = {}
+    for name, summary in posterior.channels.items():
+        full = torch.full((plan.channels[name],), float("nan"))
+        full[torch.as_tensor(plan.keep[name], dtype=torch.long)] = summary.snr
+        found[name] = full
+    return found

@@ -1,0 +1,43 @@
+"""Random tensors as (mean, variance): local reparameterisation and moment propagation."""
+
+from pyrobnn.moments import (
+    rules_activation,
+    rules_affine,
+    rules_arithmetic,
+    rules_norm,
+    rules_pool,
+    rules_shape,
+)
+from pyrobnn.moments.handler import MomentMessenger
+from pyrobnn.moments.likelihood import (
+    MomentCategorical,
+    gaussian_log_likelihood,
+    sampled_log_likelihood,
+    second_order_log_likelihood,
+)
+from pyrobnn.moments.options import MomentOptions, moment_options
+from pyrobnn.moments.propagate import propagate, shared_weights
+from pyrobnn.moments.tensor import Moments, rule
+
+__all__ = [
+    "MomentCategorical",
+    "MomentMessenger",
+    "MomentOptions",
+    "Moments",
+    "gaussian_log_likelihood",
+    "moment_options",
+    "propagate",
+    "rule",
+    "sampled_log_likelihood",
+    "second_order_log_likelihood",
+    "shared_weights",
+]
+
+_RULES = (
+    rules_activation,
+    rules_affine,
+    rules_arithmetic,
+    rules_norm,
+    rules_pool,
+    rules_shape,
+)  # entered on import

@@ -1,0 +1,247 @@
+"""Convolutions, linear layers and matrix products: where weights and activations meet.
+
+Weights read locally: output = conv(x, M) + sqrt(conv(x², σ²)) ε, with independent ε per output entry
+(Kingma, Salimans & Welling 2015; for convolutions Molchanov et al. 2017). Both moments of every output
+entry are those of a sampled weight.
+
+Moments: with activations (μ, v) and weights (M, σ²), all independent,
+    mean      μ * M
+    variance  v * (M² + σ²) + μ² * σ²
+which is the three-term form of extended VI with diagonal covariances (reconstructed). One variance per
+output filter is recognised by its strides; then the σ² terms cost one single-channel convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyrobnn.moments.tensor import Moments, activation, is_weight, parts, plain, rule
+
+_CONV = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
+_TRANSPOSED = {F.conv_transpose1d: 1, F.conv_transpose2d: 2, F.conv_transpose3d: 3}
+_TINY = 1e-20
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """Autocast off, for sums of variances."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def wide(x: Tensor) -> Tensor:
+    """fp32, or fp64 if it is that already."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def square(x: Tensor) -> Tensor:
+    """x² in fp32; an expanded tensor stays expanded."""
+    x = wide(x)
+    narrow = [
+        slice(0, 1) if s == 0 and n > 1 else slice(None) for s, n in zip(x.stride(), x.shape, strict=True)
+    ]
+    if any(s.stop == 1 for s in narrow):
+        return x[tuple(narrow)].square().expand(x.shape)
+    return x.square()
+
+
+class _Perturb(torch.autograd.Function):
+    """mean + sqrt(variance) ε, with no gradient to variances at the floor (an all-zero patch)."""
+
+    @staticmethod
+    def forward(mean: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
+        std = variance.clamp_min(_TINY).sqrt_()
+        if mean.dtype == std.dtype:
+            return torch.addcmul(mean, std, noise)
+        return mean + std.mul_(noise).to(mean.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1], inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
+        variance, noise = ctx.saved_tensors
+        slope = variance.clamp_min(_TINY).rsqrt_().mul_(noise).mul_(0.5)
+        slope.masked_fill_(variance <= _TINY, 0.0)
+        return grad, slope.mul_(grad), None
+
+
+def _affine(
+    func: Callable[..., Any],
+    x: Any,
+    weight: Any,
+    bias: Any,
+    rest: tuple[Any, ...],
+    shape: Callable[[Tensor], Tensor],
+) -> Any:
+    """Any layer ``func(x, weight, bias, *rest)`` that is linear in x and in the weight.
+
+    ``shape`` views a per-filter vector so that it broadcasts against the output.
+    """
+    x = plain(x)  # a weight used as an input: its draw
+    local = not isinstance(x, Moments) and all(
+        w.mode == "local" for w in (weight, bias) if isinstance(w, Moments)
+    )
+    if is_weight(weight) and not all([s.first_use() for s in weight.sources]):
+        weight = weight.sample_weight()
+    if local and not isinstance(weight, Moments):
+        return func(x, weight, plain(bias), *rest)
+    (mu, v), (m, s2), (b, b2) = parts(x), parts(weight), parts(bias)
+    mean = func(mu, m, b, *rest)
+    with full_precision(mean):
+        variance = _variance(func, mu, v, m, s2, rest)
+        if b2 is not None:
+            variance = shape(b2) if variance is None else variance + shape(b2)
+        assert variance is not None
+        if not local:
+            return activation(mean, variance.expand(mean.shape))
+        generator = weight.sources[0].generator
+        noise = torch.empty_like(variance).normal_(generator=generator)
+        return _Perturb.apply(mean, variance, noise)
+
+
+def _variance(
+    func: Callable[..., Any],
+    mu: Tensor,
+    v: Tensor | None,
+    m: Tensor,
+    s2: Tensor | None,
+    rest: tuple[Any, ...],
+) -> Tensor | None:
+    """v * (M² + σ²) + μ² * σ², leaving out what is zero."""
+    if s2 is None:
+        return None if v is None else func(v, square(m), None, *rest)
+    if _per_filter(func, s2):
+        second = square(mu) if v is None else torch.addcmul(v, wide(mu), wide(mu))
+        spread = _filter_spread(func, second, s2, rest)
+        return spread if v is None else func(v, square(m), None, *rest) + spread
+    if v is None:
+        return func(square(mu), s2, None, *rest)
+    return func(v, torch.addcmul(s2, wide(m), wide(m)), None, *rest) + func(square(mu), s2, None, *rest)
+
+
+def _per_filter(func: Callable[..., Any], s2: Tensor) -> bool:
+    """Whether one variance serves all taps of a filter (strides 0 behind the first axis)."""
+    taps = [stride for stride, n in zip(s2.stride()[1:], s2.shape[1:], strict=True) if n > 1]
+    return bool(taps) and not any(taps) and (func in _CONV or func is F.linear)
+
+
+def _filter_spread(func: Callable[..., Any], second: Tensor, s2: Tensor, rest: tuple[Any, ...]) -> Tensor:
+    """second * σ² for one σ² per filter: sum over channels, box-sum over the window, scale."""
+    sigma = s2.flatten(1)[:, 0]
+    if func is F.linear:
+        return second.sum(-1, keepdim=True) * sigma
+    groups = rest[3] if len(rest) > 3 else 1
+    batched = second.dim() == _CONV[func] + 2
+    if not batched:
+        second = second.unsqueeze(0)
+    total = second.unflatten(1, (groups, -1)).sum(2) if groups > 1 else second.sum(1, keepdim=True)
+    ones = s2.new_ones((groups, 1, *s2.shape[2:]))
+    box = func(total, ones, None, *rest[:3], groups)
+    if groups > 1:
+        box = box.repeat_interleave(s2.shape[0] // groups, dim=1)
+    spread = box * sigma.view(-1, *([1] * _CONV[func]))
+    return spread if batched else spread.squeeze(0)
+
+
+def _filters_then_space(dims: int) -> Callable[[Tensor], Tensor]:
+    return lambda b: b.view(-1, *([1] * dims))
+
+
+def _enter_convolutions() -> None:
+    for func, dims in _CONV.items():
+
+        def convolve(
+            input: Any,
+            weight: Any,
+            bias: Any = None,
+            stride: Any = 1,
+            padding: Any = 0,
+            dilation: Any = 1,
+            groups: int = 1,
+            *,
+            _func: Callable[..., Any] = func,
+            _dims: int = dims,
+        ) -> Any:
+            rest = (stride, padding, dilation, groups)
+            return _affine(_func, input, weight, bias, rest, _filters_then_space(_dims))
+
+        rule(func, kind="consumer")(convolve)
+    for func, dims in _TRANSPOSED.items():
+
+        def convolve_transposed(
+            input: Any,
+            weight: Any,
+            bias: Any = None,
+            stride: Any = 1,
+            padding: Any = 0,
+            output_padding: Any = 0,
+            groups: int = 1,
+            dilation: Any = 1,
+            *,
+            _func: Callable[..., Any] = func,
+            _dims: int = dims,
+        ) -> Any:
+            rest = (stride, padding, output_padding, groups, dilation)
+            return _affine(_func, input, weight, bias, rest, _filters_then_space(_dims))
+
+        rule(func, kind="consumer")(convolve_transposed)
+
+
+_enter_convolutions()
+
+
+@rule(F.linear, kind="consumer")
+def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
+    return _affine(F.linear, input, weight, bias, (), lambda b: b)
+
+
+def _matmul(a: Any, b: Any, bias: Any, rest: tuple[Any, ...]) -> Any:
+    return torch.matmul(a, b)
+
+
+@rule(
+    torch.matmul,
+    torch.Tensor.matmul,
+    torch.Tensor.__matmul__,
+    torch.mm,
+    torch.Tensor.mm,
+    torch.bmm,
+    torch.Tensor.bmm,
+    kind="consumer",
+)
+def _product(input: Any, other: Any) -> Any:
+    """Products of independent factors; a weight on either side is consumed like that of a linear layer."""
+    if is_weight(input) and not isinstance(other, Moments):
+        return _affine(_swapped_matmul, other, input, None, (), lambda b: b)
+    return _affine(_plain_matmul, input, other, None, (), lambda b: b)
+
+
+def _plain_matmul(x: Tensor, weight: Tensor, bias: None = None) -> Tensor:
+    return torch.matmul(x, weight)
+
+
+def _swapped_matmul(x: Tensor, weight: Tensor, bias: None = None) -> Tensor:
+    return torch.matmul(weight, x)
+
+
+@rule(torch.Tensor.__rmatmul__, kind="consumer")
+def _product_reflected(input: Any, other: Any) -> Any:
+    return _product(other, input)
+
+
+@rule(torch.addmm, torch.Tensor.addmm, kind="consumer")
+def _addmm(input: Any, mat1: Any, mat2: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    if beta != 1 or alpha != 1:
+        return NotImplemented
+    return _affine(_plain_matmul_bias, mat1, mat2, input, (), lambda b: b)
+
+
+def _plain_matmul_bias(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.matmul(x, weight) if bias is None else torch.addmm(bias, x, weight)

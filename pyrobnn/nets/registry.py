@@ -1,0 +1,232 @@
+"""From a name to a network: built-in, torchvision's, or the user's own factory."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from pyrobnn.errors import NetError
+from pyrobnn.nets.lenet import lenet5, lenet300
+from pyrobnn.nets.resnet import resnet20, resnet32, resnet56, resnet110
+from pyrobnn.nets.small import small_cnn
+from pyrobnn.nets.vgg import vgg16
+
+#: The built-in networks. They win over torchvision's of the same name, which is ``torchvision.models:vgg16``.
+BUILT_IN: dict[str, Callable[..., nn.Module]] = {
+    "small_cnn": small_cnn,
+    "lenet5": lenet5,
+    "lenet300": lenet300,
+    "vgg16": vgg16,
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet56": resnet56,
+    "resnet110": resnet110,
+}
+
+
+class NetSpec(TypedDict):
+    """What is needed to build a network again; plain JSON."""
+
+    model: str
+    kwargs: dict[str, Any]
+
+
+def names() -> list[str]:
+    """All names `build` knows: the built-in ones first, then torchvision's classifiers."""
+    return [*BUILT_IN, *(name for name in _torchvision_names() if name not in BUILT_IN)]
+
+
+def net_spec(name: str, *, num_classes: int = 10, in_channels: int = 3, image_size: int = 32) -> NetSpec:
+    """Decides how the network `name` is called for images and classes of this size.
+
+    Args:
+        name: A built-in name, the name of a torchvision classifier, or ``package.module:factory``. A factory
+            (function or `nn.Module` class) gets those of the three sizes that its signature names.
+        num_classes: Outputs.
+        in_channels: Channels of the images.
+        image_size: Height and width of the images in pixels.
+
+    Raises:
+        NetError: The name is not known, or the network is made for another number of channels.
+
+    >>> net_spec("lenet5", in_channels=1, image_size=28)["kwargs"]
+    {'num_classes': 10, 'in_channels': 1, 'image_size': 28}
+    >>> net_spec("resnet20")
+    {'model': 'resnet20', 'kwargs': {'num_classes': 10, 'in_channels': 3}}
+    """
+    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    if ":" in name:
+        return {"model": name, "kwargs": _accepted(_factory(name), sizes)}
+    if name in BUILT_IN:
+        return {"model": name, "kwargs": _accepted(BUILT_IN[name], sizes)}
+    if name in _torchvision_names():
+        if in_channels != 3:
+            raise NetError(
+                f"torchvision's {name} expects images with 3 channels, got {in_channels}: use a built-in net "
+                f"({', '.join(BUILT_IN)}) or your own factory, package.module:factory"
+            )
+        kwargs: dict[str, Any] = {"num_classes": num_classes}
+        if name.startswith("vit_"):
+            kwargs["image_size"] = image_size
+        if name in ("googlenet", "inception_v3"):
+            # One output in training mode too, and no slow initialisation that warns.
+            kwargs |= {"aux_logits": False, "init_weights": False}
+        return {"model": name, "kwargs": kwargs}
+    near = difflib.get_close_matches(name, names(), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"built-in are {', '.join(BUILT_IN)}"
+    raise NetError(f"unknown net {name!r}: {hint} (or a torchvision classifier, or package.module:factory)")
+
+
+def build_spec(spec: Mapping[str, Any]) -> nn.Module:
+    """Builds the network that a `NetSpec` describes.
+
+    Raises:
+        NetError: The spec is not one, its name is not known, or the factory fails.
+    """
+    name, kwargs = spec.get("model"), spec.get("kwargs", {})
+    if not isinstance(name, str) or not isinstance(kwargs, Mapping):
+        raise NetError(f"expected a net spec {{'model': name, 'kwargs': {{...}}}}, got {dict(spec)!r}")
+    if ":" in name:
+        factory = _factory(name)
+    elif name in BUILT_IN:
+        factory = BUILT_IN[name]
+    else:
+        net_spec(name)  # raises with near names if nobody knows it
+        factory = _torchvision_factory(name)
+    try:
+        net = factory(**kwargs)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, NetError):
+            raise
+        raise NetError(f"{name} cannot be built with {dict(kwargs)}: {_first_line(error)}") from error
+    if not isinstance(net, nn.Module):
+        raise NetError(f"{name} must return a torch.nn.Module, got {type(net).__name__}")
+    return net
+
+
+def build(name: str, *, num_classes: int = 10, in_channels: int = 3, image_size: int = 32) -> nn.Module:
+    """Builds a network by name; the arguments are those of `net_spec`. Its weights are fresh.
+
+    >>> build("lenet5", in_channels=1, image_size=28).fc1.in_features
+    800
+    """
+    spec = net_spec(name, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+    return build_spec(spec)
+
+
+def check_fits(net: nn.Module, example: Tensor, num_classes: int | None = None) -> None:
+    """Runs the network once on `example` in eval mode; modes and the random state come back unchanged.
+
+    Args:
+        net: Any network.
+        example: Images ``[B, C, H, W]``, on the device of the net.
+        num_classes: If given, the output must be ``[B, num_classes]``.
+
+    Raises:
+        NetError: The images do not fit the net, or its output does not fit the classes.
+    """
+    modes = [(module, module.training) for module in net.modules()]
+    entered = "its forward"
+
+    def remember(label: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            nonlocal entered
+            entered = label
+
+        return hook
+
+    handles = [
+        module.register_forward_pre_hook(remember(label))
+        for label, module in net.named_modules()
+        if label and not list(module.children())
+    ]
+    shape = "x".join(str(size) for size in example.shape[1:])
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            output = net.eval()(example)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        raise NetError(
+            f"images of {shape} do not fit the net at {entered}: {_first_line(error)}; "
+            "choose a net made for these images, or resize them"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
+    if num_classes is None:
+        return
+    expected = (len(example), num_classes)
+    got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if got != expected:
+        raise NetError(
+            f"expected logits of shape {expected}, one per class, got {got}: build the net with "
+            f"{num_classes} outputs"
+        )
+
+
+def _torchvision_names() -> list[str]:
+    import torchvision
+
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def _torchvision_factory(name: str) -> Callable[..., nn.Module]:
+    import torchvision
+
+    return torchvision.models.get_model_builder(name)
+
+
+def _factory(name: str) -> Callable[..., Any]:
+    """The object behind ``package.module:factory``; modules in the working directory are found too."""
+    module_name, _, attribute = name.partition(":")
+    try:
+        with _working_directory_on_path():
+            module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise NetError(
+            f"cannot import {module_name!r} for the net {name!r}: {_first_line(error)}; "
+            "expected package.module:factory, installed or in the working directory"
+        ) from error
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        near = difflib.get_close_matches(attribute, dir(module), n=3)
+        hint = f": did you mean {' or '.join(near)}?" if near else ""
+        raise NetError(f"module {module_name!r} has no function or class {attribute!r}{hint}")
+    return factory
+
+
+@contextmanager
+def _working_directory_on_path() -> Iterator[None]:
+    """A console script does not look for modules where it is started; ``python -m`` does."""
+    here = str(Path.cwd())
+    added = here not in sys.path
+    if added:
+        sys.path.append(here)
+    try:
+        yield
+    finally:
+        if added and here in sys.path:
+            sys.path.remove(here)
+
+
+def _accepted(factory: Callable[..., Any], sizes: dict[str, int]) -> dict[str, Any]:
+    """The sizes that the factory names; one that takes ``**kwargs`` gets `num_classes` alone."""
+    parameters = inspect.signature(factory).parameters.values()
+    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        named.add("num_classes")
+    return {key: value for key, value in sizes.items() if key in named}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

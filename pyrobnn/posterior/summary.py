@@ -1,0 +1,368 @@
+"""What the posterior says: location and scale per site, and one statistic per channel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from pyrobnn.errors import ConfigError
+from pyrobnn.guides.base import Guide
+from pyrobnn.guides.function import NoLatents
+from pyrobnn.inference.elbo import base_distribution
+from pyrobnn.inference.local import local_params
+from pyrobnn.model import BayesianModel
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from pyrobnn.pruning import PruningPlan
+
+SiteMoments = dict[str, tuple[Tensor, Tensor]]
+
+
+@dataclass
+class SiteSummary:
+    """Posterior mean and standard deviation of one site (CPU, fp32).
+
+    Attributes:
+        name: the site.
+        loc, scale: of the site's shape.
+        dims: a name per dimension (`filter`, `in_channel`, `kh`, `kw`, `channel`, …).
+        kind: `channel` (one value per channel of `group`), `weight` (a network tensor) or `other`.
+        group: the channel group of a channel site.
+    """
+
+    name: str
+    loc: Tensor
+    scale: Tensor
+    dims: tuple[str, ...]
+    kind: str
+    group: str | None = None
+
+
+@dataclass
+class ChannelSummary:
+    """One group's channels in the coordinates of the original network, cut channels included.
+
+    Attributes:
+        group: name of the channel group.
+        snr: `[channels]`, what the cut rule reads: a signal-to-noise ratio, an inclusion probability
+            or a magnitude, as `statistic` says, at the time of the decision.
+        nats: `[channels]`, evidence lost if the channel goes, about half the squared SNR summed over
+            what is random in it (Savage-Dickey to leading order).
+        statistic: `snr`, `inclusion` or `magnitude`.
+        kept: `[channels]`, the decision.
+        threshold: the cut line, if a fixed one was used.
+        round: of the last decision on this group.
+            evidence: `[channels]`, log evidence for keeping the channel against a prior that is zero there
+            (exact Savage-Dickey ratio, negative: cut); None unless guide and prior are Gaussian.
+        loc, scale: `[channels]` for channel-level sites, else None.
+    """
+
+    group: str
+    snr: Tensor
+    nats: Tensor
+    statistic: str
+    kept: Tensor
+    threshold: float | None = None
+    round: int = 0
+    evidence: Tensor | None = None
+    loc: Tensor | None = None
+    scale: Tensor | None = None
+
+
+@dataclass
+class Posterior:
+    """Everything that is kept of the posterior: see :meth:`to_arviz` and :meth:`plot`.
+
+    Attributes:
+        sites: summary of every site, at the end, of the network as it then was.
+        channels: summary of every channel group, in original coordinates.
+        draws: `{name: [S, ...]}`, posterior draws of channel-level quantities.
+        predictive: optional arrays `{"probs": [S, B, classes], "log_likelihood": [S, B], "observed": [B]}`.
+        history: one `{group: statistic [channels]}` per recorded epoch or round.
+        net_widths: `{group: (before, after)}`.
+    """
+
+    sites: dict[str, SiteSummary]
+    channels: dict[str, ChannelSummary]
+    draws: dict[str, Tensor] = field(default_factory=dict)
+    predictive: dict[str, Tensor] | None = None
+    history: list[dict[str, Tensor]] = field(default_factory=list)
+    net_widths: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def plot(self, ax: Axes | None = None, **options: Any) -> Axes:
+        """SNR (or inclusion) per channel and group, with the cut line; returns the axes."""
+        from pyrobnn.posterior.plots import snr_plot
+
+        return snr_plot(self, ax=ax, **options)
+
+    def to_arviz(self, **options: Any) -> Any:
+        """What the installed ArviZ plots accept (InferenceData before 1.0, DataTree from 1.0)."""
+        from pyrobnn.posterior.arviz import to_arviz
+
+        return to_arviz(self, **options)
+
+    def decide(self, plan: PruningPlan, threshold: float | None = None, round: int = 0) -> Posterior:
+        """This posterior with the plan's decisions marked; plan in this posterior's coordinates."""
+        channels = {}
+        for name, summary in self.channels.items():
+            kept = torch.ones(len(summary.snr), dtype=torch.bool)
+            if name in plan.keep:
+                kept[:] = False
+                kept[torch.as_tensor(plan.keep[name], dtype=torch.long)] = True
+            channels[name] = replace(summary, kept=kept, threshold=threshold, round=round)
+        widths = {name: (len(c.snr), int(c.kept.sum())) for name, c in channels.items()}
+        return replace(self, channels=channels, net_widths=widths)
+
+    def merge(self, later: Posterior, plan: PruningPlan) -> Posterior:
+        """Add a later round: `later` speaks of the network after `plan` (original coordinates)."""
+        channels = dict(self.channels)
+        for name, new in later.channels.items():
+            old = channels.get(name)
+            if old is None:
+                channels[name] = new
+                continue
+            where = torch.as_tensor(plan.keep.get(name, range(len(old.snr))), dtype=torch.long)
+            merged = replace(old, statistic=new.statistic, threshold=new.threshold, round=new.round)
+            for part in ("snr", "nats", "kept", "evidence", "loc", "scale"):
+                a, b = getattr(old, part), getattr(new, part)
+                if a is not None and b is not None:
+                    a = a.clone()
+                    a[where] = b.to(a.dtype)
+                    setattr(merged, part, a)
+            channels[name] = merged
+        widths = {name: (len(c.snr), int(c.kept.sum())) for name, c in channels.items()}
+        return replace(later, channels=channels, net_widths=widths, history=self.history + later.history)
+
+
+def site_moments(model: BayesianModel, guide: Any, draws: int = 256) -> SiteMoments:
+    """Posterior mean and standard deviation of each latent site, `{site: (mean, sd)}`.
+
+    Exact where the guide's sites are independent distributions with known moments (this package's
+    guides, AutoNormal on real sites, AutoDelta, most hand-written ones); else by the law of total
+    variance over `draws` runs of the guide.
+    """
+    guide = _find_guide(model, guide)
+    if isinstance(guide, Guide | NoLatents):
+        return guide.moments()
+    sites = list(model.sites())
+    first = _moments_of_run(guide, model, sites)
+    second = _moments_of_run(guide, model, sites)
+    if all(torch.equal(first[s][0], second[s][0]) and torch.equal(first[s][1], second[s][1]) for s in sites):
+        return {site: (mean, variance.sqrt()) for site, (mean, variance) in first.items()}
+    count = 0
+    mean = {site: torch.zeros_like(first[site][0]) for site in sites}
+    between = {site: torch.zeros_like(first[site][0]) for site in sites}
+    within = {site: torch.zeros_like(first[site][0]) for site in sites}
+    for _ in range(draws):
+        run = _moments_of_run(guide, model, sites)
+        count += 1
+        for site in sites:
+            m, v = run[site]
+            delta = m - mean[site]
+            mean[site] += delta / count
+            between[site] += delta * (m - mean[site])
+            within[site] += (v - within[site]) / count
+    return {site: (mean[site], (within[site] + between[site] / (draws - 1)).sqrt()) for site in sites}
+
+
+def _find_guide(model: BayesianModel, guide: Any) -> Any:
+    """A function that `fit` has trained stands for the module that holds its parameters."""
+    return guide if isinstance(guide, nn.Module) else model.function_guides.get(guide, guide)
+
+
+def _run_guide(guide: Any, model: BayesianModel) -> Any:
+    # PyroModules are read through their own parameters, whichever road trained them, so that
+    # nothing is written to (or taken from) a global store that another model may have used.
+    scope = local_params(guide) if isinstance(guide, nn.Module) else nullcontext()
+    with torch.no_grad(), scope, poutine.block():
+        return poutine.trace(guide).get_trace(*model.seen)
+
+
+def _moments_of_run(guide: Any, model: BayesianModel, sites: list[str]) -> SiteMoments:
+    trace = _run_guide(guide, model)
+    found = {}
+    for name in sites:
+        if name not in trace.nodes:
+            raise ConfigError(f"the guide has no site {name!r}; it must sample every latent site of the model")
+        node = trace.nodes[name]
+        fn = base_distribution(node["fn"])
+        auxiliary = trace.nodes.get(f"{name}_unconstrained")
+        value = node["value"].detach()
+        if auxiliary is not None and torch.equal(auxiliary["value"], value):
+            fn = base_distribution(auxiliary["fn"])
+        try:
+            mean, variance = fn.mean.expand(value.shape), fn.variance.expand(value.shape)
+        except (NotImplementedError, AttributeError):
+            mean, variance = value, torch.zeros_like(value)
+        found[name] = (mean.detach().float(), variance.detach().float())
+    return found
+
+
+def deterministic_net(model: BayesianModel, guide: Any) -> nn.Module:
+    """The plain network at the posterior means, noise folded into the weights."""
+    return model.deterministic({site: mean for site, (mean, _) in site_moments(model, guide).items()})
+
+
+def summarize(model: BayesianModel, guide: Any, *, draws: int = 100, seed: int = 0) -> Posterior:
+    """Read a fitted guide: per site, and per channel what the cut rules need.
+
+    Args:
+        model: the model, built with channel groups if channels are to be read.
+        guide: trained by :func:`~pyrobnn.fit` or by stock `SVI`: this package's, an AutoGuide, or a function.
+        draws: posterior draws to keep of channel-level quantities (0 for none).
+        seed: of these draws.
+
+    Returns:
+        A :class:`Posterior`; nothing is cut yet (`kept` is all true).
+    """
+    moments = site_moments(model, guide)
+    sites = {}
+    for name, (loc, scale) in moments.items():
+        group = model.group_of_site(name)
+        per_channel = group is not None and loc.dim() == 1
+        kind = "channel" if per_channel else "weight" if name in model.tensor_names else "other"
+        dims = _dims(name, loc, kind)
+        sites[name] = SiteSummary(name, loc.cpu().float(), scale.cpu().float(), dims, kind, group if per_channel else None)
+    priors = {name: base_distribution(site["fn"]) for name, site in model.sites().items()}
+    channels = {}
+    inclusion = guide.inclusion() if isinstance(guide, Guide) else {}
+    for group in model.groups or []:
+        channels[group.name] = _channel_summary(model, group, sites, inclusion, priors)
+    posterior = Posterior(sites, channels)
+    posterior.net_widths = {name: (len(c.snr), len(c.snr)) for name, c in channels.items()}
+    if draws:
+        posterior.draws = channel_draws(model, guide, draws, seed)
+    return posterior
+
+
+def _dims(name: str, value: Tensor, kind: str) -> tuple[str, ...]:
+    if kind == "channel":
+        return ("channel",)
+    if kind == "weight" and value.dim() >= 2:
+        spatial = {3: ("kw",), 4: ("kh", "kw"), 5: ("kd", "kh", "kw")}.get(value.dim(), ())
+        return ("filter", "in_channel", *spatial)
+    return tuple(f"dim_{k}" for k in range(value.dim()))
+
+
+def per_unit(tensor: Tensor, axis: int, index: Tensor) -> Tensor:
+    """Sum a tensor over everything but the units of one member: `[channels]`.
+
+    `index` is the member's `[channels, k]` with -1 for padding.
+    """
+    rows = tensor.detach().float().cpu().movedim(axis, 0).flatten(1).sum(1) if tensor.dim() > 1 else tensor.detach().float().cpu()
+    rows = torch.cat([rows, rows.new_zeros(1)])
+    return rows[index.cpu()].sum(1)
+
+
+def _channel_summary(
+    model: BayesianModel, group: Any, sites: Mapping[str, SiteSummary], inclusion: Mapping[str, Tensor], priors: Mapping[str, Any],
+) -> ChannelSummary:
+    name, n = group.name, group.channels
+    kept = torch.ones(n, dtype=torch.bool)
+    site = next((s for s in sites.values() if s.kind == "channel" and s.group == name), None)
+    if name in inclusion:
+        gamma = inclusion[name].detach().cpu().float()
+        logit = torch.logit(gamma.clamp(1e-7, 1 - 1e-7))
+        loc, scale = (site.loc, site.scale) if site is not None else (None, None)
+        return ChannelSummary(name, gamma, torch.nn.functional.softplus(logit), "inclusion", kept, loc=loc, scale=scale)
+    if site is not None:
+        snr = site.loc.abs() / site.scale.clamp_min(1e-12)
+        evidence = log_evidence(site.loc, site.scale, priors[site.name])
+        return ChannelSummary(
+            name, snr, 0.5 * snr.square(), "snr", kept, evidence=evidence, loc=site.loc, scale=site.scale
+        )
+    return _from_weights(model, group, sites, kept, priors)
+
+
+def log_evidence(loc: Tensor, scale: Tensor, prior: Any) -> Tensor | None:
+    """log p(0) - log q(0) by coordinate: the evidence that the Savage-Dickey ratio gives for not being 0.
+
+    None unless the prior is a Gaussian centred at 0.
+    """
+    if not isinstance(prior, torch.distributions.Normal) or bool(prior.loc.any()):
+        return None
+    scale = scale.clamp_min(1e-12)
+    return 0.5 * (loc / scale).square() - torch.log(prior.scale.cpu() / scale)
+
+
+def _from_weights(
+    model: BayesianModel, group: Any, sites: Mapping[str, SiteSummary], kept: Tensor, priors: Mapping[str, Any]
+) -> ChannelSummary:
+    """Weight-level posteriors: norm of the means over norm of the deviations, in and out of the channel.
+
+    A channel carries signal only if both its filter and its readers do, hence the geometric mean
+    of the two ratios; `nats` is half the squared SNR summed over all its weights.
+    """
+    tensors = dict(model.net.named_parameters()) | dict(model.net.named_buffers())
+    sums = {side: [torch.zeros(group.channels) for _ in range(3)] for side in ("out", "in")}
+    random = {"out": False, "in": False}
+    uncertain = False
+    evidence: Tensor | None = torch.zeros(group.channels)
+    for member in group.members:
+        tensor = tensors[member.tensor]
+        if member.role not in sums or tensor.dim() < 2:
+            continue
+        side = sums[member.role]
+        site = sites.get(member.tensor)
+        mean = site.loc if site is not None else tensor.detach().float().cpu()
+        side[0] += per_unit(mean.square(), member.axis, member.index)
+        if site is not None:
+            random[member.role] = True
+            variance = site.scale.square()
+            uncertain = uncertain or bool((variance > 0).any())
+            side[1] += per_unit(variance, member.axis, member.index)
+            ratio = mean.square() / variance.clamp_min(1e-24)
+            side[2] += 0.5 * per_unit(ratio, member.axis, member.index)
+            part = log_evidence(site.loc, site.scale, priors[site.name])
+            if part is None or evidence is None:
+                evidence = None
+            else:
+                evidence = evidence + per_unit(part.expand(mean.shape), member.axis, member.index)
+    if not uncertain:
+        magnitude = (sums["out"][0] * sums["in"][0]).pow(0.25)
+        if not bool(sums["in"][0].any()) or not bool(sums["out"][0].any()):
+            magnitude = (sums["out"][0] + sums["in"][0]).sqrt()
+        relative = magnitude / magnitude.square().mean().sqrt().clamp_min(1e-12)
+        return ChannelSummary(group.name, magnitude, relative.square(), "magnitude", kept)
+    sides = [sums[side] for side in ("out", "in") if random[side]]
+    ratios = [(s[0] / s[1].clamp_min(1e-24)).sqrt() for s in sides]
+    snr = torch.stack(ratios).log().mean(0).exp()
+    nats = torch.stack([s[2] for s in sides]).sum(0)
+    return ChannelSummary(group.name, snr, nats, "snr", kept, evidence=evidence)
+
+
+def channel_draws(model: BayesianModel, guide: Any, draws: int, seed: int = 0) -> dict[str, Tensor]:
+    """Draws of channel-level sites, `{site: [S, channels]}`, and of filter norms where weights are random.
+
+    A weight-level posterior gives `{group}.norm`: the L2 norm of each channel's filter, one draw at a time
+    (memory grows with the channels, not with the weights).
+    """
+    guide = _find_guide(model, guide)
+    if isinstance(guide, NoLatents):
+        return {}
+    found: dict[str, list[Tensor]] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for _ in range(draws):
+            trace = _run_guide(guide, model)
+            for name, node in trace.nodes.items():
+                if node["type"] == "sample" and model.group_of_site(name) is not None and node["value"].dim() == 1:
+                    found.setdefault(name, []).append(node["value"].cpu().float())
+            for group in model.groups or []:
+                total = None
+                for member in group.members:
+                    node = trace.nodes.get(member.tensor)
+                    if node is not None and member.role == "out" and node["value"].dim() >= 2:
+                        part = per_unit(node["value"].square(), member.axis, member.index)
+                        total = part if total is None else total + part
+                if total is not None:
+                    found.setdefault(f"{group.name}.norm", []).append(total.sqrt())
+    return {name: torch.stack(rows) for name, rows in found.items()}

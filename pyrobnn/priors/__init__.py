@@ -1,0 +1,6 @@
+"""The generative side: priors over weights, channel noise and gates."""
+
+from pyrobnn.priors.base import NetView, Prior, WeightPrior, selected
+from pyrobnn.priors.gaussian import Gaussian, Laplace, ScaleMixture
+
+__all__ = ["Gaussian", "Laplace", "NetView", "Prior", "ScaleMixture", "WeightPrior", "selected"]

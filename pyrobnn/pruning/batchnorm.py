@@ -1,0 +1,55 @@
+"""BatchNorm statistics of a cut or folded network, measured again on training data."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pyrobnn.data import Split
+from pyrobnn.inference.precision import as_channels_last
+
+_NORMS = nn.modules.batchnorm._BatchNorm
+
+
+@torch.no_grad()
+def reestimate_batchnorm(
+    net: nn.Module,
+    split: Split,
+    *,
+    examples: int = 6400,
+    batch_size: int = 128,
+    device: torch.device | str = "cpu",
+    autocast: torch.dtype | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """Replace running means and variances by averages over `examples` images, in place.
+
+    Dropout and everything but the norms stays in eval mode; parameters are not touched. A network
+    without tracked BatchNorm is returned as it is.
+    """
+    norms = [m for m in net.modules() if isinstance(m, _NORMS) and m.track_running_stats]
+    if not norms or not len(split):
+        return net
+    training = {m: m.training for m in net.modules()}
+    momenta = [m.momentum for m in norms]
+    net.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average
+        norm.train()
+    seen = 0
+    generator = torch.Generator().manual_seed(seed)
+    kind = torch.device(device).type
+    for x, _ in split.batches(batch_size, generator=generator, device=device):
+        if len(x) == 1:
+            continue
+        with torch.autocast(kind, autocast or torch.bfloat16, autocast is not None):
+            net(as_channels_last(x))
+        seen += len(x)
+        if seen >= examples:
+            break
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    for module, mode in training.items():
+        module.training = mode
+    return net

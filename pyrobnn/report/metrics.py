@@ -1,0 +1,506 @@
+"""Numbers measured on a network: accuracy, calibration, uncertainty, speed.
+
+Everything streams: the counters below hold a few hundred numbers, whatever the
+size of the data set, and `PredictiveAccumulator` holds one table of mean
+probabilities, whatever the number of posterior draws.
+
+The bins behind the expected calibration error are kept here rather than in
+``torchmetrics``, which stores every confidence and gives no access to the bins
+that a reliability diagram needs; the tests hold the two equal.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyrobnn.errors import ConfigError, DataError, NumericalError
+
+if TYPE_CHECKING:
+    from pyrobnn.data.arrays import Split
+
+ECE_BINS = 15
+NOISE_SIGMAS = (0.05, 0.1, 0.2)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Figures of one classifier on one set of labelled examples.
+
+    Attributes:
+        accuracy: fraction of examples whose most probable class is right.
+        nll: mean negative log-likelihood of the true class, in nats.
+        ece: expected calibration error of the top class, 15 equal-width bins
+            (Guo et al. 2017, eq. 3).
+        brier: mean over examples of the squared distance between the
+            probability vector and the one-hot label; 0 to 2 (Brier 1950).
+    """
+
+    accuracy: float
+    nll: float
+    ece: float
+    brier: float
+
+    def to_dict(self) -> dict[str, float]:
+        """The four figures under the names used in ``report.json``."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Calibration bins of the top class; every tensor has shape ``[bins]``.
+
+    Attributes:
+        count: number of examples whose confidence falls into the bin. Bins are
+            closed below and open above; the last one holds confidence 1 too.
+        confidence: mean confidence in the bin (0 where the bin is empty).
+        accuracy: fraction right in the bin (0 where the bin is empty).
+    """
+
+    count: Tensor
+    confidence: Tensor
+    accuracy: Tensor
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error: the count-weighted mean gap of the bins."""
+        weight = self.count / self.count.sum().clamp(min=1)
+        return float((weight * (self.accuracy - self.confidence).abs()).sum())
+
+
+@dataclass(frozen=True)
+class SelectiveCurve:
+    """Risk against coverage when the most uncertain examples are refused.
+
+    Attributes:
+        coverage: ``[N]``, k/N for k = 1 … N answered examples.
+        risk: ``[N]``, error rate among the k most certain examples.
+        aurc: area under the curve, the mean of `risk`.
+    """
+
+    coverage: Tensor
+    risk: Tensor
+    aurc: float
+
+
+class Tally:
+    """Streaming accuracy, NLL, Brier score and calibration bins.
+
+    >>> tally = Tally()
+    >>> tally.add_logits(torch.tensor([[4.0, 0.0], [0.0, 4.0]]), torch.tensor([0, 1]))
+    >>> tally.metrics().accuracy
+    1.0
+    """
+
+    def __init__(self, bins: int = ECE_BINS) -> None:
+        if bins < 1:
+            raise ConfigError(f"expected at least 1 calibration bin, got {bins}; give a positive number")
+        self.examples = 0
+        # Double on the CPU: sums of 10^5 single-precision terms lose digits, and MPS has no double.
+        self._nll = self._brier = 0.0
+        self._count = torch.zeros(bins, dtype=torch.float64)
+        self._confidence = torch.zeros(bins, dtype=torch.float64)
+        self._correct = torch.zeros(bins, dtype=torch.float64)
+
+    def add_logits(self, logits: Tensor, labels: Tensor) -> None:
+        """Adds a batch: logits ``[B, K]`` (any float type), labels int64 ``[B]``.
+
+        Raises:
+            NumericalError: a logit is NaN or infinite.
+            DataError: the shapes do not fit.
+        """
+        if not bool(torch.isfinite(logits).all()):
+            raise NumericalError(
+                "expected finite logits, got NaN or infinity from the network; lower the learning rate "
+                "or the KL weight, or look at the weights"
+            )
+        log_probs = F.log_softmax(logits.float(), dim=-1)
+        self._add(log_probs.exp(), log_probs, labels)
+
+    def add_probs(self, probs: Tensor, labels: Tensor) -> None:
+        """Adds a batch of class probabilities ``[B, K]`` with labels int64 ``[B]``.
+
+        A probability of exactly 0 counts as the smallest normal float32
+        (1.2e-38), so that the NLL stays finite.
+        """
+        probs = probs.float()
+        self._add(probs, probs.clamp(min=torch.finfo(torch.float32).tiny).log(), labels)
+
+    def _add(self, probs: Tensor, log_probs: Tensor, labels: Tensor) -> None:
+        if probs.ndim != 2 or labels.shape != probs.shape[:1]:
+            raise DataError(
+                f"expected outputs [examples, classes] and as many labels, got {tuple(probs.shape)} and "
+                f"{tuple(labels.shape)}; check the last layer and the data"
+            )
+        if labels.numel() == 0:
+            return
+        column = labels[:, None]
+        true_prob = probs.gather(1, column).squeeze(1)
+        self._nll -= float(log_probs.gather(1, column).sum(dtype=torch.float32))
+        # |p - onehot|^2 = |p|^2 - 2 p_y + 1, without building the one-hot table
+        self._brier += float((probs.square().sum(1) - 2 * true_prob + 1).sum())
+        confidence, predicted = probs.max(1)
+        top = confidence.cpu().double()
+        right = (predicted == labels).cpu().double()
+        bins = len(self._count)
+        # Edges in single precision, as the confidences are: 0.2 must compare equal to the edge 0.2.
+        edges = torch.linspace(0, 1, bins + 1)[1:-1].double()
+        index = torch.bucketize(top, edges, right=True)
+        self._count += torch.bincount(index, minlength=bins)
+        self._confidence += torch.bincount(index, weights=top, minlength=bins)
+        self._correct += torch.bincount(index, weights=right, minlength=bins)
+        self.examples += labels.numel()
+
+    def reliability(self) -> Reliability:
+        """The calibration bins, for `pyrobnn.posterior.plots.reliability_diagram`."""
+        filled = self._count.clamp(min=1)
+        return Reliability(self._count.clone(), self._confidence / filled, self._correct / filled)
+
+    def metrics(self) -> Metrics:
+        """The figures so far.
+
+        Raises:
+            DataError: nothing was added.
+        """
+        n = self.examples
+        if n == 0:
+            raise DataError("expected at least one example to measure, got none; check the split")
+        return Metrics(float(self._correct.sum()) / n, self._nll / n, self.reliability().ece, self._brier / n)
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """Entropy in nats along the last axis: ``[..., K] -> [...]``; 0·log 0 = 0.
+
+    >>> float(entropy(torch.tensor([0.0, 1.0])))
+    0.0
+    """
+    return torch.special.entr(probs.float()).sum(-1)
+
+
+class PredictiveAccumulator:
+    """Posterior predictive from a stream of draws, flat in the number of draws.
+
+    Feed the logits of the same N examples once per posterior draw. Kept are the
+    running means of the probabilities ``[N, K]`` and of the entropies ``[N]``.
+
+    >>> acc = PredictiveAccumulator()
+    >>> acc.add_logits(torch.tensor([[9.0, -9.0]])); acc.add_logits(torch.tensor([[-9.0, 9.0]]))
+    >>> [round(float(v), 3) for v in (acc.probs[0, 0], acc.mutual_information[0])]   # log 2 = 0.693
+    [0.5, 0.693]
+    """
+
+    def __init__(self) -> None:
+        self.draws = 0
+        self._probs: Tensor | None = None
+        self._entropy: Tensor | None = None
+
+    def add_logits(self, logits: Tensor) -> None:
+        """Adds one draw: logits ``[N, K]`` of the same N examples as before.
+
+        Raises:
+            NumericalError: a logit is NaN or infinite.
+            DataError: the shape differs from that of earlier draws.
+        """
+        if not bool(torch.isfinite(logits).all()):
+            raise NumericalError("expected finite logits, got NaN or infinity in a draw; check the fit")
+        self.add_probs(F.softmax(logits.detach().float(), dim=-1))
+
+    def add_probs(self, probs: Tensor) -> None:
+        """Adds one draw given as class probabilities ``[N, K]``."""
+        probs = probs.detach().float()
+        if self._probs is None or self._entropy is None:
+            self._probs, self._entropy = torch.zeros_like(probs), torch.zeros_like(probs[..., 0])
+        if probs.shape != self._probs.shape:
+            raise DataError(
+                f"expected outputs of shape {tuple(self._probs.shape)} as in earlier draws, got "
+                f"{tuple(probs.shape)}; use one accumulator per set of examples"
+            )
+        self.draws += 1
+        self._probs += (probs - self._probs) / self.draws
+        self._entropy += (entropy(probs) - self._entropy) / self.draws
+
+    def _state(self) -> tuple[Tensor, Tensor]:
+        if self._probs is None or self._entropy is None:
+            raise DataError("expected at least one posterior draw, got none; call add_logits first")
+        return self._probs, self._entropy
+
+    @property
+    def probs(self) -> Tensor:
+        """Posterior predictive probabilities, the mean over draws: ``[N, K]``."""
+        return self._state()[0].clone()
+
+    @property
+    def predictive_entropy(self) -> Tensor:
+        """Total uncertainty, the entropy of the mean: ``[N]``, nats."""
+        return entropy(self._state()[0])
+
+    @property
+    def expected_entropy(self) -> Tensor:
+        """Uncertainty of the data, the mean of the entropies: ``[N]``, nats."""
+        return self._state()[1].clone()
+
+    @property
+    def mutual_information(self) -> Tensor:
+        """Uncertainty of the weights, total minus expected entropy: ``[N]``, nats.
+
+        The difference is non-negative by Jensen's inequality; rounding below 0
+        is cut off. (Houlsby et al. 2011, eq. 2.)
+        """
+        return (self.predictive_entropy - self._state()[1]).clamp(min=0)
+
+    def metrics(self, labels: Tensor) -> Metrics:
+        """Accuracy, NLL, ECE and Brier score of the mean probabilities."""
+        tally = Tally()
+        tally.add_probs(self._state()[0], labels)
+        return tally.metrics()
+
+
+def ood_auroc(scores_in: Tensor, scores_out: Tensor) -> float:
+    """Probability that an unknown example scores higher than a known one.
+
+    The area under the ROC curve by ranks (Mann–Whitney); ties count one half.
+
+    Args:
+        scores_in: uncertainty of in-distribution examples, ``[N]``.
+        scores_out: uncertainty of out-of-distribution examples, ``[M]``.
+
+    >>> ood_auroc(torch.tensor([0.1, 0.2]), torch.tensor([0.2, 0.9]))
+    0.875
+    """
+    known = scores_in.detach().flatten().cpu().double().sort().values
+    unknown = scores_out.detach().flatten().cpu().double()
+    if known.numel() == 0 or unknown.numel() == 0:
+        raise DataError(
+            f"expected scores on both sides, got {known.numel()} in and {unknown.numel()} out; give both"
+        )
+    if not bool(torch.isfinite(known).all() and torch.isfinite(unknown).all()):
+        raise NumericalError("expected finite scores, got NaN or infinity; check the predictions")
+    below = torch.searchsorted(known, unknown, right=False)
+    not_above = torch.searchsorted(known, unknown, right=True)
+    return float((below + not_above).double().mean() / (2 * known.numel()))
+
+
+def selective_prediction(uncertainty: Tensor, correct: Tensor) -> SelectiveCurve:
+    """Risk–coverage curve and its area (Geifman and El-Yaniv 2017).
+
+    Examples of equal uncertainty share their mean error, so the curve does not
+    depend on the order in which the examples come.
+
+    Args:
+        uncertainty: ``[N]``, larger means refused earlier (entropy, 1 − confidence, …).
+        correct: bool ``[N]``, whether the prediction is right.
+
+    >>> selective_prediction(torch.tensor([0.9, 0.1]), torch.tensor([False, True])).risk.tolist()
+    [0.0, 0.5]
+    """
+    score = uncertainty.detach().flatten().cpu().double()
+    error = 1 - correct.detach().flatten().cpu().double()
+    n = score.numel()
+    if n == 0 or error.numel() != n:
+        raise DataError(f"expected as many scores as answers, got {n} and {error.numel()}; give one of each")
+    _, tie, size = score.unique(return_inverse=True, return_counts=True)   # sorted, ascending
+    shared = torch.bincount(tie, weights=error) / size
+    answered = torch.arange(1, n + 1, dtype=torch.float64)
+    risk = shared.repeat_interleave(size).cumsum(0) / answered
+    return SelectiveCurve(answered / n, risk, float(risk.mean()))
+
+
+def agreement(logits_a: Tensor, logits_b: Tensor) -> float:
+    """Fraction of examples for which two nets name the same class; both ``[N, K]``."""
+    if logits_a.shape != logits_b.shape or logits_a.ndim != 2 or len(logits_a) == 0:
+        raise DataError(
+            f"expected two outputs of one shape [examples, classes], got {tuple(logits_a.shape)} and "
+            f"{tuple(logits_b.shape)}; feed both nets the same examples"
+        )
+    return float((logits_a.argmax(1).cpu() == logits_b.argmax(1).cpu()).double().mean())
+
+
+@contextmanager
+def eval_mode(net: nn.Module) -> Iterator[nn.Module]:
+    """Sets every module to evaluation and gives each its own mode back afterwards."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield net
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _device_of(net: nn.Module) -> torch.device:
+    tensor = next(iter(net.parameters()), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def _forward(net: nn.Module, x: Tensor, precision: str) -> Tensor:
+    if precision not in ("fp32", "bf16"):
+        raise ConfigError(f"expected precision 'fp32' or 'bf16', got {precision!r}; choose one of them")
+    with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return net(x).float()
+
+
+def iter_logits(
+    net: nn.Module,
+    split: Split,
+    *,
+    batch_size: int = 500,
+    device: torch.device | str | None = None,
+    precision: str = "fp32",
+    channels_last: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (float32 ``[B, K]``) and labels of a split, batch by batch, in its order.
+
+    The net runs in evaluation mode without gradients and gets its own mode back.
+    It is not moved: `device` (default: where the net is) is where the batches go.
+    """
+    place = _device_of(net) if device is None else device
+    batches = split.batches(batch_size, device=place, channels_last=channels_last)
+    with eval_mode(net):
+        for x, y in batches:
+            yield _forward(net, x, precision), y
+
+
+def evaluate(
+    net: nn.Module,
+    split: Split,
+    *,
+    batch_size: int = 500,
+    device: torch.device | str | None = None,
+    precision: str = "fp32",
+    channels_last: bool = False,
+) -> Metrics:
+    """Accuracy, NLL, ECE and Brier score of a plain net over a whole split.
+
+    Args:
+        net: any module that maps images ``[B, C, H, W]`` to logits ``[B, K]``.
+        split: the labelled images; its order does not matter.
+        batch_size: images per forward pass.
+        device: where the batches go; by default where the net is.
+        precision: ``"fp32"``, or ``"bf16"`` for autocast. The figures are always
+            computed from float32 logits.
+        channels_last: memory layout of the batches.
+
+    Raises:
+        NumericalError: the net returns NaN or infinity.
+        ConfigError: an unknown precision.
+    """
+    tally = Tally()
+    for logits, labels in iter_logits(
+        net, split, batch_size=batch_size, device=device, precision=precision, channels_last=channels_last
+    ):
+        tally.add_logits(logits, labels)
+    return tally.metrics()
+
+
+def predict_logits(
+    net: nn.Module,
+    split: Split,
+    *,
+    batch_size: int = 500,
+    device: torch.device | str | None = None,
+    precision: str = "fp32",
+    channels_last: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Logits ``[N, K]`` and labels ``[N]`` of a split on the CPU; settings as for `evaluate`."""
+    pairs = [
+        (logits.cpu(), labels.cpu())
+        for logits, labels in iter_logits(
+            net, split, batch_size=batch_size, device=device, precision=precision, channels_last=channels_last
+        )
+    ]
+    if not pairs:
+        raise DataError("expected at least one example to predict, got none; check the split")
+    return torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
+
+
+def noise_accuracy(
+    net: nn.Module,
+    split: Split,
+    sigmas: Sequence[float] = NOISE_SIGMAS,
+    seed: int = 0,
+    *,
+    batch_size: int = 500,
+    device: torch.device | str | None = None,
+    precision: str = "fp32",
+    channels_last: bool = False,
+) -> dict[float, float]:
+    """Accuracy under white Gaussian pixel noise, per strength.
+
+    Every strength sees the same noise pattern, so the curve is smooth. The noise
+    is drawn on the CPU and therefore the same on every device. Pixels are not
+    clipped to their range afterwards.
+
+    Args:
+        net: maps normalised images ``[B, C, H, W]`` to logits.
+        split: clean labelled images; its `std` converts the strengths.
+        sigmas: standard deviations on the pixel scale 0–1.
+        seed: of the noise.
+        batch_size, device, precision, channels_last: as for `evaluate`.
+
+    Returns:
+        ``{sigma: accuracy}`` in the order given.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    std = torch.as_tensor(split.std, dtype=torch.float32).view(1, -1, 1, 1)
+    place = _device_of(net) if device is None else device
+    right, n = dict.fromkeys(sigmas, 0), 0
+    with eval_mode(net):
+        for x, y in split.batches(batch_size, device=place, channels_last=channels_last):
+            noise = (torch.randn(x.shape, generator=generator) / std).to(x.device)
+            n += len(y)
+            for sigma in right:
+                right[sigma] += int((_forward(net, x + sigma * noise, precision).argmax(1) == y).sum())
+    if n == 0:
+        raise DataError("expected at least one example to measure, got none; check the split")
+    return {sigma: count / n for sigma, count in right.items()}
+
+
+def latency_ms(
+    net: nn.Module, example: Tensor, repeats: int = 50, *, warmup: int = 5, batch: int = 1
+) -> float:
+    """Median wall-clock time of one forward pass, in milliseconds.
+
+    Measured in evaluation mode without gradients, on the device of `example` and
+    with torch's current number of threads, after `warmup` passes that do not count.
+
+    Args:
+        net: a module on the same device as `example`.
+        example: images ``[B, C, H, W]``; the first `batch` are used.
+        repeats: timed passes, at least 1.
+        warmup: untimed passes before them.
+        batch: examples per pass. The default, 1, is what ``report.json`` states.
+    """
+    if repeats < 1 or warmup < 0 or not 1 <= batch <= len(example):
+        raise ConfigError(
+            f"expected repeats >= 1, warmup >= 0 and 1 <= batch <= {len(example)}, got repeats={repeats}, "
+            f"warmup={warmup}, batch={batch}; change the settings or pass a longer example"
+        )
+    x = example[:batch]
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(x.device.type, lambda: None)
+    times = []
+    with eval_mode(net), torch.no_grad():
+        for _ in range(warmup + repeats):
+            wait()
+            start = time.perf_counter()
+            net(x)
+            wait()
+            times.append(time.perf_counter() - start)
+    return statistics.median(times[warmup:]) * 1e3
+
+
+def module_bytes(net: nn.Module) -> int:
+    """Bytes of all parameters and buffers, each shared tensor once.
+
+    >>> module_bytes(nn.Linear(3, 2))   # (6 + 2) float32
+    32
+    """
+    tensors = [*net.parameters(), *net.buffers()]
+    return sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors}.values())

@@ -1,0 +1,90 @@
+"""`report.json`: every number measured on the module that is saved."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyrobnn.data import Data
+from pyrobnn.errors import CheckpointError
+from pyrobnn.report.cost import count
+from pyrobnn.report.metrics import evaluate, latency_ms
+
+SCHEMA = 1
+_PACKAGES = ("pyrobnn", "torch", "torchvision", "pyro-ppl", "numpy", "arviz")
+
+# What may differ between two measurements of the same network.
+VOLATILE = ("seconds", "latency_ms", "versions")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def measure(net: nn.Module, data: Data, widths: dict[str, int], *, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Test accuracy, NLL, ECE and cost of one network, in fp32; the test set is read here and nowhere else.
+
+    Args:
+        net: a plain network.
+        data: its test part is used.
+        widths: channels per group, for the record.
+        device: where to measure.
+    """
+    net = net.to(device).eval()
+    metrics = evaluate(net, data.test, device=device, precision="fp32")
+    example = data.example.to(device)
+    cost = count(net, example)
+    return {
+        "accuracy": metrics.accuracy,
+        "nll": metrics.nll,
+        "ece": metrics.ece,
+        "params": cost.params,
+        "nonzero_params": cost.nonzero_params,
+        "macs": cost.macs,
+        "bytes": cost.bytes,
+        "latency_ms": latency_ms(net, example),
+        "widths": dict(widths),
+    }
+
+
+def reduction(dense: dict[str, Any], compact: dict[str, Any]) -> dict[str, float]:
+    """Fractions removed."""
+    return {key: 1 - compact[key] / dense[key] for key in ("params", "macs", "nonzero_params")}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON to a temporary name, then rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} not found: expected a run directory written by pyrobnn compress") from error
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): run pyrobnn compress again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is damaged (no JSON object): run pyrobnn compress again")
+    return content

@@ -1,0 +1,113 @@
+"""A run directory: what is in it, how it is written, and how the compact network comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyrobnn.errors import CheckpointError, NetError
+from pyrobnn.nets import build_spec, read_weights, save_weights
+from pyrobnn.posterior.arviz import save_netcdf
+from pyrobnn.posterior.summary import Posterior
+from pyrobnn.pruning import PruningPlan, resize_to
+from pyrobnn.report.page import standard_figures, write_page
+from pyrobnn.report.report import SCHEMA, read_json, write_json
+
+COMPACT = "compact.safetensors"
+COMPACT_JSON = "compact.json"
+REPORT = "report.json"
+PLAN = "plan.json"
+CHECKPOINT = "checkpoint.pt"
+DENSE = "dense.safetensors"
+POSTERIOR = "posterior.nc"
+PAGE = "report.html"
+
+
+def write_run(
+    out: Path,
+    *,
+    net: nn.Module,
+    spec: dict[str, Any] | None,
+    plan: PruningPlan,
+    posterior: Posterior | None,
+    report: dict[str, Any],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> None:
+    """Write all files of a finished run; `report.json` comes last, so it marks a complete run."""
+    out.mkdir(parents=True, exist_ok=True)
+    save_weights(net, out / COMPACT, mean=mean, std=std, trained_on=report["trained_on"])
+    write_json(
+        out / COMPACT_JSON,
+        {"schema": SCHEMA, "spec": spec, "mean": list(mean), "std": list(std), "widths": report["compact"]["widths"]},
+    )
+    plan.save(out / PLAN)
+    if posterior is not None and posterior.channels:
+        save_netcdf(posterior, out / POSTERIOR)
+    figures = standard_figures(posterior, report) if posterior is not None else {}
+    write_page(out / PAGE, report, figures, load_path=out.name)
+    write_json(out / REPORT, report)
+
+
+def load_compact(path: str | Path, factory: Callable[[], nn.Module] | None = None) -> nn.Module:
+    """The compact network of a run directory, in eval mode on the CPU, without pickle.
+
+    Args:
+        path: the run directory.
+        factory: builds the dense network; needed when the run was made from a module of your own.
+
+    Returns:
+        A plain `nn.Module`. It takes images normalised with the `mean` and `std` in `compact.json`.
+
+    Raises:
+        CheckpointError: files missing or damaged.
+        NetError: the factory builds another kind of network, or is needed and not given.
+    """
+    path = Path(path)
+    description = read_json(path / COMPACT_JSON)
+    tensors, _ = read_weights(path / COMPACT)
+    spec = description.get("spec")
+    if factory is not None:
+        dense = factory()
+    elif spec is not None:
+        dense = build_spec(spec)
+    else:
+        raise NetError(
+            f"{path} holds a network of a class of your own: pass factory=, a function that builds the dense network"
+        )
+    return resize_to(dense, tensors).eval()
+
+
+def claim(out: Path, *, resume: bool) -> None:
+    """Make the output directory, or say whose it is.
+
+    Raises:
+        CheckpointError: it holds another run, or files of somebody else.
+    """
+    if out.exists() and not out.is_dir():
+        raise CheckpointError(f"--out {out} is a file; give a directory")
+    if out.exists() and any(out.iterdir()) and not resume:
+        what = "another run" if (out / REPORT).exists() or (out / CHECKPOINT).exists() else "other files"
+        raise CheckpointError(f"--out {out} holds {what}: choose another directory, or continue with --resume")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def find_spec(net: nn.Module, sizes: dict[str, int]) -> dict[str, Any] | None:
+    """The built-in network that `net` is, by class and tensor shapes, or None."""
+    from pyrobnn.nets import BUILT_IN, net_spec
+
+    shapes = {name: value.shape for name, value in net.state_dict().items()}
+    for name in BUILT_IN:
+        try:
+            spec = net_spec(name, **sizes)
+            with torch.device("meta"):
+                twin = build_spec(spec)
+        except (NetError, RuntimeError, CheckpointError):
+            continue
+        if type(twin) is type(net) and {n: v.shape for n, v in twin.state_dict().items()} == shapes:
+            return dict(spec)
+    return None

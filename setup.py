@@ -1,0 +1,60 @@
+"""Packaging of pyrobnn; the settings of the tools are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+README = Path(__file__).parent / "README.md"
+
+DEPENDENCIES = [
+    "torch>=2.6",  # torch.load reads weights only by default, torch.func is stable
+    "torchvision>=0.21",  # the release that belongs to torch 2.6
+    "pyro-ppl>=1.9",  # ELBO modules with settings.context(module_local_params=True)
+    "numpy>=1.26",
+    # ArviZ 1.x needs Python 3.12 and has another interface; posterior/arviz.py speaks both.
+    'arviz>=0.20,<1; python_version < "3.12"',
+    'arviz[matplotlib,h5netcdf]>=1.0; python_version >= "3.12"',
+    "matplotlib>=3.8",
+    "h5netcdf>=1.3",
+    "safetensors>=0.4.3",
+    "scikit-learn>=1.4",
+    "torchmetrics>=1.3",
+    "typer>=0.12",
+    "rich>=13.0",
+]
+
+EXTRAS = {
+    "dev": [
+        "pytest>=8.2",
+        "pytest-timeout>=2.3",
+        "ruff>=0.6",
+        "mypy>=1.11",
+        "torch-pruning>=1.5,<2",  # only the oracle of the tests of pyrobnn.groups
+    ],
+    "notebooks": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],
+    "export": ["onnx>=1.16", "onnxscript>=0.2"],
+}
+
+setup(
+    name="pyrobnn",
+    version="0.1.0",
+    description="Bayesian compression of convolutional networks on Pyro: smaller tensors, measured, with a posterior",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["pyrobnn", "pyrobnn.*"]),
+    package_data={"pyrobnn": ["py.typed"]},
+    install_requires=DEPENDENCIES,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["pyrobnn = pyrobnn.cli:main"]},
+    zip_safe=False,
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

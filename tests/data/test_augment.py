@@ -1,0 +1,57 @@
+"""Shifts and flips against brute force."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pyrobnn.data import Augment
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def all_shifts(image: Tensor, reach: int) -> list[Tensor]:
+    """Every window of the zero-padded image, one by one."""
+    _, height, width = image.shape
+    padded = F.pad(image, (reach, reach, reach, reach))
+    steps = range(2 * reach + 1)
+    return [padded[:, top : top + height, left : left + width] for top in steps for left in steps]
+
+
+def test_every_shift_occurs_and_nothing_else() -> None:
+    image = torch.randint(1, 256, (3, 5, 6), dtype=torch.uint8)
+    batch = image.expand(2000, -1, -1, -1)
+    out = Augment(shift=2)(batch, generator())
+    assert out.dtype == torch.uint8 and out.shape == batch.shape
+    windows = torch.stack(all_shifts(image, 2))
+    same = (out[:, None] == windows[None]).flatten(2).all(2)  # [2000, 25]
+    assert bool((same.sum(1) == 1).all())
+    counts = same.sum(0)
+    # 80 of each are expected; five standard deviations of a binomial are 44.
+    assert int(counts.min()) > 36 and int(counts.max()) < 124
+
+
+def test_flip_mirrors_half_of_the_images() -> None:
+    batch = torch.arange(4000 * 6).view(4000, 1, 2, 3).float()
+    out = Augment(flip=True)(batch, generator())
+    kept = (out == batch).flatten(1).all(1)
+    mirrored = (out == batch.flip(3)).flatten(1).all(1)
+    assert bool((kept ^ mirrored).all())
+    assert abs(int(mirrored.sum()) - 2000) < 5 * 32  # a standard deviation is 31.6
+
+
+def test_images_of_a_batch_are_treated_apart_and_left_alone() -> None:
+    batch = torch.randint(0, 256, (8, 3, 8, 8), dtype=torch.uint8)
+    before = batch.clone()
+    one = Augment(shift=2, flip=True)(batch, generator(1))
+    assert torch.equal(batch, before)
+    assert torch.equal(one, Augment(shift=2, flip=True)(batch, generator(1)))
+    assert not torch.equal(one, Augment(shift=2, flip=True)(batch, generator(2)))
+
+
+def test_no_augmentation_is_the_identity() -> None:
+    batch = torch.rand(2, 1, 4, 4)
+    assert Augment()(batch, generator()) is batch

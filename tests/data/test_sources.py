@@ -1,0 +1,395 @@
+"""Every kind of source, good and bad."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from pyrobnn.data import Augment, load_data
+from pyrobnn.data.named import TORCHVISION, cache_dir
+from pyrobnn.errors import DataError
+
+
+def arrays(shape: tuple[int, ...] = (6, 5), train: int = 40, test: int = 10) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "x_train": rng.integers(0, 256, (train, *shape), dtype=np.uint8),
+        "y_train": np.arange(train) % 4,
+        "x_test": rng.integers(0, 256, (test, *shape), dtype=np.uint8),
+        "y_test": np.arange(test) % 4,
+    }
+
+
+def save(path: Path, **changes: Any) -> Path:
+    np.savez(path, **{key: value for key, value in (arrays() | changes).items() if value is not None})
+    return path
+
+
+# Digits and named sets.
+
+
+def test_digits() -> None:
+    data = load_data("digits")
+    assert (len(data.train), len(data.valid), len(data.test)) == (1078, 120, 599)
+    assert data.image_shape == (1, 8, 8) and data.num_classes == 10
+    assert data.train.images.max() == 255 and data.train.images.dtype == torch.uint8
+    assert load_data("digits").fingerprint == data.fingerprint
+    assert load_data("digits", split_seed=1).fingerprint != data.fingerprint
+    shifted = load_data("digits", augment=Augment(shift=1))
+    assert shifted.train.augment == shifted.augmentation == Augment(shift=1)
+    assert shifted.valid.augment is None and shifted.test.augment is None
+    assert load_data(data) is data
+
+
+def test_validation_part_is_cut_from_the_training_part() -> None:
+    data = load_data("digits", valid_fraction=0.25)
+    whole = load_data("digits", valid_fraction=0)
+    assert len(whole.valid) == 0
+    assert len(data.train) + len(data.valid) == len(whole.train)
+    assert torch.equal(data.test.images, whole.test.images)
+    rows = {image.numpy().tobytes() for image in whole.train.images}
+    assert {image.numpy().tobytes() for image in data.valid.images} <= rows
+
+
+def test_a_named_set_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYROBNN_DATA", str(tmp_path))
+    save(tmp_path / "kmnist.npz")
+    data = load_data("kmnist")
+    assert data.name == "kmnist" and data.augmentation == Augment(shift=2)
+    assert load_data("kmnist", augment=None).train.augment is None
+    # The same file by its path is a user's own file: no augmentation unless asked for.
+    assert load_data(tmp_path / "kmnist.npz").augmentation is None
+
+
+class _Fetched(Dataset[Any]):
+    """Stands in for a torchvision data set, which this test must not download."""
+
+    def __init__(self, root: str, train: bool, download: bool) -> None:
+        assert download and Path(root).is_dir()
+        self.part = "train" if train else "test"
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(arrays()[f"x_{self.part}"][index % 10]), index % 4
+
+
+def test_a_missing_named_set_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYROBNN_DATA", str(tmp_path / "cache"))
+    monkeypatch.setattr("torchvision.datasets.KMNIST", _Fetched)
+    data = load_data("kmnist")
+    assert len(data.test) == 20 and data.image_shape == (1, 6, 5)
+    assert [file.name for file in (tmp_path / "cache").iterdir()] == ["kmnist.npz"]
+    monkeypatch.setattr("torchvision.datasets.KMNIST", None)
+    assert load_data("kmnist").fingerprint == data.fingerprint
+
+
+def test_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz:\nlong story")
+
+    monkeypatch.setenv("PYROBNN_DATA", str(tmp_path))
+    monkeypatch.setattr("torchvision.datasets.KMNIST", offline)
+    with pytest.raises(DataError, match=r"cannot fetch kmnist .*or put .*kmnist\.npz there") as caught:
+        load_data("kmnist")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_named_set_exists_in_torchvision() -> None:
+    import torchvision
+
+    assert all(issubclass(getattr(torchvision.datasets, entry[0]), Dataset) for entry in TORCHVISION.values())
+
+
+def test_cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYROBNN_DATA", str(tmp_path))
+    assert cache_dir() == tmp_path
+    monkeypatch.delenv("PYROBNN_DATA")
+    assert cache_dir().name == "pyrobnn"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cifar-10", "did you mean cifar10"),
+        ("digit", "did you mean digits"),
+        ("qqqqqq", "known are digits, mnist"),
+        ("some/where", "not found"),
+        ("nowhere.npz", "not found"),
+    ],
+)
+def test_unknown_names(name: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_data(name)
+
+
+def test_real_sets(shared_data: Path) -> None:
+    data = load_data(shared_data / "mnist.npz")
+    assert (len(data.train), len(data.valid), len(data.test)) == (54_000, 6_000, 10_000)
+    assert data.mean[0] == pytest.approx(0.1307, abs=5e-4) and data.std[0] == pytest.approx(0.3081, abs=5e-4)
+    data = load_data(shared_data / "cifar10.npz")
+    assert data.train.labels.bincount().tolist() == [4500] * 10
+    assert data.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=5e-4)
+    assert data.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=5e-4)
+
+
+# .npz files.
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((6, 5), (1, 6, 5)),
+        ((6, 5, 3), (3, 6, 5)),
+        ((3, 6, 5), (3, 6, 5)),
+        ((6, 6, 7), (7, 6, 6)),
+        ((7, 6, 6), (7, 6, 6)),
+        ((3, 4, 4), (3, 4, 4)),
+        ((4, 4, 3), (3, 4, 4)),
+        ((1, 28, 28), (1, 28, 28)),
+    ],
+)
+def test_layouts(tmp_path: Path, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    given = arrays(shape)
+    data = load_data(save(tmp_path / "a.npz", **given))
+    assert data.image_shape == expected
+    pixels = torch.from_numpy(given["x_test"])
+    if expected != shape and len(shape) == 3:
+        pixels = pixels.permute(0, 3, 1, 2)
+    assert torch.equal(data.test.images, pixels.reshape(-1, *expected))
+
+
+def test_labels_of_keras_shape_and_any_integer_type(tmp_path: Path) -> None:
+    labels = arrays()["y_train"].astype(np.uint8)[:, None]
+    data = load_data(save(tmp_path / "a.npz", y_train=labels))
+    assert data.num_classes == 4 and data.train.labels.dtype == torch.int64
+
+
+def test_a_file_is_read_again_only_if_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "a.npz")
+    first = load_data(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "load", None)
+        assert load_data(path).fingerprint == first.fingerprint
+    save(path, x_train=arrays(train=41)["x_train"], y_train=arrays(train=41)["y_train"])
+    assert load_data(path).fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y_test": None}, "'y_test' is missing"),
+        (
+            {"x_train": arrays()["x_train"] / 255},
+            r"x_train expected uint8 pixels 0-255, got float64; .*\(x \* 255\)",
+        ),
+        ({"x_train": arrays()["x_train"].astype(int)}, r"got int64; convert them with \.astype"),
+        ({"x_train": arrays((2, 7, 9))["x_train"]}, "could be NHWC or NCHW"),
+        ({"x_train": np.zeros((40, 5), dtype=np.uint8)}, r"expected images \[N, H, W\]"),
+        ({"x_test": arrays((6, 6))["x_test"]}, r"\[C, H, W\] = \[1, 6, 5\], got \[1, 6, 6\]"),
+        ({"y_train": np.arange(39) % 4}, "got 40 images and 39 labels"),
+        ({"y_train": np.zeros(40, dtype=int)}, "at least two classes"),
+        ({"y_train": np.arange(40) % 4 - 1}, "labels from 0, got -1"),
+        ({"y_train": np.arange(40) % 4 + 1}, "no training image with label 0"),
+        ({"y_train": (np.arange(40) % 4).astype(float)}, "integer labels, got float64"),
+        ({"y_train": np.eye(4, dtype=int)[np.arange(40) % 4]}, "one-hot"),
+        ({"y_test": np.arange(10)}, "test labels 0-3 .*got 9"),
+        ({"x_test": np.zeros((0, 6, 5), dtype=np.uint8), "y_test": np.zeros(0, dtype=int)}, "got none"),
+        ({"x_train": arrays()["x_train"][:4], "y_train": np.arange(4)}, "at least 2 images of a class"),
+        ({"y_train": np.array([None] * 40)}, "not a readable .npz"),
+    ],
+)
+def test_bad_npz_gives_one_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = save(tmp_path / "a.npz", **changes)
+    with pytest.raises(DataError, match=message) as caught:
+        load_data(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_and_other_files(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.npz")
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(DataError, match="not a readable .npz"):
+        load_data(path)
+    np.save(tmp_path / "b.npy", np.zeros(3))
+    with pytest.raises(DataError, match="got one array"):
+        load_data(tmp_path / "b.npy")
+    (tmp_path / "c.npz").write_bytes(b"")
+    with pytest.raises(DataError, match="not a readable .npz"):
+        load_data(tmp_path / "c.npz")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"valid_fraction": 1.0}, {"valid_fraction": -0.1}, {"test_fraction": 0.0}, {"test_fraction": 1.5}],
+)
+def test_fractions(settings: dict[str, float]) -> None:
+    with pytest.raises(DataError, match=f"expected a {next(iter(settings))}"):
+        load_data("digits", **settings)  # type: ignore[arg-type]
+
+
+def test_given_normalisation_wins(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.npz")
+    assert load_data(path, mean=[0.0], std=[1.0]).mean == (0.0,)
+    assert load_data(path, mean=[0.0]).std == load_data(path).std
+
+
+# Image folders.
+
+
+def paint(root: Path, count: int = 6, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Path:
+    """Two classes whose images are all dark or all bright."""
+    for level, name in ((10, "dark"), (200, "bright")):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            colour = level if mode == "L" else (level, level + 1, level + 2)
+            Image.new(mode, size, colour).save(root / name / f"{number}.png")
+    return root
+
+
+def test_folder_with_train_and_test(tmp_path: Path) -> None:
+    paint(tmp_path / "train", count=10)
+    paint(tmp_path / "test", count=3)
+    data = load_data(tmp_path)
+    assert (len(data.train), len(data.valid), len(data.test)) == (18, 2, 6)
+    assert data.image_shape == (3, 8, 8)
+    # Classes are numbered in alphabetical order: bright is 0. Channels come in the order red, green, blue.
+    assert torch.equal(
+        data.test.images[:, 0, 0, 0], torch.where(data.test.labels == 0, 200, 10).to(torch.uint8)
+    )
+    assert data.test.images[0, :, 0, 0].tolist() == [200, 201, 202]
+
+
+def test_folder_of_classes_alone_is_split(tmp_path: Path) -> None:
+    data = load_data(str(paint(tmp_path, count=20, mode="L")), test_fraction=0.5)
+    assert data.image_shape == (1, 8, 8)
+    assert data.test.labels.bincount().tolist() == [10, 10]
+
+
+def test_val_is_the_test_set_where_there_is_no_other(tmp_path: Path) -> None:
+    paint(tmp_path / "train")
+    paint(tmp_path / "val", count=2)
+    assert len(load_data(tmp_path).test) == 4
+
+
+def test_images_of_different_size_are_resized(tmp_path: Path) -> None:
+    paint(tmp_path / "train", size=(20, 10))
+    paint(tmp_path / "test", size=(9, 9))
+    assert load_data(tmp_path).image_shape == (3, 64, 64)
+    assert load_data(tmp_path, image_size=16).image_shape == (3, 16, 16)
+
+
+def test_bad_folders(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="one sub-folder with images per class"):
+        load_data(tmp_path)
+    (tmp_path / "cats").mkdir()
+    with pytest.raises(DataError, match="one sub-folder with images per class"):
+        load_data(tmp_path)
+    root = paint(tmp_path / "set" / "train").parent
+    with pytest.raises(DataError, match="train but no test folder"):
+        load_data(root)
+    (paint(root / "test") / "dark").rename(root / "test" / "dusky")
+    with pytest.raises(DataError, match="'dark' in one only"):
+        load_data(root)
+    (root / "test" / "dusky").rename(root / "test" / "dark")
+    whole = (root / "test" / "dark" / "0.png").read_bytes()
+    (root / "test" / "dark" / "0.png").write_bytes(whole[:-30])
+    with pytest.raises(DataError, match=r"0\.png is a damaged image"):
+        load_data(root)
+    (root / "test" / "dark" / "0.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"0\.png is not a readable image"):
+        load_data(root)
+
+
+# Torch data sets.
+
+
+class Pictures(Dataset[Any]):
+    """Gives whatever `kind` says, the way transforms of users do."""
+
+    def __init__(self, kind: str, count: int = 20) -> None:
+        self.kind, self.count = kind, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:
+        array = np.full((4, 5, 3), index * 10 % 256, dtype=np.uint8)
+        image: Any = {
+            "pil": lambda: Image.fromarray(array),
+            "grey": lambda: Image.fromarray(array[:, :, 0]),
+            "numpy": lambda: array,
+            "tensor": lambda: torch.from_numpy(array).permute(2, 0, 1) / 255,
+            "sizes": lambda: array[: 1 + index % 2],
+            "nan": lambda: torch.full((1, 2, 2), float("nan")),
+            "vector": lambda: torch.zeros(3),
+        }[self.kind]()
+        return image, torch.tensor(index % 2)
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return (Pictures("tensor")[index] for index in range(20))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "dtype"),
+    [
+        ("pil", (3, 4, 5), torch.uint8),
+        ("grey", (1, 4, 5), torch.uint8),
+        ("numpy", (3, 4, 5), torch.uint8),
+        ("tensor", (3, 4, 5), torch.float32),
+    ],
+)
+def test_datasets(kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    data = load_data((Pictures(kind), Pictures(kind, count=4)))
+    assert data.image_shape == shape and data.train.images.dtype == dtype
+    assert (len(data.train), len(data.valid), len(data.test)) == (18, 2, 4)
+    x = torch.cat([x for x, _ in data.train.batches(5)])
+    assert abs(float(x.mean())) < 1e-5  # standardised, whatever the pixels were
+    single = load_data(Pictures(kind))
+    assert (len(single.train), len(single.valid), len(single.test)) == (14, 2, 4)
+    assert single.name == "Pictures"
+
+
+def test_loaders_streams_and_arrays() -> None:
+    reference = load_data(Pictures("tensor"))
+    assert load_data(DataLoader(Pictures("tensor"), batch_size=7)).fingerprint == reference.fingerprint
+    assert load_data(Stream()).fingerprint == reference.fingerprint
+    images = torch.stack([Pictures("tensor")[index][0] for index in range(20)])
+    labels = torch.arange(20) % 2
+    assert load_data(TensorDataset(images, labels)).fingerprint == reference.fingerprint
+    keras = arrays()
+    pair = load_data(((keras["x_train"], keras["y_train"]), (keras["x_test"], keras["y_test"])))
+    assert pair.image_shape == (1, 6, 5)
+    tensors = load_data(((images, labels), (images[:4], labels[:4])))
+    assert torch.equal(tensors.test.images, images[:4])
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (Pictures("sizes"), r"images of one size .*number 1; resize"),
+        (Pictures("nan"), "finite pixels"),
+        (Pictures("vector"), r"images \[C, H, W\], got shape \(3,\)"),
+        (Pictures("pil", count=0), "empty data set"),
+        (TensorDataset(torch.zeros(4, 1, 2, 2)), r"expected \(image, label\)"),
+        (TensorDataset(torch.zeros(4, 1, 2, 2), torch.zeros(4, 3)), "expected a class number as label"),
+        (TensorDataset(torch.zeros(4, 1, 2, 2), torch.full((4,), 0.5)), "expected a class number as label"),
+        (TensorDataset(torch.zeros(4, 1, 2, 2, dtype=torch.int32), torch.arange(4)), "uint8 or float images"),
+        (3, "got int"),
+        ((1, 2), "train: expected a Dataset, a DataLoader"),
+    ],
+)
+def test_bad_datasets(source: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_data(source)
