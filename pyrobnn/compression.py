@@ -20,7 +20,7 @@ from pyrobnn.likelihoods import Likelihood
 from pyrobnn.methods.base import Request
 from pyrobnn.methods.journal import Journal
 from pyrobnn.methods.registry import get_method
-from pyrobnn.methods.road import common_road
+from pyrobnn.methods.road import common_road, scratch_road
 from pyrobnn.methods.run import Run
 from pyrobnn.methods.schedule import share_out
 from pyrobnn.nets import build_spec, check_fits, load_weights, net_spec, save_weights
@@ -95,6 +95,7 @@ def compress(
     min_channels: int = 1,
     round_to: int | None = None,
     estimator: str | None = None,
+    from_scratch: PruningPlan | None = None,
     precision: str = "auto",
     device: str = "auto",
     likelihood: Likelihood | None = None,
@@ -117,6 +118,8 @@ def compress(
         protect: patterns of group or module names that are not cut.
         min_channels, round_to: lower bound and multiple of kept channels per group.
         estimator: `weight`, `local` or `moments`; default by method.
+        from_scratch: a control: train the compact architecture of this plan from fresh weights, for
+            `epochs` passes, with no posterior and no dense network.
         precision: `auto`, `fp32` or `bf16`. device: `auto`, `cpu`, `cuda` or `mps`.
         likelihood: of the targets; categorical by default.
         out: run directory, written as the run goes on (checkpoint after each epoch).
@@ -131,8 +134,18 @@ def compress(
     """
     start = time.perf_counter()
     request = Request(
-        method, target_macs, target_params, max_drop, epochs, minutes, seed, min_channels, round_to, estimator,
-        precision, device,
+        method,
+        target_macs,
+        target_params,
+        max_drop,
+        epochs,
+        minutes,
+        seed,
+        min_channels,
+        round_to,
+        estimator,
+        precision,
+        device,
     )
     chosen = get_method(method)
     source = data if isinstance(data, str | Path) else None
@@ -165,6 +178,7 @@ def compress(
         "data": data.fingerprint,
         "net": [[name, list(value.shape)] for name, value in net.state_dict().items()],
         "weights": None if weights is None else str(weights),
+        "from_scratch": None if from_scratch is None else from_scratch.to_json(),
     }
     if path is not None:
         claim(path, resume=resume)
@@ -174,11 +188,16 @@ def compress(
     schedule = share_out(chosen, request, data, net, trained=trained)
     if share is not None:  # a time budget was turned into epochs when the run began
         schedule = replace(schedule, dense=share[0], infer=tuple(share[1]), tune=share[2], retune=share[3])
-    journal.step("schedule", lambda carry: {"share": [schedule.dense, list(schedule.infer), schedule.tune, schedule.retune]})
+    journal.step(
+        "schedule", lambda carry: {"share": [schedule.dense, list(schedule.infer), schedule.tune, schedule.retune]}
+    )
     run = Run(
         net, table, data, chosen, request, schedule, journal, trained=trained, likelihood=likelihood, progress=progress
     )
-    (chosen.road or common_road)(run)
+    if from_scratch is not None:
+        scratch_road(run, from_scratch)
+    else:
+        (chosen.road or common_road)(run)
     journal.step("finished", lambda carry: {"seconds": spent_before + time.perf_counter() - start})
     return _finish(run, spec, source, path, trained_on, clean)
 
@@ -221,7 +240,7 @@ def _finish(
     epochs = dict(run.carry["epochs"])
     report = {
         "schema": SCHEMA,
-        "method": run.method.name,
+        "method": "from-scratch" if run.carry.get("scratch") else run.method.name,
         "model": spec["model"] if spec else type(run.template).__name__,
         "data": str(source) if source is not None else data.name,
         "seed": run.request.seed,

@@ -17,7 +17,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pyrobnn.errors import ConfigError
+from pyrobnn.errors import ConfigError, DataError
 from pyrobnn.likelihoods import Categorical, Likelihood
 from pyrobnn.priors.base import NetView, Prior, PriorFunction
 
@@ -138,6 +138,11 @@ class BayesianModel(PyroModule):
         self.seen = tuple(part[:1].detach() for part in (x, y) if isinstance(part, Tensor))
         size = len(y) if y is not None else len(output)
         distribution = self.likelihood(output)
+        if y is not None and distribution.shape() != y.shape:  # it would broadcast, silently
+            raise DataError(
+                f"the likelihood of this output expects targets of shape {tuple(distribution.shape())}, "
+                f"got {tuple(y.shape)}: reshape the targets or the output"
+            )
         # Explicit indices: pyro.plate would otherwise draw a permutation of all N at every step.
         with pyro.plate("data", self.data_size, subsample=torch.arange(size), device="cpu"):
             pyro.sample("obs", distribution, obs=y)

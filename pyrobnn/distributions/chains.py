@@ -38,6 +38,8 @@ class SupportMessages:
         extrinsic: what the prior and all other weights say about a weight, the same shape.
         log_normaliser: log Σ_s p(s) exp(Σ ℓ s), `[*batch]` (an approximation for crossing chains).
         filters: posterior log-odds of t_f, `[*batch, filters]`; None for crossing chains.
+        live: posterior log-odds that a filter has any weight in its support, `[*batch, filters]`: t_f = 1
+            and not empty. For crossing chains the bound by the filter's likeliest weight.
         inner: messages inside the filters, given t_f = 1 (along rows for crossing chains).
         outer: messages over the filters (along columns for crossing chains).
     """
@@ -46,6 +48,7 @@ class SupportMessages:
     extrinsic: Tensor
     log_normaliser: Tensor
     filters: Tensor | None
+    live: Tensor
     inner: ChainMessages
     outer: ChainMessages
 
@@ -97,6 +100,14 @@ def two_level_messages(
     inner = chain_messages(log_odds, per_filter(p01), per_filter(p10))
     outer = chain_messages(inner.log_normaliser, filter_p01, filter_p10)
     given_on = inner.posterior  # log-odds of s given t_f = 1
+    # A live filter may still be empty: p(s_f = 0 | t_f = 1) / Z_f of its posterior mass.
+    move01, move10 = inner.transitions
+    steps = log_odds.shape[-1] - 1
+    log_empty = (move10 / (move01 + move10)).log() + steps * torch.log1p(-move01) - inner.log_normaliser
+    tiny = torch.finfo(log_empty.dtype).tiny
+    log_full = (-torch.expm1(log_empty.clamp_max(0))).clamp_min(tiny).log()
+    log_live = logsigmoid(outer.posterior)
+    live = log_live + log_full - torch.logaddexp(logsigmoid(-outer.posterior), log_live + log_empty)
     on = outer.posterior.unsqueeze(-1)
     # P(t)·P(s=1|t) against P(t)·P(s=0|t) + P(not t), everything divided by P(not t).
     posterior = on + logsigmoid(given_on) - softplus(on + logsigmoid(-given_on))
@@ -105,6 +116,7 @@ def two_level_messages(
         extrinsic=posterior - inner.evidence,
         log_normaliser=outer.log_normaliser,
         filters=outer.posterior,
+        live=live,
         inner=inner,
         outer=outer,
     )

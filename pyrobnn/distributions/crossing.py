@@ -57,7 +57,8 @@ def crossing_messages(
     loaded = _sweep(log_odds, p01, p10, column_p01, column_p10, sweeps)
     empty = _sweep(torch.zeros_like(loaded[0]), p01, p10, column_p01, column_p10, sweeps)
     evidence, extrinsic, rows, columns, log_z = loaded
-    return SupportMessages(evidence, extrinsic, log_z - empty[-1], None, rows, columns)
+    live = (extrinsic + evidence).amax(-1)
+    return SupportMessages(evidence, extrinsic, log_z - empty[-1], None, live, rows, columns)
 
 
 def _sweep(
@@ -144,9 +145,7 @@ class CrossingChains(TorchDistribution):
         shape = self._extended_shape(torch.Size(sample_shape))
         shared = _shared_log_odds(self.p01, self.p10, self.column_p01, self.column_p10, self.p01)
         state = torch.bernoulli(shared.sigmoid().expand(shape))
-        i, j = torch.meshgrid(
-            *(torch.arange(n, device=state.device) for n in self.event_shape), indexing="ij"
-        )
+        i, j = torch.meshgrid(*(torch.arange(n, device=state.device) for n in self.event_shape), indexing="ij")
         for _ in range(self.gibbs_sweeps):
             for colour in (0, 1):
                 odds = _neighbours(state, self.p01, self.p10)
@@ -169,8 +168,6 @@ def _neighbours(state: Tensor, p01: Tensor, p10: Tensor) -> Tensor:
     return total
 
 
-def _shared_log_odds(
-    p01: Probability, p10: Probability, c01: Probability, c10: Probability, like: Tensor
-) -> Tensor:
+def _shared_log_odds(p01: Probability, p10: Probability, c01: Probability, c10: Probability, like: Tensor) -> Tensor:
     parts = [torch.as_tensor(p, dtype=like.dtype, device=like.device) for p in (p01, p10, c01, c10)]
     return (parts[0].log() - parts[1].log() + parts[2].log() - parts[3].log()) / 2

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pyrobnn.errors import ConfigError, NetError
 from pyrobnn.groups import rules_layers as rules_layers
 from pyrobnn.groups.rules_ops import output_labels
-from pyrobnn.groups.table import ChannelGroup, ChannelTable, MapInput, Member, NetFacts, Role, compact_rows
+from pyrobnn.groups.table import ChannelGroup, ChannelTable, MapInput, Member, NetFacts, Role
 from pyrobnn.groups.trace import Tracer, tensors_in
 from pyrobnn.groups.trial import try_groups
 
@@ -139,37 +139,67 @@ def _table(
         del by_name[name]
     refused = {name: refused[name] for name in sorted(refused, key=order_of.__getitem__) if name not in by_name}
 
-    unit_of: dict[int, tuple[str, int]] = {}
-    for name, units in by_name.items():
-        for unit, (_, root) in enumerate(sorted(units)):
-            unit_of[root] = (name, unit)
-    members: dict[str, list[Member]] = {name: [] for name in by_name}
+    units_of = {name: [root for _, root in sorted(units)] for name, units in by_name.items()}
+    names = sorted(units_of, key=order_of.__getitem__)
+    where = _UnitLookup(names, units_of)
+    members: dict[str, list[Member]] = {name: [] for name in names}
     for (tensor, axis), labels in roots.items():
         role: Role = _role(tracer.roles[tensor, axis])
-        for name, index in _positions(labels, unit_of, by_name).items():
+        for name, index in where.positions(labels).items():
             members[name].append(Member(tensor, axis, index, role))
     maps = {}
     for index_name, inputs in tracer.map_inputs.items():
         labels = ledger.roots(inputs)
         weight_name = f"{index_name.removesuffix('index')}weight"
-        slots = labels[tracer.tensors[index_name].cpu()]
         unused = tracer.tensors[weight_name].cpu() == 0
-        slots = torch.where(unused, -1, slots)
-        for name, index in _positions(slots, unit_of, by_name).items():
+        slots = labels[tracer.tensors[index_name].cpu()].masked_fill(unused, -1)
+        for name, index in where.positions(slots).items():
             members[name].append(Member(weight_name, 0, index, "map"))
-        source = [
-            (name, torch.tensor([u if n == name else -1 for n, u in units], dtype=torch.int64))
-            for units in [[unit_of.get(root, ("", -1)) for root in labels.tolist()]]
-            for name in dict.fromkeys(n for n, _ in units if n)
-        ]
-        maps[index_name] = MapInput(labels.numel(), tuple(source))
-    groups = [
-        ChannelGroup(name, len(by_name[name]), tuple(members[name]))
-        for name in sorted(by_name, key=order_of.__getitem__)
-    ]
+        maps[index_name] = MapInput(labels.numel(), where.units(labels))
+    groups = [ChannelGroup(name, len(units_of[name]), tuple(members[name])) for name in names]
     uses = tuple((tensor, positions // batch) for tensor, positions in tracer.uses)
-    facts = NetFacts(dict(shapes), parameters, uses, maps, _gate_norms(tracer, groups, unit_of))
+    facts = NetFacts(dict(shapes), parameters, uses, maps, _gate_norms(tracer, groups, where))
     return ChannelTable(groups, facts, refused)
+
+
+class _UnitLookup:
+    """From the representative of a class to its group and unit."""
+
+    def __init__(self, names: list[str], units_of: Mapping[str, list[int]]) -> None:
+        self.names = names
+        self.unit_of = {root: (at, unit) for at, name in enumerate(names) for unit, root in enumerate(units_of[name])}
+        self.channels = [len(units_of[name]) for name in names]
+
+    def _rows(self, roots: Tensor) -> Tensor:
+        """``[size, 2]``: group number and unit, -1 where nothing can be cut."""
+        values, inverse = roots.unique(return_inverse=True)
+        rows = [self.unit_of.get(root, (-1, -1)) for root in values.tolist()]
+        return torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)[inverse]
+
+    def positions(self, roots: Tensor) -> dict[str, Tensor]:
+        """Where the units of each group are on one axis: ``[channels, k]``, -1 for nothing."""
+        rows = self._rows(roots)
+        tables = {}
+        for group in rows[:, 0].unique().tolist():
+            if group < 0:
+                continue
+            positions = (rows[:, 0] == group).nonzero().squeeze(1)
+            units, order = rows[positions, 1].sort(stable=True)
+            counts = torch.bincount(units, minlength=self.channels[group])
+            column = torch.arange(units.numel()) - (counts.cumsum(0) - counts)[units]
+            index = torch.full((self.channels[group], int(counts.max())), -1, dtype=torch.int64)
+            index[units, column] = positions[order]
+            tables[self.names[group]] = index
+        return tables
+
+    def units(self, roots: Tensor) -> tuple[tuple[str, Tensor], ...]:
+        """Per group on this axis, the unit of every position, or -1."""
+        rows = self._rows(roots)
+        return tuple(
+            (self.names[group], torch.where(rows[:, 0] == group, rows[:, 1], -1))
+            for group in rows[:, 0].unique().tolist()
+            if group >= 0
+        )
 
 
 def _group_name(tensor: str) -> str:
@@ -184,36 +214,17 @@ def _role(roles: set[str]) -> Role:
     return "through"
 
 
-def _positions(
-    labels: Tensor, unit_of: Mapping[int, tuple[str, int]], by_name: Mapping[str, list[Any]]
-) -> dict[str, Tensor]:
-    """Where the units of each group are on one axis: ``[channels, k]``, -1 for nothing."""
-    found: dict[str, dict[int, list[int]]] = {}
-    for position, root in enumerate(labels.tolist()):
-        if root in unit_of:
-            name, unit = unit_of[root]
-            found.setdefault(name, {}).setdefault(unit, []).append(position)
-    tables = {}
-    for name, rows in found.items():
-        width = max(len(row) for row in rows.values())
-        index = torch.full((len(by_name[name]), width), -1, dtype=torch.int64)
-        for unit, row in rows.items():
-            index[unit, : len(row)] = torch.tensor(row)
-        tables[name] = compact_rows(index)
-    return tables
-
-
 def _gate_norms(
-    tracer: Tracer, groups: list[ChannelGroup], unit_of: Mapping[int, tuple[str, int]]
+    tracer: Tracer, groups: list[ChannelGroup], where: _UnitLookup
 ) -> dict[str, tuple[str, str]]:
     """Groups whose gate may sit on gamma and beta of the last normalisation (one layer, all paths)."""
     ledger = tracer.ledger
     tags: dict[str, set[str | None]] = {}
     for labels in tracer.consumed:
         for label in set(labels.reshape(-1).tolist()):
-            owner = unit_of.get(ledger.find(label))
+            owner = where.unit_of.get(ledger.find(label))
             if owner is not None:
-                tags.setdefault(owner[0], set()).add(ledger.tag.get(label))
+                tags.setdefault(where.names[owner[0]], set()).add(ledger.tag.get(label))
     norms = {}
     for group in groups:
         seen = tags.get(group.name, set())

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from pyrobnn.errors import PlanError
-from pyrobnn.groups.surgery import Sites, Undo, cut_, mask_
+from pyrobnn.groups.surgery import Sites, Undo, cut_, touched
 from pyrobnn.groups.table import ChannelGroup, ChannelTable
 from pyrobnn.groups.trace import tensors_in
 
-# In float64, rounding is near 1e-15 and a wrong channel is far above this.
-_TOLERANCE = 1e-7
+# A wrong channel is far above both; rounding is far below.
+_TOLERANCE_DOUBLE = 1e-7
 _TOLERANCE_SINGLE = 1e-4
+# Up to this many parameters the trial runs in float64.
+_DOUBLE_UP_TO = 3_000_000
+# Up to this many parameters times groups, every group is cut alone from the start.
+_ALONE_UP_TO = 100_000_000
 _SIZES = (32, 64, 96)
 
 
@@ -26,36 +28,57 @@ def try_groups(net: nn.Module, args: tuple[Any, ...], table: ChannelTable) -> Ch
     """Refuse every group for which compact and mask differ, with what went wrong as the reason.
 
     Each group loses one unit, then a random half, on a small input with random weights and BatchNorm statistics;
-    then all groups together.
+    then all groups together. In large networks groups are first cut in batches, chosen so that for any two groups
+    there is a batch with the one and without the other; only the groups of batches that fail are then cut alone.
     """
     if not len(table):
         return table
     trial = Trial(net, args, table)
     generator = torch.Generator().manual_seed(0)
+    suspects = list(table)
+    if len(table) * table.cost().params > _ALONE_UP_TO:
+        suspects = [group for batch in _failing_batches(trial, generator) for group in batch]
     reasons: dict[str, str] = {}
-    for group in table:
-        for cut in _cuts(group, generator):
-            reason = trial.differs({group.name: cut})
+    for group in dict.fromkeys(group.name for group in suspects):
+        for cut in (_all_but_one(table[group], generator), _about_half(table[group], generator)):
+            reason = trial.differs({group: cut})
             if reason is not None:
-                reasons[group.name] = reason
+                reasons[group] = reason
                 break
-    halves = {g.name: _cuts(g, generator)[-1] for g in table if g.name not in reasons}
+    halves = {group.name: _about_half(group, generator) for group in table if group.name not in reasons}
     if halves and trial.differs(halves) is not None:
-        halves = _agreeing(trial, halves, reasons)
+        _find_disagreeing(trial, halves, reasons)
     return table.without(reasons) if reasons else table
 
 
-def _cuts(group: ChannelGroup, generator: torch.Generator) -> list[Tensor]:
-    """Two keep masks: all but one unit, and a random half."""
-    order = torch.randperm(group.channels, generator=generator)
-    one = torch.ones(group.channels, dtype=torch.bool)
-    one[order[0]] = False
-    half = torch.ones(group.channels, dtype=torch.bool)
-    half[order[: max(1, group.channels // 2)]] = False
-    return [one] if group.channels < 3 else [one, half]
+def _failing_batches(trial: Trial, generator: torch.Generator) -> list[list[ChannelGroup]]:
+    """Cut the groups whose number has a given bit, and those that do not have it, for every bit."""
+    groups = list(trial.table)
+    failing = []
+    for bit in range(max(1, (len(groups) - 1).bit_length())):
+        for value, cut in ((0, _all_but_one), (1, _about_half)):
+            batch = [group for at, group in enumerate(groups) if (at >> bit) & 1 == value]
+            if trial.differs({group.name: cut(group, generator) for group in batch}) is not None:
+                failing.append(batch)
+    return failing
 
 
-def _agreeing(trial: Trial, halves: dict[str, Tensor], reasons: dict[str, str]) -> dict[str, Tensor]:
+def _all_but_one(group: ChannelGroup, generator: torch.Generator) -> Tensor:
+    keep = torch.ones(group.channels, dtype=torch.bool)
+    keep[int(torch.randint(group.channels, (1,), generator=generator))] = False
+    return keep
+
+
+def _about_half(group: ChannelGroup, generator: torch.Generator) -> Tensor:
+    """Cut between a third and two thirds; how many is random, so that two groups rarely lose the same number."""
+    low, high = max(1, group.channels // 3), max(2, min(group.channels, 1 + 2 * group.channels // 3))
+    keep = torch.ones(group.channels, dtype=torch.bool)
+    count = int(torch.randint(low, high, (1,), generator=generator))
+    keep[torch.randperm(group.channels, generator=generator)[:count]] = False
+    return keep
+
+
+def _find_disagreeing(trial: Trial, halves: dict[str, Tensor], reasons: dict[str, str]) -> None:
     """Groups that are right alone but not together: keep adding while mask and compact agree."""
     good: dict[str, Tensor] = {}
     for name, half in halves.items():
@@ -64,7 +87,6 @@ def _agreeing(trial: Trial, halves: dict[str, Tensor], reasons: dict[str, str]) 
             good[name] = half
         else:
             reasons[name] = f"{reason} (together with other groups)"
-    return good
 
 
 class Trial:
@@ -79,7 +101,7 @@ class Trial:
     def __init__(self, net: nn.Module, args: tuple[Any, ...], table: ChannelTable) -> None:
         self.table = table
         self.net = copy.deepcopy(net).eval()
-        self.tolerance = _TOLERANCE
+        self.tolerance = _TOLERANCE_SINGLE
         generator = torch.Generator().manual_seed(0)
         for parameter in self.net.parameters():
             parameter.requires_grad_(False)
@@ -92,14 +114,16 @@ class Trial:
         two = tuple(_noise(arg, generator) for arg in args)
         whole = self._run(two)
         wanted = [tuple(out.shape) for out in tensors_in(whole)]
-        single = two
-        try:
-            self.net.double()
-            two = tuple(_double(arg) for arg in two)
-            self._run(two)
-        except (RuntimeError, TypeError):  # the forward pass has a dtype written into it
-            self.net.float()
-            two, self.tolerance = single, _TOLERANCE_SINGLE
+        if self.table.cost().params <= _DOUBLE_UP_TO:
+            single = two
+            try:
+                self.net.double()
+                two = tuple(_double(arg) for arg in two)
+                self._run(two)
+                self.tolerance = _TOLERANCE_DOUBLE
+            except (RuntimeError, TypeError):  # the forward pass has a dtype written into it
+                self.net.float()
+                two = single
         if len(two) == 1 and isinstance(two[0], Tensor) and two[0].dim() == 4:
             for size in _SIZES:
                 if min(two[0].shape[2:]) <= size:
@@ -125,32 +149,34 @@ class Trial:
     def differs(self, keep: dict[str, Tensor]) -> str | None:
         """What is wrong with this cut, or None if compact equals mask."""
         flat = self.table.flat(keep, fill=True).bool()
-        changed = [*self.table.cut_axes, *self.table.read_axes, *self.table.facts.maps]
-        names = dict.fromkeys(name for name in changed if self._is_touched(name, keep))
-        undo = Undo(self.sites.modules(names))
-        try:
-            mask_(self.sites, self.table, flat)
-            masked = self.outputs()
-        finally:
-            undo()
+        if any(not bool(flat[units].any()) for axes in self.table.cut_axes.values() for units in axes.values()):
+            return None  # leaves nothing of a layer: refused when a plan asks for it
+        masked = self._masked(flat)
+        undo = Undo(self.sites.modules(touched(self.table, flat)))
         try:
             cut_(self.sites, self.table, flat)
             compact = self.outputs()
-        except PlanError:
-            return None  # such a cut is refused when it is asked for
         except Exception as error:
             return f"the cut network does not run ({type(error).__name__}: {_first_line(error)})"
         finally:
             undo()
         return compare(masked, compact, self.tolerance)
 
-    def _is_touched(self, name: str, keep: Iterable[str]) -> bool:
-        names = set(keep)
-        return any(m.tensor == name for g in self.table if g.name in names for m in g.members) or any(
-            group in names for group, _ in self.table.facts.maps[name].units
-        ) if name in self.table.facts.maps else any(
-            m.tensor == name for g in self.table if g.name in names for m in g.members
-        )
+    def _masked(self, keep: Tensor) -> list[Tensor]:
+        """Outputs with zeros in place, which are then taken back: large layers are not copied."""
+        saved = []
+        for name, axes in self.table.read_axes.items():
+            for axis, units in axes.items():
+                gone = (~keep[units]).nonzero().squeeze(1)
+                if gone.numel():
+                    tensor = self.sites.get(name).detach()
+                    gone = gone.to(tensor.device)
+                    saved.append((tensor, axis, gone, tensor.index_select(axis, gone)))
+                    tensor.index_fill_(axis, gone, 0)
+        outputs = self.outputs()
+        for tensor, axis, gone, values in reversed(saved):
+            tensor.index_copy_(axis, gone, values)
+        return outputs
 
 
 def compare(masked: list[Tensor], compact: list[Tensor], tolerance: float) -> str | None:
@@ -177,14 +203,14 @@ def _randomise(net: nn.Module, generator: torch.Generator) -> None:
             if id(parameter) in seen or not parameter.is_floating_point():
                 continue
             seen.add(id(parameter))
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() >= 2:
-                noise = noise * (2.0 / max(1, parameter[0].numel())) ** 0.5
+            noise = torch.rand(parameter.shape, generator=generator)
+            if parameter.dim() >= 2:  # variance 2 / fan-in
+                noise.sub_(0.5).mul_((24.0 / max(1, parameter[0].numel())) ** 0.5)
             elif isinstance(module, _NormBase):
-                noise = 1.0 + 0.3 * noise
+                noise.add_(0.5)
             else:
-                noise = 0.3 * noise + 0.2
-            parameter.copy_(noise.to(parameter))
+                noise.sub_(0.3)
+            parameter.copy_(noise)
 
 
 def _match_statistics(net: nn.Module, args: tuple[Any, ...], generator: torch.Generator) -> None:

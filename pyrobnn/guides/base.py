@@ -80,5 +80,7 @@ class Guide(PyroModule):
             registry = owner._parameters if leaf in owner._parameters else owner._buffers
             old = registry[leaf]
             new = cut(old.detach(), layout, table, plan).clone()
-            registry[leaf] = torch.nn.Parameter(new, requires_grad=old.requires_grad) if leaf in owner._parameters else new
+            registry[leaf] = (
+                torch.nn.Parameter(new, requires_grad=old.requires_grad) if leaf in owner._parameters else new
+            )
         return small

@@ -6,7 +6,7 @@ sum-product (*Module B*). q(s) is the posterior of the chains given the evidence
 so every update is coordinate ascent on the ELBO.
 
 Source: Xia, Tsang, Lau 2023; Liu et al. 2020 for the formulas. The loop and the layout of the
-chains are reconstructed. `factors="joint"` is ours: it keeps ρ dependent on s.
+chains are reconstructed. The default `factors="joint"` is ours: it keeps ρ dependent on s.
 """
 
 from __future__ import annotations
@@ -71,14 +71,17 @@ class TurboGuide(Guide):
     """Posterior of a network under a :class:`~pyrobnn.priors.turbo.Turbo` prior.
 
     Per tensor: `loc`, `log_scale` (parameters, of μ and σ); `shape`, `rate` (ã, b̃), `support` (π̃),
-    `extrinsic` (what the chains say, as log-odds), `filters` (log-odds of t), `transitions` and
+    `extrinsic` (what the chains say, as log-odds), `filters` (log-odds that a filter has a support), `transitions` and
     `divergence` (buffers, moved by :meth:`update`). All are in the state dict.
 
     Args:
         model: a model with a `Turbo` prior.
-        init_scale: initial σ relative to each tensor's root mean square.
-        factors: `"mean-field"`, q(ρ)q(s) as published, or `"joint"`, q(s)q(ρ|s). The published form
-            stays in whichever of on and off a weight starts; the joint form does not depend on the start.
+        init_scale: initial σ relative to each tensor's root mean square. With the default prior a weight is
+            in the support from √⟨w²⟩ ≈ 0.03 root mean squares on; a wider start puts all of them in.
+        factors: `"joint"`, q(s)q(ρ|s), or `"mean-field"`, q(ρ)q(s) as published. The published form lets
+            a weight stay in whichever of on and off it starts, and its evidence drowns the chains: on
+            planted clustered supports (256 weights, 110 observations) the chains raise F1 from 0.61
+            to 0.83 with the joint form and do nothing with the published one.
         init: initial means; default the trained weights.
 
     Attributes:
@@ -92,8 +95,8 @@ class TurboGuide(Guide):
         self,
         model: BayesianModel,
         *,
-        init_scale: float = 0.1,
-        factors: str = "mean-field",
+        init_scale: float = 0.02,
+        factors: str = "joint",
         init: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
@@ -103,7 +106,7 @@ class TurboGuide(Guide):
         if factors not in ("mean-field", "joint"):
             raise ConfigError(f"factors must be 'mean-field' or 'joint', got {factors!r}")
         if init_scale <= 0:
-            raise ConfigError(f"init_scale must be positive, got {init_scale}; 0.1 suits trained weights")
+            raise ConfigError(f"init_scale must be positive, got {init_scale}; 0.02 suits trained weights")
         self.factors, self.structure, self.point = factors, prior.structure, False
         self._base = prior.precision
         self._names: dict[str, float] = dict(prior.squares)  # tensor → square of its unit
@@ -225,10 +228,7 @@ class TurboGuide(Guide):
                 self.transitions[key] = torch.tensor(found.learned())
                 found = self.messages(name, evidence)
             support = found.posterior.sigmoid()
-            if found.filters is not None:
-                self.filters[key] = found.filters
-            else:  # a row lives as long as one of its weights does
-                self.filters[key] = found.posterior.amax(-1)
+            self.filters[key] = found.live
             self.support[key] = support.reshape(before.shape)
             self.extrinsic[key] = found.extrinsic.reshape(before.shape)
             if self.factors == "joint":
@@ -287,7 +287,11 @@ class TurboGuide(Guide):
 
     @torch.no_grad()
     def inclusion(self) -> dict[str, Tensor]:
-        """P(t = 1) per channel: a channel with several producers lives while one of them does."""
+        """P(the filter has a support) per channel, `{group: [channels]}`.
+
+        That is P(t_f = 1) less the part in which the filter is live but empty. A channel with
+        several producers (a residual sum) lives while one of them does.
+        """
         found = {}
         for group, producers in self._producers.items():
             dead = torch.ones(())
@@ -307,7 +311,7 @@ class TurboGuide(Guide):
     def masked_means(self, threshold: float = 0.5) -> dict[str, Tensor]:
         """Posterior means with the weights outside the support set to 0."""
         masks = self.support_masks(threshold)
-        return {name: self.loc[site_key(name)].detach() * mask for name, mask in masks.items()}
+        return {name: torch.where(mask, self.loc[site_key(name)].detach(), 0.0) for name, mask in masks.items()}
 
     def shrink(self, table: ChannelTable, plan: Any) -> TurboGuide:
         """A copy cut to `plan`; the shorter chains are solved again."""

@@ -156,9 +156,7 @@ class ELBO(PyroELBO):
         """Negative ELBO as a number."""
         return float(self.differentiable_loss(model, guide, *args, **kwargs))
 
-    def loss_and_grads(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> float:
+    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         """What `pyro.infer.SVI` calls: backward, then the loss as a number."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
@@ -173,7 +171,9 @@ def check_finite(parts: Parts) -> None:
     """Raise NumericalError naming the first term that is not finite."""
     for name, value in parts.kl.items():
         if not torch.isfinite(value):
-            raise NumericalError(f"the KL of site {name!r} is {float(value)}: lower the learning rate or clip gradients")
+            raise NumericalError(
+                f"the KL of site {name!r} is {float(value)}: lower the learning rate or clip gradients"
+            )
     if not torch.isfinite(parts.nll):
         raise NumericalError(
             f"the log-likelihood at site 'obs' is {-float(parts.nll)}: lower the learning rate or clip gradients"

@@ -235,7 +235,10 @@ class Loop:
             if len(x) == 1 and seen:  # a lone example has no batch statistics
                 self.step += 1
                 continue
-            sums = [total + value * (1 if k == 3 else len(x)) for k, (total, value) in enumerate(zip(sums, self.train_step(x, y), strict=True))]
+            sums = [
+                total + value * (1 if k == 3 else len(x))
+                for k, (total, value) in enumerate(zip(sums, self.train_step(x, y), strict=True))
+            ]
             seen += len(x)
             for event in self.events:
                 event.on_batch_end(self)

@@ -56,7 +56,10 @@ class Distillation:
         self.nll_weight = 1.0 - weight
 
     def __call__(self, step: Step) -> Tensor:
-        with torch.no_grad(), torch.autocast(step.x.device.type, self.autocast or torch.bfloat16, self.autocast is not None):
+        with (
+            torch.no_grad(),
+            torch.autocast(step.x.device.type, self.autocast or torch.bfloat16, self.autocast is not None),
+        ):
             target = F.log_softmax(self.teacher(step.x).float() / self.temperature, -1)
         student = F.log_softmax(step.output.float() / self.temperature, -1)
         divergence = F.kl_div(student, target, log_target=True, reduction="batchmean")

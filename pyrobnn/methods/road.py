@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from pyrobnn.methods.run import Run
+import math
+
+import torch
+from torch import nn
+
+from pyrobnn.methods.journal import Carry
+from pyrobnn.methods.run import Run, state_of
 from pyrobnn.posterior.state import from_state
 from pyrobnn.pruning import PruningPlan, compact
 from pyrobnn.pruning.criteria import Limits, plan, plan_for_budget
 
-# A round of inference brings back what the last cut lost; these say how much it may lose, in points.
+# A round of inference brings back what the last cut lost; how much it may lose before that, in points.
 LOSS_PER_CUT = 1.5
 LARGEST_CUT = 0.35  # share of the current MACs that one round leaves at the least
-SLACK = 0.25  # what tuning with plain weights still adds, in points
+SLACK = 0.4  # what tuning with plain weights still adds to the posterior mean, in points
 
 
 def common_road(run: Run) -> None:
@@ -39,15 +45,48 @@ def common_road(run: Run) -> None:
         run.tune("retune", run.epochs.retune or run.epochs.tune)
 
 
+def scratch_road(run: Run, wanted: PruningPlan) -> None:
+    """A control: the compact architecture of a plan, trained from fresh weights for all epochs.
+
+    The dense network beside it in the report is the given (or freshly made, untrained) one.
+    """
+    run.journal.step("dense", lambda carry: {"dense": state_of(run.template), "rounds": []})
+    small = compact(run.template, wanted, None, groups=run.table)
+    epochs = run.epochs.total
+
+    def train(carry: Carry) -> Carry:
+        net = run.train_point("from scratch", reset(small, run.seed("fresh weights")), epochs, teacher=None)
+        spent = {"dense": 0, "infer": 0, "tune": epochs}
+        return {"net": state_of(net), "plan": wanted.to_json(), "epochs": spent, "scratch": True}
+
+    run.journal.step("from scratch", train)
+
+
+def reset(net: nn.Module, seed: int) -> nn.Module:
+    """Fresh weights from each module's own `reset_parameters`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in net.modules():
+            if callable(getattr(module, "reset_parameters", None)):
+                module.reset_parameters()
+    return net
+
+
 def floor(run: Run, slack: float = 0.0) -> float:
-    """The validation accuracy that `--max-drop` asks for."""
+    """The validation accuracy that `--max-drop` asks for, less `slack` points."""
     drop = (run.request.max_drop or 0.0) + slack
     return float(run.carry["base"]) - drop / 100
 
 
+def resolution(run: Run) -> float:
+    """Standard error of the validation accuracy in points: what one cannot see on so few images."""
+    base = min(float(run.carry["base"]), 1 - 0.5 / len(run.data.valid))
+    return 100 * math.sqrt(base * (1 - base) / len(run.data.valid))
+
+
 def recovered(run: Run, number: int) -> bool:
-    """Whether inference brought the network back to within the allowed drop."""
-    return number == 0 or bool(run.carry["recovered"] >= floor(run, SLACK))
+    """Whether inference brought the network back to where tuning will be within the allowed drop."""
+    return number == 0 or bool(run.carry["recovered"] >= floor(run, SLACK + resolution(run)))
 
 
 def choose(run: Run, number: int) -> PruningPlan:
@@ -62,7 +101,13 @@ def choose(run: Run, number: int) -> PruningPlan:
         steps = {name: None if value is None else value**share for name, value in targets.items()}
         return plan_for_budget(nats, table, **steps, limits=limits, dense=run.dense_cost)
     if request.max_drop is None:
-        return plan(posterior, run.method.rule, run.method.threshold, min_channels=request.min_channels, round_to=request.round_to)
+        return plan(
+            posterior,
+            run.method.rule,
+            run.method.threshold,
+            min_channels=request.min_channels,
+            round_to=request.round_to,
+        )
     return _deepest(run, nats, limits)
 
 
@@ -70,7 +115,7 @@ def _deepest(run: Run, nats: dict, limits: Limits) -> PruningPlan:  # type: igno
     """Bisection for the smallest network whose validation accuracy stays above the floor before any tuning."""
     table, net = run.current_table(), run.net()
     now = run.left()["macs"]
-    least = floor(run, LOSS_PER_CUT)
+    least = floor(run, LOSS_PER_CUT + resolution(run))
     low, high = LARGEST_CUT, 1.0
     best = PruningPlan.full(table)
     for _ in range(6):

@@ -228,7 +228,10 @@ class Run:
             epochs = self.epochs.infer[number]
             config = self.config(step, epochs, estimator=self.request.estimator or self.method.estimator)
             settings = {**self.method.infer, **(self.method.infer_large if self.large else {})}
-            settings = {k: v(number, len(self.epochs.infer)) if k == "kl_schedule" and callable(v) else v for k, v in settings.items()}
+            settings = {
+                k: v(number, len(self.epochs.infer)) if k == "kl_schedule" and callable(v) else v
+                for k, v in settings.items()
+            }
             config = replace(config, validate=False, **settings)
             terms = [self.distillation(self.net("dense"), self.method.distil)] if self.method.distil else []
             result = self.fit(step, model, guide, config, terms=terms, events=self.method.events())
@@ -257,7 +260,11 @@ class Run:
             merged = latest if "posterior" not in carry else self.posterior().merge(latest, before)
             merged.history = [*self.posterior().history, _in_original(latest, before)]
             net = compact(self.net(), plan, None, groups=self.current_table())
-            changed: Carry = {"net": state_of(self.refreshed(net)), "plan": after.to_json(), "posterior": to_state(merged)}
+            changed: Carry = {
+                "net": state_of(self.refreshed(net)),
+                "plan": after.to_json(),
+                "posterior": to_state(merged),
+            }
             if carry.get("guide") is not None:
                 small, small_guide = shrink(model, guide, plan)
                 changed["guide"] = {k: v.detach().cpu() for k, v in small_guide.state_dict().items()}

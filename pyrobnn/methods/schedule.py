@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from pyrobnn.data import Data
-from pyrobnn.inference.fit import FitConfig, fit
 from pyrobnn.guides.function import NoLatents
+from pyrobnn.inference.fit import FitConfig, fit
 from pyrobnn.methods.base import Method, Request
 from pyrobnn.model import BayesianModel
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 _FLOOR = 1e-24  # below this variance a Gaussian is treated as a constant
 _INV_SQRT_2PI = 1 / math.sqrt(2 * math.pi)
+_LOG2_E = math.log2(math.e)
+_LOG2_INV_SQRT_2PI = math.log2(_INV_SQRT_2PI)
 # Work in pieces that fit a core's cache: one fused pass over memory instead of a dozen.
 _CHUNK = 1 << 16
 
@@ -36,32 +38,46 @@ def _flat(x: Tensor, order: Sequence[int]) -> Tensor:
     return x.permute(*order).reshape(-1)
 
 
+def _relu_forward(mean: Tensor, variance: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean, variance and (if ``keep``) Φ(a) and φ(a)/s of a rectified Gaussian, for one dense layout.
+
+    Written for speed on CPU, where exp2 and gelu are a third and a half of the price of exp and erf:
+    gelu(a) = aΦ(a) gives Φ(a) by division, with 1e-20 added to a against 0/0.
+    """
+    out_mean, out_variance = torch.empty_like(mean), torch.empty_like(mean)
+    order = _order(mean)
+    flats = [_flat(t, order) for t in (mean, variance, out_mean, out_variance)]
+    n = flats[0].numel()
+    size = min(_CHUNK, n)
+    kept = [torch.empty_like(mean) if keep else mean.new_empty(0) for _ in range(2)]
+    flats += [_flat(t, order) if keep else mean.new_empty(size) for t in kept]
+    buffers = [mean.new_empty(size) for _ in range(3)]
+    tiny, log_norm = mean.new_tensor(1e-20), mean.new_tensor(_LOG2_INV_SQRT_2PI)
+    for lo in range(0, n, _CHUNK):
+        mu, v, m_out, v_out = (t[lo : lo + _CHUNK] for t in flats[:4])
+        here = slice(lo, lo + _CHUNK) if keep else slice(0, mu.numel())
+        cdf, ratio = (t[here] for t in flats[4:])
+        inv, a, g = (b[: mu.numel()] for b in buffers)
+        torch.clamp_min(v, _FLOOR, out=inv).rsqrt_()
+        torch.addcmul(tiny, mu, inv, out=a)
+        torch._C._nn.gelu(a, out=g)
+        torch.div(g, a, out=cdf)
+        torch.addcmul(log_norm, a, a, value=-0.5 * _LOG2_E, out=ratio).exp2_()  # φ(a)
+        g.add_(ratio)  # m = aΦ + φ
+        torch.div(g, inv, out=m_out)
+        a.sub_(g)  # −h, h = m − a = φ − a(1 − Φ)
+        torch.addcmul(cdf, a, g, out=v_out).mul_(v).clamp_min_(0)
+        if keep:
+            ratio.mul_(inv)
+    return out_mean, out_variance, kept[0], kept[1]
+
+
 class _ReluMoments(torch.autograd.Function):
     """See :func:`relu_moments`. Mean and variance share one dense layout here."""
 
     @staticmethod
     def forward(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        out_mean, out_variance = torch.empty_like(mean), torch.empty_like(mean)
-        cdf, ratio = torch.empty_like(mean), torch.empty_like(mean)  # Φ(a) and φ(a)/s
-        order = _order(mean)
-        flats = [_flat(t, order) for t in (mean, variance, out_mean, out_variance, cdf, ratio)]
-        n = flats[0].numel()
-        size = min(_CHUNK, n)
-        buffers = [mean.new_empty(size) for _ in range(2)]
-        for lo in range(0, n, _CHUNK):
-            mu, v, m_out, v_out, c, r = (t[lo : lo + _CHUNK] for t in flats)
-            inv, a = (b[: mu.numel()] for b in buffers)
-            torch.clamp_min(v, _FLOOR, out=inv).rsqrt_()
-            torch.mul(mu, inv, out=a)
-            torch.mul(a, math.sqrt(0.5), out=c).erf_().mul_(0.5).add_(0.5)
-            torch.mul(a, a, out=r).mul_(-0.5).exp_().mul_(_INV_SQRT_2PI)
-            # h = φ − a(1 − Φ) and m = aΦ + φ = a + h: Var = v (Φ − h m), without cancellation
-            torch.addcmul(r, a, c, out=v_out)  # m
-            torch.div(v_out, inv, out=m_out)  # s m
-            torch.sub(v_out, a, out=a)  # h
-            torch.addcmul(c, a, v_out, value=-1, out=v_out).mul_(v).clamp_min_(0)
-            r.mul_(inv)
-        return out_mean, out_variance, cdf, ratio
+        return _relu_forward(mean, variance, keep=True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
@@ -117,7 +133,10 @@ def relu_moments(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     mean = _dense(mean)
     if variance.stride() != mean.stride():
         variance = torch.empty_like(mean).copy_(variance)
-    out_mean, out_variance, _, _ = _ReluMoments.apply(mean, variance)
+    if torch.is_grad_enabled() and (mean.requires_grad or variance.requires_grad):
+        out_mean, out_variance, _, _ = _ReluMoments.apply(mean, variance)
+    else:
+        out_mean, out_variance, _, _ = _relu_forward(mean, variance, keep=False)
     return out_mean, out_variance
 
 

@@ -88,8 +88,8 @@ def _affine(
     local = not isinstance(x, Moments) and all(
         w.mode == "local" for w in (weight, bias) if isinstance(w, Moments)
     )
-    if is_weight(weight) and not all([s.first_use() for s in weight.sources]):
-        weight = weight.sample_weight()
+    if local and is_weight(weight) and not all([source.first_use() for source in weight.sources]):
+        weight = weight.sample_weight()  # independent noise at each use would cut the link between them
     if local and not isinstance(weight, Moments):
         return func(x, weight, plain(bias), *rest)
     (mu, v), (m, s2), (b, b2) = parts(x), parts(weight), parts(bias)

@@ -230,7 +230,9 @@ def summarize(model: BayesianModel, guide: Any, *, draws: int = 100, seed: int =
         per_channel = group is not None and loc.dim() == 1
         kind = "channel" if per_channel else "weight" if name in model.tensor_names else "other"
         dims = _dims(name, loc, kind)
-        sites[name] = SiteSummary(name, loc.cpu().float(), scale.cpu().float(), dims, kind, group if per_channel else None)
+        sites[name] = SiteSummary(
+            name, loc.cpu().float(), scale.cpu().float(), dims, kind, group if per_channel else None
+        )
     priors = {name: base_distribution(site["fn"]) for name, site in model.sites().items()}
     channels = {}
     inclusion = guide.inclusion() if isinstance(guide, Guide) else {}
@@ -257,13 +259,21 @@ def per_unit(tensor: Tensor, axis: int, index: Tensor) -> Tensor:
 
     `index` is the member's `[channels, k]` with -1 for padding.
     """
-    rows = tensor.detach().float().cpu().movedim(axis, 0).flatten(1).sum(1) if tensor.dim() > 1 else tensor.detach().float().cpu()
+    rows = (
+        tensor.detach().float().cpu().movedim(axis, 0).flatten(1).sum(1)
+        if tensor.dim() > 1
+        else tensor.detach().float().cpu()
+    )
     rows = torch.cat([rows, rows.new_zeros(1)])
     return rows[index.cpu()].sum(1)
 
 
 def _channel_summary(
-    model: BayesianModel, group: Any, sites: Mapping[str, SiteSummary], inclusion: Mapping[str, Tensor], priors: Mapping[str, Any],
+    model: BayesianModel,
+    group: Any,
+    sites: Mapping[str, SiteSummary],
+    inclusion: Mapping[str, Tensor],
+    priors: Mapping[str, Any],
 ) -> ChannelSummary:
     name, n = group.name, group.channels
     kept = torch.ones(n, dtype=torch.bool)

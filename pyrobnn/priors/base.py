@@ -96,7 +96,9 @@ def selected(net: nn.Module, select: Selection) -> list[str]:
 
     names = [name for name, _ in net.named_parameters() if name in owner and matches(select, name)]
     if not names:
-        raise ConfigError(f"the selection {select!r} picks no parameter; the network has {', '.join(list(owner)[:6])} …")
+        raise ConfigError(
+            f"the selection {select!r} picks no parameter; the network has {', '.join(list(owner)[:6])} …"
+        )
     return names
 
 

@@ -102,7 +102,9 @@ def plan(
 def _statistic(summary: ChannelSummary, rule: str, threshold: float | None) -> tuple[Tensor, float]:
     if rule == "evidence":
         if summary.evidence is None:
-            raise ConfigError(f"group {summary.group!r} has no Gaussian prior and guide to compare evidence: use rule='snr'")
+            raise ConfigError(
+                f"group {summary.group!r} has no Gaussian prior and guide to compare evidence: use rule='snr'"
+            )
         return summary.evidence, 0.0 if threshold is None else threshold
     if rule == "inclusion":
         if summary.statistic != "inclusion":
@@ -190,7 +192,7 @@ def plan_for_budget(
         keep=keep,
         channels={g.name: g.channels for g in groups},
         score={name: [float(v) for v in nats[name]] for name in order},
-        reason={name: f"fewest nats per cost saved, budget {budget}" for name in order},
+        reason=dict.fromkeys(order, f"fewest nats per cost saved, budget {budget}"),
     )
 
 
@@ -227,7 +229,10 @@ class _Budget:
 
     def shares(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         cost = self.table.cost(dict(masks))
-        return {"params": torch.as_tensor(cost.params) / self.dense["params"], "macs": torch.as_tensor(cost.macs) / self.dense["macs"]}
+        return {
+            "params": torch.as_tensor(cost.params) / self.dense["params"],
+            "macs": torch.as_tensor(cost.macs) / self.dense["macs"],
+        }
 
     def left(self, order: Mapping[str, list[int]], gone: Mapping[str, int]) -> str:
         shares = self.shares(self._masks(order, gone))

@@ -8,7 +8,6 @@ network access; the page has no scripts. Every text that comes from outside
 from __future__ import annotations
 
 import base64
-import functools
 import io
 import math
 import os
@@ -18,13 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyrobnn.errors import DataError
+from pyrobnn.report.figures import as_dict, is_number, standard_figures
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from pyrobnn.posterior.summary import Posterior
-    from pyrobnn.report.metrics import Reliability
+__all__ = ["page", "standard_figures", "write_page"]
 
 DASH = "–"
 DPI = 160
@@ -107,9 +105,9 @@ def page(
     load_path: str = ".",
 ) -> str:
     """The page of `write_page` as text."""
-    dense, compact = _dict(report.get("dense")), _dict(report.get("compact"))
+    dense, compact = as_dict(report.get("dense")), as_dict(report.get("compact"))
     if plan_widths is None:
-        old, new = _dict(dense.get("widths")), _dict(compact.get("widths"))
+        old, new = as_dict(dense.get("widths")), as_dict(compact.get("widths"))
         plan_widths = {group: (n, new.get(group, 0)) for group, n in old.items()}
     title = f"{_text(report.get('model'))} on {_text(report.get('data'))}"
     body = [
@@ -136,106 +134,8 @@ def page(
     )
 
 
-def standard_figures(
-    posterior: Posterior, report: Mapping[str, Any], reliability: Mapping[str, Reliability] | None = None
-) -> dict[str, Figure]:
-    """The pictures that this posterior and report have data for, by title.
-
-    Args:
-        posterior: of the run.
-        report: its figures; accuracy and MACs of the rounds make the curve.
-        reliability: calibration bins by the name of the net, such as ``{"compact": …}``.
-    """
-    from pyrobnn.posterior import plots
-
-    figures: dict[str, Figure] = {}
-
-    def add(title: str, width: float, height: float, draw: Callable[[Axes], Axes]) -> None:
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(width, height), layout="constrained")
-        draw(figure.add_subplot())
-        figures[title] = figure
-
-    groups = posterior.channels
-    plain = 5.3   # inches; two beside each other on the page
-    wide = min(max(0.32 * len(groups) + 2, plain), 11)
-    kinds = {channel.statistic for channel in groups.values()}
-    if groups:
-        add("What the cut was read from", wide, 4, lambda ax: plots.snr_plot(posterior, ax=ax))
-    if posterior.net_widths:
-        before = {g: w[0] for g, w in posterior.net_widths.items()}
-        after = {g: w[1] for g, w in posterior.net_widths.items()}
-        add("Channels before and after", wide, 3.6, lambda ax: plots.width_graph(before, after, ax=ax))
-    if "inclusion" in kinds:
-        add("Inclusion probabilities", plain, 3.4, lambda ax: plots.inclusion_histogram(posterior, ax=ax))
-    if "snr" in kinds and len(posterior.history) > 1:
-        rows = min(len(posterior.history), 14)
-        history = posterior.history
-        step = "round" if len(history) == len(report.get("rounds") or []) else "epoch"
-        add(
-            "SNR during the fit", plain, 1.2 + 0.3 * rows,
-            lambda ax: plots.snr_ridge(history, step=step, ax=ax),
-        )
-    if groups:
-        rows = min(sum(len(c.kept) for c in groups.values()), 24)
-        add(
-            "Lowest and highest channels", plain, 1.2 + 0.19 * rows,
-            lambda ax: plots.forest(posterior, ax=ax),
-        )
-    first = next((s for s in posterior.sites.values() if s.loc.ndim == 4), None)
-    if first is not None:
-        lines = math.ceil(min(len(first.loc), 64) / 16)
-        add("First filters", plain, 1.4 + 0.8 * lines, lambda ax: plots.filter_maps(posterior, ax=ax))
-    curve = _curve(report)
-    if curve is not None:
-        macs, accuracy, start, name = curve
-        add(
-            "Accuracy against MACs, round by round", plain, 3.8,
-            lambda ax: plots.accuracy_macs(macs, accuracy, dense=start, name=name, ax=ax),
-        )
-    for name, bins in (reliability or {}).items():
-        title = f"Calibration of the {name} net"
-        add(title, 4.4, 4.4, functools.partial(_reliability, bins))
-    return figures
-
-
-def _curve(
-    report: Mapping[str, Any],
-) -> tuple[list[float], list[float], tuple[float, float | None] | None, str] | None:
-    """MACs and accuracy per round, the dense point, and whose accuracy it is.
-
-    Test and validation accuracies are never mixed in one picture.
-    """
-    for key, name in (("accuracy", "test accuracy"), ("valid_accuracy", "validation accuracy")):
-        rounds = [r for r in report.get("rounds") or [] if isinstance(r, Mapping)]
-        points = [(r["macs"], r[key]) for r in rounds if _number(r.get("macs")) and _number(r.get(key))]
-        if points:
-            dense = _dict(report.get("dense"))
-            start = (dense["macs"], dense.get(key)) if _number(dense.get("macs")) else None
-            return [p[0] for p in points], [p[1] for p in points], start, name
-    return None
-
-
-def _reliability(bins: Reliability, ax: Axes) -> Axes:
-    from pyrobnn.posterior.plots import reliability_diagram
-
-    return reliability_diagram(bins, ax=ax)
-
-
-# --- parts of the page -------------------------------------------------------
-
-
-def _dict(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
 def _text(value: Any) -> str:
     return DASH if value is None or value == "" else escape(str(value))
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _section(title: str, content: str) -> str:
@@ -261,8 +161,8 @@ def _percent(value: float) -> str:
 
 
 def _removed(report: Mapping[str, Any], key: str) -> str:
-    value = _dict(report.get("reduction")).get(key, math.nan)
-    return _signed(-100 * value, 1, " %") if _number(value) else DASH
+    value = as_dict(report.get("reduction")).get(key, math.nan)
+    return _signed(-100 * value, 1, " %") if is_number(value) else DASH
 
 
 def _lead(report: Mapping[str, Any]) -> str:
@@ -275,16 +175,16 @@ def _lead(report: Mapping[str, Any]) -> str:
 
 def _cards(report: Mapping[str, Any], dense: Mapping[str, Any], compact: Mapping[str, Any]) -> str:
     cards = []
-    if _number(compact.get("accuracy")):
-        beside = f"; dense {_percent(dense['accuracy'])}" if _number(dense.get("accuracy")) else ""
+    if is_number(compact.get("accuracy")):
+        beside = f"; dense {_percent(dense['accuracy'])}" if is_number(dense.get("accuracy")) else ""
         cards.append((_percent(compact["accuracy"]), f"test accuracy{beside}"))
     cards += [
         (_removed(report, key), f"{name}; {_scaled(compact[key])} left")
         for key, name in (("macs", "MACs"), ("params", "parameters"))
-        if _number(compact.get(key))
+        if is_number(compact.get(key))
     ]
-    if _number(compact.get("ece")):
-        beside = f"; dense {_percent(dense['ece'])}" if _number(dense.get("ece")) else ""
+    if is_number(compact.get("ece")):
+        beside = f"; dense {_percent(dense['ece'])}" if is_number(dense.get("ece")) else ""
         cards.append((_percent(compact["ece"]), f"calibration error{beside}"))
     cells = "".join(f'<div class="card"><b>{a}</b><span>{b}</span></div>' for a, b in cards)
     return f'<div class="cards">{cells}</div>' if cells else ""
@@ -334,9 +234,9 @@ def _numbers(dense: Mapping[str, Any], compact: Mapping[str, Any]) -> str:
     rows = []
     for key, name, show, change in lines:
         a, b = dense.get(key), compact.get(key)
-        if _number(a) or _number(b):
-            both = change(a, b) if _number(a) and _number(b) else DASH   # type: ignore[arg-type]
-            rows.append([name, *(show(v) if _number(v) else DASH for v in (a, b)), both])   # type: ignore[arg-type]
+        if is_number(a) or is_number(b):
+            both = change(a, b) if is_number(a) and is_number(b) else DASH
+            rows.append([name, *(show(v) if is_number(v) else DASH for v in (a, b)), both])
     return _table(["", "dense", "compact", "change"], rows) if rows else ""
 
 
@@ -370,9 +270,9 @@ def _rounds(rounds: Sequence[Any]) -> str:
         return ""
 
     def cell(key: str, value: Any) -> str:
-        if _number(value) and "accuracy" in key:
+        if is_number(value) and "accuracy" in key:
             return _percent(value)
-        return f"{value:,}" if _number(value) and isinstance(value, int) else _flat(value)
+        return f"{value:,}" if is_number(value) and isinstance(value, int) else _flat(value)
 
     keys = [key for key in keys if key != "round"]
     rows = [
@@ -434,5 +334,5 @@ def _code(load_path: str) -> str:
 
 
 def _footer(report: Mapping[str, Any]) -> str:
-    schema, versions = _text(report.get("schema")), _flat(_dict(report.get("versions")))
+    schema, versions = _text(report.get("schema")), _flat(as_dict(report.get("versions")))
     return f"<footer>Made by pyrobnn; report schema {schema}; versions: {versions}</footer>"

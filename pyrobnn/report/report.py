@@ -35,7 +35,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def measure(net: nn.Module, data: Data, widths: dict[str, int], *, device: torch.device | str = "cpu") -> dict[str, Any]:
+def measure(
+    net: nn.Module, data: Data, widths: dict[str, int], *, device: torch.device | str = "cpu"
+) -> dict[str, Any]:
     """Test accuracy, NLL, ECE and cost of one network, in fp32; the test set is read here and nowhere else.
 
     Args:

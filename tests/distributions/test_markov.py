@@ -133,9 +133,7 @@ def two_level_joint(filters: int, length: int, p: tuple[float, ...]) -> tuple[Te
 TRANSITIONS = (0.15, 0.25, 0.3, 0.2)
 
 
-@pytest.mark.parametrize(
-    ("filters", "length", "scale"), [(3, 3, 1.0), (3, 3, 10.0), (1, 4, 2.0), (4, 2, 3.0)]
-)
+@pytest.mark.parametrize(("filters", "length", "scale"), [(3, 3, 1.0), (3, 3, 10.0), (1, 4, 2.0), (4, 2, 3.0)])
 def test_two_level_chain_is_exact(rng: torch.Generator, filters: int, length: int, scale: float) -> None:
     evidence = torch.randn(filters, length, generator=rng, dtype=F64) * scale
     prior, t, s = two_level_joint(filters, length, TRANSITIONS)
@@ -146,15 +144,15 @@ def test_two_level_chain_is_exact(rng: torch.Generator, filters: int, length: in
     assert messages.filters is not None
     torch.testing.assert_close(messages.log_normaliser, joint.flatten().logsumexp(0), atol=1e-10, rtol=0)
     torch.testing.assert_close(messages.filters.sigmoid(), weight.sum(1) @ t, atol=1e-10, rtol=0)
+    any_on = weight.sum(0) @ s.any(-1).to(F64)
+    torch.testing.assert_close(messages.live.sigmoid(), any_on, atol=1e-10, rtol=0)
     marginals = torch.einsum("s,sfk->fk", weight.sum(0), s)
     torch.testing.assert_close(messages.posterior.sigmoid(), marginals, atol=1e-10, rtol=0)
     for f, k in itertools.product(range(filters), range(length)):
         others = evidence.clone()
         others[f, k] = 0
         w = (prior + (s * others).sum((-1, -2))).flatten().softmax(0).reshape(joint.shape)
-        assert messages.extrinsic[f, k].sigmoid().item() == pytest.approx(
-            float(w.sum(0) @ s[:, f, k]), abs=1e-10
-        )
+        assert messages.extrinsic[f, k].sigmoid().item() == pytest.approx(float(w.sum(0) @ s[:, f, k]), abs=1e-10)
 
     chain = TwoLevelChain(*(torch.tensor(p, dtype=F64) for p in TRANSITIONS), filters, length)
     torch.testing.assert_close(chain.log_prob(s), prior.logsumexp(0), atol=1e-10, rtol=0)
@@ -262,9 +260,7 @@ def test_crossing_messages_are_exact_without_loops(rng: torch.Generator) -> None
     torch.testing.assert_close(
         messages.posterior.sigmoid(), torch.einsum("s,sfk->fk", joint.softmax(0), s), atol=1e-6, rtol=0
     )
-    assert messages.log_normaliser.item() == pytest.approx(
-        float(joint.logsumexp(0) - prior.logsumexp(0)), abs=1e-6
-    )
+    assert messages.log_normaliser.item() == pytest.approx(float(joint.logsumexp(0) - prior.logsumexp(0)), abs=1e-6)
 
 
 def test_crossing_draws_follow_the_lattice() -> None:

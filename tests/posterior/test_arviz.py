@@ -241,7 +241,7 @@ def test_leave_one_out_reads_the_log_likelihood() -> None:
     posterior.predictive = {"log_likelihood": torch.full((300, 20), -0.5)}   # the same under every draw
     posterior.predictive["log_likelihood"] += 1e-3 * torch.randn(300, 20)
     result = adapter.import_arviz().loo(adapter.to_arviz(posterior))
-    elpd = float(result["elpd_loo"] if "elpd_loo" in result else result["elpd"])
+    elpd = float(result.elpd_loo if hasattr(result, "elpd_loo") else result.elpd)
     assert elpd == pytest.approx(-10.0, abs=0.01)   # 20 examples
 
 

@@ -62,9 +62,7 @@ def test_a_mapping_without_a_match_is_refused() -> None:
         prior(view_of(module))
 
 
-@pytest.mark.parametrize(
-    "scale", [0, -1.0, math.inf, math.nan, "fan", {}, {"*": 0.0}, {"*": {"*": 1.0}}, None, True]
-)
+@pytest.mark.parametrize("scale", [0, -1.0, math.inf, math.nan, "fan", {}, {"*": 0.0}, {"*": {"*": 1.0}}, None, True])
 @pytest.mark.parametrize("family", [Gaussian, Laplace])
 def test_bad_scales_are_refused(family, scale) -> None:
     with pytest.raises(ConfigError, match="scale"):

@@ -98,6 +98,12 @@ def test_confidence_of_exactly_one_lands_in_the_last_bin() -> None:
     assert got.nll == pytest.approx(-math.log(torch.finfo(torch.float32).tiny) / 2)
 
 
+def test_bins_are_closed_below() -> None:
+    tally = m.Tally(bins=5)
+    tally.add_probs(torch.tensor([[0.6, 0.4]]), torch.tensor([0]))
+    assert tally.reliability().count.tolist() == [0, 0, 0, 1, 0]
+
+
 def test_tally_refuses_nonsense() -> None:
     tally = m.Tally()
     with pytest.raises(NumericalError, match="finite logits"):
@@ -276,8 +282,8 @@ class Sleeper(nn.Module):
 
 def test_latency_is_the_median_after_warming_up() -> None:
     net = Sleeper()
-    value = m.latency_ms(net, torch.zeros(4, 1, 2, 2), repeats=5, warmup=2)
-    assert 2.0 <= value < 100
+    assert 2.0 <= m.latency_ms(net, torch.zeros(4, 1, 2, 2), repeats=1, warmup=1) < 90
+    assert 2.0 <= m.latency_ms(net, torch.zeros(4, 1, 2, 2), repeats=5, warmup=0) < 90
     assert net.calls == 7 and net.shapes == {(1, 1, 2, 2)}
     with pytest.raises(ConfigError, match="batch=9"):
         m.latency_ms(net, torch.zeros(4, 1, 2, 2), batch=9)

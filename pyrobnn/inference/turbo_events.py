@@ -1,0 +1,105 @@
+"""The outer loop of Turbo-VBI as an event: gradient epochs, then closed-form updates, and so on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyrobnn.errors import ConfigError
+from pyrobnn.guides.turbo import TurboGuide
+from pyrobnn.inference.events import Event
+
+if TYPE_CHECKING:
+    from pyrobnn.inference.fit import Loop
+    from pyrobnn.pruning import PruningPlan
+
+
+class TurboUpdates(Event):
+    """Updates q(ρ) and q(s) of a :class:`~pyrobnn.guides.turbo.TurboGuide` between epochs.
+
+    The rate b̄ of weights outside the support falls geometrically from `off_rate_start` to the
+    prior's own value over the first `anneal` updates: a wide spike first, so that weights can still
+    cross, a narrow one at the end. Each update adds `support_change` (mean |Δπ̃|) and `support`
+    (mean π̃) to the epoch's row of the history.
+
+    Args:
+        every: epochs of gradients between updates (E_w, 1 to 5).
+        inner: closed-form rounds before the chains are solved (2 to 3; 1 is exact coordinate ascent).
+        learn: re-estimate the transition probabilities by EM at each update.
+        off_rate_start: b̄ of the first update, in the unit of the prior's rates; None keeps it fixed.
+        anneal: number of updates until b̄ has its final value.
+        point_epochs: length of the deterministic first phase (weights at their means); 0 for none.
+        tolerance: once b̄ is final and mean |Δπ̃| is below this, the support stays as it is.
+
+    Raises:
+        ConfigError: settings out of range, or a guide of another kind.
+    """
+
+    def __init__(
+        self,
+        *,
+        every: int = 1,
+        inner: int = 3,
+        learn: bool = False,
+        off_rate_start: float | None = 1e-1,
+        anneal: int = 5,
+        point_epochs: int = 0,
+        tolerance: float = 1e-3,
+    ) -> None:
+        if every < 1 or inner < 1 or anneal < 1 or point_epochs < 0 or tolerance < 0:
+            raise ConfigError(
+                "every, inner and anneal must be at least 1, point_epochs and tolerance not negative; "
+                f"got {every}, {inner}, {anneal}, {point_epochs}, {tolerance}"
+            )
+        if off_rate_start is not None and off_rate_start <= 0:
+            raise ConfigError(f"off_rate_start must be positive or None, got {off_rate_start}")
+        self.every, self.inner, self.learn = every, inner, learn
+        self.off_rate_start, self.anneal = off_rate_start, anneal
+        self.point_epochs, self.tolerance = point_epochs, tolerance
+        self.updates = 0
+        self.stable = False
+        self._final_rate: float | None = None
+
+    def on_start(self, loop: Loop) -> None:
+        guide = self._guide(loop)
+        if self._final_rate is None:  # a fresh start; a resumed one has its state already
+            self._final_rate = float(guide.off_rate)
+            self._set_rate(guide)
+            guide.point = loop.epoch < self.point_epochs
+            guide.update(inner=self.inner)
+        else:
+            guide.point = loop.epoch < self.point_epochs
+        guide.share_with(loop.model.prior)
+
+    def on_epoch_end(self, loop: Loop) -> PruningPlan | None:
+        guide = self._guide(loop)
+        if loop.epoch % self.every == 0 and not self.stable:
+            self.updates += 1
+            self._set_rate(guide)
+            moved = guide.update(inner=self.inner, learn=self.learn)
+            self.stable = self.updates >= self.anneal and moved.change < self.tolerance
+            loop.history[-1].update(support_change=moved.change, support=moved.share)
+            guide.share_with(loop.model.prior)
+        guide.point = loop.epoch < self.point_epochs
+        return None
+
+    def on_cut(self, loop: Loop, plan: PruningPlan) -> None:
+        self.stable = False
+        self._guide(loop).share_with(loop.model.prior)
+
+    def _set_rate(self, guide: TurboGuide) -> None:
+        assert self._final_rate is not None
+        if self.off_rate_start is None:
+            return
+        share = min(1.0, self.updates / self.anneal)
+        guide.set_off_rate(self.off_rate_start ** (1 - share) * self._final_rate**share)
+
+    def _guide(self, loop: Loop) -> TurboGuide:
+        if not isinstance(loop.guide, TurboGuide):
+            raise ConfigError(f"TurboUpdates needs a TurboGuide, got {type(loop.guide).__name__}")
+        return loop.guide
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"updates": self.updates, "stable": self.stable, "final_rate": self._final_rate}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.updates, self.stable, self._final_rate = state["updates"], state["stable"], state["final_rate"]
