@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -22,6 +21,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+# Typer may carry click inside or beside it; its own errors lead to the base class in both cases.
+_UsageError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 out_console = Console(highlight=False)
 err_console = Console(stderr=True, highlight=False)
 
@@ -295,11 +296,9 @@ def main(arguments: list[str] | None = None) -> None:
         code = app(args=arguments, standalone_mode=False)
     except PyrobnnError as error:
         _fail(str(error))
-    except click.exceptions.Abort:
-        _stopped()
-    except click.ClickException as error:
+    except _UsageError as error:
         _fail(error.format_message())
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         _stopped()
     else:
         sys.exit(code if isinstance(code, int) else 0)

@@ -98,6 +98,12 @@ class BayesianModel(PyroModule):
         """The prior given at construction."""
         return self._prior[0]
 
+    @property
+    def _bare_net(self) -> nn.Module:
+        net = self._modules["net"]
+        assert net is not None
+        return net
+
     def _random_names(self, prior: Prior | PriorFunction | None, net: nn.Module) -> list[str]:
         if prior is None:
             return []
@@ -115,7 +121,7 @@ class BayesianModel(PyroModule):
 
     def view(self) -> NetView:
         """What the prior sees now."""
-        return self._view(self._modules["net"])  # past __getattr__, which would announce parameters again
+        return self._view(self._bare_net)  # past __getattr__, which would announce parameters again
 
     def values(self) -> dict[str, Tensor]:
         """Run the prior's sample statements; the tensors to call the network with.
@@ -168,7 +174,7 @@ class BayesianModel(PyroModule):
             return True
         return last is None or last[0]() is not x or last[1] != step
 
-    def sites(self) -> dict[str, dict[str, Any]]:
+    def sites(self) -> dict[str, Any]:
         """The latent sites, `{name: Pyro site}`, from a run of the prior alone (RNG state kept)."""
         with torch.no_grad(), torch.random.fork_rng(devices=[]), poutine.block():
             trace = poutine.trace(self.values).get_trace()
@@ -216,7 +222,7 @@ class BayesianModel(PyroModule):
         """
         with torch.no_grad(), torch.random.fork_rng(devices=[]), poutine.block():
             tensors = poutine.condition(self.values, data=values)()
-        net = copy.deepcopy(self._modules["net"])
+        net = copy.deepcopy(self._bare_net)
         buffers = dict(net.named_buffers())
         for name in {*self.held, *tensors}:
             module, leaf = _owner(net, name)
@@ -236,7 +242,7 @@ class BayesianModel(PyroModule):
             net, prior, data_size=self.data_size, groups=groups, likelihood=self.likelihood, placement=self.placement
         )
         model.autocast = self.autocast
-        return model.train(self.training)  # type: ignore[no-any-return]
+        return model.train(self.training)
 
 
 def _gate_map(groups: ChannelTable | None, placement: str) -> Any:

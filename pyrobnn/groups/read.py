@@ -124,12 +124,15 @@ def _table(
     by_name: dict[str, list[tuple[int, int]]] = {}
     order_of: dict[str, tuple[bool, int]] = {}
     refused: dict[str, str] = {}
-    for root, (order, tensor, position) in first.items():
+    alone = {int(labels[0]) for labels in roots.values() if bool((labels == labels[0]).all())}
+    for root, (rank, tensor, position) in first.items():
         name = _group_name(tensor)
-        order_of[name] = min(order, order_of.get(name, order))
+        order_of[name] = min(rank, order_of.get(name, rank))
         reason = ledger.reason(root)
         if reason is None and root not in read:
             reason = "no convolution or linear layer reads it"
+        if reason is None and root in alone:
+            reason = "all channels of a layer hang together: nothing would be left"
         if reason is not None:
             refused.setdefault(name, reason)
         else:
@@ -208,10 +211,9 @@ def _group_name(tensor: str) -> str:
 
 
 def _role(roles: set[str]) -> Role:
-    for role in ("in", "out"):
-        if role in roles:
-            return role  # type: ignore[return-value]
-    return "through"
+    if "in" in roles:
+        return "in"
+    return "out" if "out" in roles else "through"
 
 
 def _gate_norms(

@@ -65,7 +65,7 @@ def _fixed(tracer: Tracer, call: Call) -> None:
     *("remainder", "atan2", "logical_and", "logical_or", "copy", "hypot", "masked_fill", "and", "or", "xor", "mod"),
 )
 def arithmetic(tracer: Tracer, call: Call) -> None:
-    tensors = [tensor for tensor in tensors_in((call.args, call.kwargs))]
+    tensors = list(tensors_in((call.args, call.kwargs)))
     labelled = [tensor for tensor in tensors if tracer.labels(tensor) is not None]
     if not labelled:
         return _fixed(tracer, call)
@@ -274,8 +274,6 @@ def split(tracer: Tracer, call: Call) -> None:
         size = sizes.pop()
         line = small.reshape(-1)
         tracer.ledger.union(line, line[:size].repeat(len(parts)))
-    elif not varying(small) and source.shape[dim] > 1 and dim == 1:
-        return tracer.refuse(call, "takes a tied block of channels apart, which")
     start = 0
     for part in parts:
         if part.dim() != source.dim():
@@ -316,8 +314,6 @@ def getitem(tracer: Tracer, call: Call) -> None:
             return tracer.refuse(call, "picks channels by fixed numbers")
         line = small.reshape(-1)
         tracer.ledger.union(line, line[:length].repeat(size // length))
-    if not varying(small) and source.dim() > 1 and axes[1] != slice(None) and source.shape[1] > 1:
-        return tracer.refuse(call, "takes a tied block of channels apart, which")
     tracer.set(call.out, labels[tuple(index)])
 
 
@@ -384,8 +380,6 @@ def pad(tracer: Tracer, call: Call) -> None:
     for step, axis in enumerate(range(source.dim() - 1, source.dim() - 1 - len(amounts) // 2, -1)):
         before, behind = amounts[2 * step : 2 * step + 2]
         if (before, behind) == (0, 0) or axis not in varying(small):
-            if (before, behind) != (0, 0) and not varying(small) and axis == 1:
-                return tracer.refuse(call, "pads a tied block of channels, which")
             continue
         if mode != "constant" or before < 0 or behind < 0 or len(varying(small)) > 1:
             return tracer.refuse(call, "pads channels from other channels, which")

@@ -100,8 +100,8 @@ class Sites:
         if name not in self.ids:
             raise NetError(f"expected a net with a tensor {name!r}: the channel groups belong to another net")
         module, leaf = self.places[self.ids[name]][0]
-        tensor = module._parameters.get(leaf)
-        tensor = tensor if tensor is not None else module._buffers[leaf]
+        parameter = module._parameters.get(leaf)
+        tensor = parameter if parameter is not None else module._buffers[leaf]
         assert tensor is not None
         return tensor
 

@@ -32,7 +32,8 @@ class FunctionGuide(PyroModule):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         store = pyro.get_param_store()
-        parameters = {name: self._modules["unconstrained"][key] for name, key in self._names.items()}  # type: ignore[index]
+        own: Any = self._modules["unconstrained"]  # past __getattr__, which would announce every parameter
+        parameters = {name: own[key] for name, key in self._names.items()}
         with store.scope({"params": parameters, "constraints": dict(self._constraints)}):
             result = self._function[0](*args, **kwargs)
             state = store.get_state()
@@ -42,13 +43,13 @@ class FunctionGuide(PyroModule):
                 self._constraints[name] = state["constraints"][name]
                 # The store's leaf is the tensor of this first call's graph; as a Parameter it shares
                 # its storage, so the optimiser moves what the next call reads.
-                self._modules["unconstrained"][site_key(name)] = nn.Parameter(value.detach())  # type: ignore[index]
+                own[site_key(name)] = nn.Parameter(value.detach())
         return result
 
     def param(self, name: str) -> Tensor:
         """The constrained value of one `pyro.param`."""
         transform = torch.distributions.transform_to(self._constraints[name])
-        return transform(self.unconstrained[self._names[name]])  # type: ignore[no-any-return]
+        return transform(self.unconstrained[self._names[name]])
 
 
 def as_guide_module(guide: Any) -> nn.Module:

@@ -208,7 +208,8 @@ class TurboGuide(Guide):
         B: new messages, and q(s) from them. `inner=1` is exact coordinate ascent on the ELBO.
 
         Args:
-            inner: rounds of Module A; 0 runs Module B alone.
+            inner: rounds of Module A of the mean-field form (the joint form has nothing to iterate); 0
+                leaves q(ρ) as it is there.
             learn: also take one EM step on the transition probabilities (Module B then runs twice).
 
         Returns:
@@ -218,7 +219,8 @@ class TurboGuide(Guide):
         for name in self._names:
             key = site_key(name)
             before, square = self.support[key], self._square(name)
-            for _ in range(inner):
+            # The joint form's evidence does not depend on q(s): there is nothing to iterate.
+            for _ in range(inner if self.factors == "mean-field" else 0):
                 self._set_precision(name, square)
                 if inner > 1:
                     self.support[key] = (self.extrinsic[key] + self._evidence(name, square)).sigmoid()
@@ -252,7 +254,7 @@ class TurboGuide(Guide):
         total = 0.5 * log_mean
         for share, a, b in ((inclusion, prior.a, prior.b), (1 - inclusion, prior.a_off, prior.b_off)):
             if self.factors == "joint":
-                shape, rate = torch.full_like(square, a + 0.5), b + square / 2
+                shape, rate = square.new_tensor(a + 0.5), b + square / 2
                 total = total - 0.5 * share * (torch.digamma(shape) - rate.log())
             total = total + share * gamma_kl(shape, rate, a, b)
         if self.factors == "mean-field":

@@ -55,7 +55,7 @@ def joint_evidence(square: Tensor, prior: PrecisionPrior) -> Tensor:
 
 
 def gamma_kl(shape: Tensor, rate: Tensor, a: float, b: float) -> Tensor:
-    """KL(Γ(shape, rate) ‖ Γ(a, b)) per element."""
+    """KL(Γ(shape, rate) ‖ Γ(a, b)) per element; `shape` may be a scalar tensor."""
     return (
         (shape - a) * torch.digamma(shape)
         - torch.lgamma(shape)

@@ -108,7 +108,7 @@ class ELBO(PyroELBO):
             return model
         from pyrobnn.moments import MomentMessenger
 
-        return MomentMessenger(guide_trace, mode=self.estimator)(model)
+        return MomentMessenger(guide_trace, mode=self.estimator)(model)  # type: ignore[arg-type]
 
     def _kl_terms(self, model_trace: Any, guide_trace: Any) -> list[tuple[str, Tensor, bool]]:
         terms = []
@@ -121,9 +121,9 @@ class ELBO(PyroELBO):
             q = guide_trace.nodes[name]
             auxiliary = guide_trace.nodes.get(f"{name}_unconstrained")
             weight = self.site_weights.get(name, 1.0)
+            _require_rsample(name, q["fn"])  # also with a closed form: the likelihood's gradient needs it
             exact = _closed_form(q["fn"], site, auxiliary, weight)
             if exact is None:
-                _require_rsample(name, q["fn"])
                 if not isinstance(weight, float | int):
                     raise ConfigError(f"site {name!r}: a weight per coordinate needs a closed-form KL")
                 value = weight * (_log_prob(q) - _log_prob(site))
@@ -180,7 +180,7 @@ def check_finite(parts: Parts) -> None:
         )
 
 
-def _log_prob(site: dict[str, Any]) -> Tensor:
+def _log_prob(site: Any) -> Tensor:
     value = site["fn"].log_prob(site["value"])
     return scale_and_mask(value, site["scale"], site["mask"]).sum()
 

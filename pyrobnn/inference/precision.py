@@ -56,7 +56,7 @@ def resolve_precision(name: str, device: torch.device, net: nn.Module | None = N
 
 def channels_last(net: nn.Module) -> nn.Module:
     """Lay the 4-D tensors out channels-last, in place; values do not change."""
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return net.to(memory_format=torch.channels_last)
 
 
 def as_channels_last(x: Tensor) -> Tensor:

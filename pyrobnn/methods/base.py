@@ -66,6 +66,10 @@ class Request:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
+def _no_events(run: Any, number: int) -> list[Event]:
+    return []
+
+
 @dataclass(frozen=True)
 class Method:
     """One published system (or our own) as data.
@@ -82,7 +86,8 @@ class Method:
             :class:`~pyrobnn.inference.fit.FitConfig`) for networks trained by Adam.
         infer_large: what differs for large networks with BatchNorm.
         rounds: number of train-and-cut rounds.
-        events: makes the events of one inference fit.
+        events: makes the events of one round, given the run and the round's number (from 0); what
+            they remember goes on from round to round.
         estimator: default estimator.
         distil: weight of distillation from the dense network during inference.
         road: how the method goes from a dense to a compact network; None is the common road.
@@ -99,7 +104,7 @@ class Method:
     infer: Mapping[str, Any] = field(default_factory=dict)
     infer_large: Mapping[str, Any] = field(default_factory=dict)
     rounds: int = 4
-    events: Callable[[], list[Event]] = list
+    events: Callable[[Any, int], list[Event]] = _no_events
     estimator: str = "weight"
     distil: float = 0.5
     road: Callable[..., None] | None = None

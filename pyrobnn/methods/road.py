@@ -67,8 +67,9 @@ def reset(net: nn.Module, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in net.modules():
-            if callable(getattr(module, "reset_parameters", None)):
-                module.reset_parameters()
+            fresh = getattr(module, "reset_parameters", None)
+            if callable(fresh):
+                fresh()
     return net
 
 
@@ -111,7 +112,7 @@ def choose(run: Run, number: int) -> PruningPlan:
     return _deepest(run, nats, limits)
 
 
-def _deepest(run: Run, nats: dict, limits: Limits) -> PruningPlan:  # type: ignore[type-arg]
+def _deepest(run: Run, nats: dict[str, torch.Tensor], limits: Limits) -> PruningPlan:
     """Bisection for the smallest network whose validation accuracy stays above the floor before any tuning."""
     table, net = run.current_table(), run.net()
     now = run.left()["macs"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -234,7 +233,10 @@ class Run:
             }
             config = replace(config, validate=False, **settings)
             terms = [self.distillation(self.net("dense"), self.method.distil)] if self.method.distil else []
-            result = self.fit(step, model, guide, config, terms=terms, events=self.method.events())
+            events = self.method.events(self, number)
+            for event, state in zip(events, carry.get("events", []), strict=False):
+                event.load_state_dict(state)
+            result = self.fit(step, model, guide, config, terms=terms, events=events)
             posterior = summarize(result.model, result.guide, seed=self.seed(step))
             spent = {**carry["epochs"], "infer": carry["epochs"]["infer"] + epochs}
             net = self.refreshed(deterministic_net(result.model, result.guide))
@@ -243,6 +245,7 @@ class Run:
                 "point": state_of(result.model.net),
                 "guide": {k: v.detach().cpu() for k, v in result.guide.state_dict().items()},
                 "latest": to_state(posterior),
+                "events": [event.state_dict() for event in events],
                 "epochs": spent,
                 "recovered": self.validation_accuracy(net) if len(self.data.valid) else None,
             }
@@ -270,17 +273,17 @@ class Run:
                 changed["guide"] = {k: v.detach().cpu() for k, v in small_guide.state_dict().items()}
                 changed["point"] = state_of(small.net)
             left = self.left(after)
-            entry = {
+            entry: dict[str, Any] = {
                 "round": number + 1,
                 "params": round(left["params"] * self.dense_cost[0]),
                 "macs": round(left["macs"] * self.dense_cost[1]),
-                "accuracy": self.validation_accuracy(net) if len(self.data.valid) else None,
+                "valid_accuracy": self.validation_accuracy(net) if len(self.data.valid) else None,
                 "widths": after.widths(),
                 "epochs": dict(carry["epochs"]),
             }
             self.say(
                 f"cut {number + 1}: {100 * left['macs']:.1f} % of MACs and {100 * left['params']:.1f} % of params left"
-                + (f", valid {100 * entry['accuracy']:.2f} %" if entry["accuracy"] is not None else "")
+                + (f", valid {100 * entry['valid_accuracy']:.2f} %" if entry["valid_accuracy"] is not None else "")
             )
             return {**changed, "rounds": [*carry["rounds"], entry]}
 
@@ -312,7 +315,7 @@ class Run:
         self.journal.step(name, function)
 
 
-def _in_original(posterior: Posterior, plan: PruningPlan) -> Mapping[str, Tensor]:
+def _in_original(posterior: Posterior, plan: PruningPlan) -> dict[str, Tensor]:
     """The statistic of every channel in original coordinates, NaN where it was already cut."""
     found = {}
     for name, summary in posterior.channels.items():

@@ -226,12 +226,12 @@ def summarize(model: BayesianModel, guide: Any, *, draws: int = 100, seed: int =
     moments = site_moments(model, guide)
     sites = {}
     for name, (loc, scale) in moments.items():
-        group = model.group_of_site(name)
-        per_channel = group is not None and loc.dim() == 1
+        owner = model.group_of_site(name)
+        per_channel = owner is not None and loc.dim() == 1
         kind = "channel" if per_channel else "weight" if name in model.tensor_names else "other"
         dims = _dims(name, loc, kind)
         sites[name] = SiteSummary(
-            name, loc.cpu().float(), scale.cpu().float(), dims, kind, group if per_channel else None
+            name, loc.cpu().float(), scale.cpu().float(), dims, kind, owner if per_channel else None
         )
     priors = {name: base_distribution(site["fn"]) for name, site in model.sites().items()}
     channels = {}

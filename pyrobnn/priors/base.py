@@ -147,7 +147,7 @@ class WeightPrior(Prior):
         self._names = names
         return names
 
-    def distribution(self, name: str, value: Tensor) -> torch.distributions.Distribution:
+    def distribution(self, name: str, value: Tensor) -> Any:
         """The prior of one tensor: a distribution with `value`'s shape as batch shape."""
         raise TypeError(f"{type(self).__name__} must define distribution(name, value)")
 

@@ -88,7 +88,9 @@ def plan(
         return plan_for_budget(nats, groups, target_macs=target_macs, target_params=target_params, limits=limits)
     if rule not in RULES:
         raise ConfigError(f"unknown rule {rule!r}: use one of {', '.join(RULES)}")
-    keep, score, reason = {}, {}, {}
+    keep: dict[str, list[int]] = {}
+    score: dict[str, list[float] | None] = {}
+    reason: dict[str, str] = {}
     for name, summary in posterior.channels.items():
         values, line = _statistic(summary, rule, threshold)
         score[name] = [float(v) for v in values]
@@ -153,7 +155,7 @@ def plan_for_budget(
         PlanError: the budget lies below what the limits leave.
     """
     limits = limits or Limits()
-    budget = _Budget(table, target_macs, target_params, dense)
+    budget = Budget(table, target_macs, target_params, dense)
     groups = [group for group in table if group.name in nats]
     order = {g.name: torch.argsort(nats[g.name].double(), stable=True).tolist() for g in groups}
     gone = {g.name: 0 for g in groups}
@@ -196,7 +198,7 @@ def plan_for_budget(
     )
 
 
-class _Budget:
+class Budget:
     """Targets on MACs and parameters, and where a choice of units stands against them."""
 
     def __init__(
@@ -244,20 +246,24 @@ class _Budget:
 
     def prices(self, order: Mapping[str, list[int]], gone: Mapping[str, int]) -> dict[str, float]:
         """Share of the still violated targets that one more unit of each group would save."""
-        masks = {name: mask.requires_grad_() for name, mask in self._masks(order, gone).items()}
+        return self.unit_prices(self._masks(order, gone))
+
+    def unit_prices(self, masks: Mapping[str, Tensor]) -> dict[str, float]:
+        """The same for any keep masks `{group: [channels]}` (mean over the kept units of a group)."""
+        masks = {name: mask.detach().double().requires_grad_() for name, mask in masks.items()}
         shares = self.shares(masks)
-        open_targets = [name for name, value in self.targets.items() if float(shares[name].detach()) > value]
-        total = torch.stack([shares[name].double() for name in open_targets]).sum()
+        violated = [name for name, value in self.targets.items() if float(shares[name].detach()) > value]
+        total = torch.stack([shares[name].double() for name in violated or self.targets]).sum()
         gradients = torch.autograd.grad(total, list(masks.values()), allow_unused=True)
         prices = {}
-        for (name, units), gradient in zip(order.items(), gradients, strict=True):
-            left = units[gone[name] :]
-            prices[name] = 0.0 if gradient is None or not left else float(gradient[left].mean())
+        for (name, mask), gradient in zip(masks.items(), gradients, strict=True):
+            kept = mask.detach() > 0
+            prices[name] = 0.0 if gradient is None or not kept.any() else float(gradient[kept].mean())
         return prices
 
 
 def _take_back(
-    order: dict[str, list[int]], gone: dict[str, int], nats: Mapping[str, Tensor], budget: _Budget, limits: Limits
+    order: dict[str, list[int]], gone: dict[str, int], nats: Mapping[str, Tensor], budget: Budget, limits: Limits
 ) -> None:
     while True:
         candidates = []

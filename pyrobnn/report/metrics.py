@@ -249,7 +249,7 @@ def noise_accuracy(
     right, n = dict.fromkeys(sigmas, 0), 0
     with eval_mode(net):
         for x, y in split.batches(batch_size, device=place, channels_last=channels_last):
-            noise = (torch.randn(x.shape, generator=generator) ).to(x.device)
+            noise = (torch.randn(x.shape, generator=generator) / std).to(x.device)
             n += len(y)
             for sigma in right:
                 right[sigma] += int((_forward(net, x + sigma * noise, precision).argmax(1) == y).sum())

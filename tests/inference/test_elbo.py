@@ -30,7 +30,7 @@ from pyrobnn.likelihoods import Gaussian as GaussianNoise
 from pyrobnn.model import BayesianModel
 from pyrobnn.priors.gaussian import Gaussian
 
-LOC, SCALE = 1.0, 0.5  # of u = log z in the guide
+LOC, SCALE = 1.0, 0.25  # of u = log z in the guide
 
 
 def gamma_model() -> None:
@@ -70,12 +70,12 @@ def test_stock_mean_field_elbo_is_off_by_the_jacobian_and_ours_is_not() -> None:
     stock = many(TraceMeanField_ELBO, gamma_model, guide, 600)
     trace = many(Trace_ELBO, gamma_model, guide, 600)
     error = ours.std() / math.sqrt(len(ours))
-    assert error < 0.08
+    assert error < 0.1
     assert abs(ours.mean() - truth) < 4 * error
     assert torch.allclose(ours, trace, atol=1e-5)  # the same numbers at the same draws
-    gap = (stock - ours).abs()  # |u| at each draw: the lost log-Jacobian, E[u] = LOC
+    gap = stock - ours  # u at each draw: the lost log-Jacobian
     assert abs(gap.mean() - LOC) < 4 * SCALE / math.sqrt(600)
-    assert abs(stock.mean() - truth) > 10 * error
+    assert abs(stock.mean() - truth) > 6 * error
 
 
 def mixed_model(y: Tensor | None = None) -> None:
@@ -106,7 +106,7 @@ def test_agrees_with_trace_elbo_for_every_autoguide(family: Any) -> None:
     with torch.no_grad():
         for parameter in guide.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    draws = 400 if family is AutoNormal else 20
+    draws = 300 if family is AutoNormal else 20
     ours, trace = many(ELBO, mixed_model, guide, draws), many(Trace_ELBO, mixed_model, guide, draws)
     if family is AutoNormal:  # `w` in closed form: equal in expectation, with less variance
         parts = ELBO().parts(mixed_model, guide)
@@ -163,7 +163,7 @@ def test_weights_on_the_kl() -> None:
     assert torch.equal(weighted.kl["p"], plain.kl["p"]) and torch.equal(weighted.nll, plain.nll)
     pyro.set_rng_seed(1)
     cold = ELBO(kl_weight=0.25).loss(mixed_model, guide)
-    assert cold == pytest.approx(float(plain.nll + 0.25 * sum(plain.kl.values())), rel=1e-5)
+    assert cold == pytest.approx(float((plain.nll + 0.25 * sum(plain.kl.values())).detach()), rel=1e-5)
     with pytest.raises(ConfigError, match="'s'.*closed-form"):
         parts(site_weights={"s": torch.ones(1)})
 
@@ -173,7 +173,7 @@ def test_gradient_is_that_of_trace_elbo_in_expectation() -> None:
     guide = AutoNormal(mixed_model)
     guide()
     differences = []
-    for seed in range(300):
+    for seed in range(200):
         rows = []
         for elbo in (ELBO(), Trace_ELBO()):
             pyro.set_rng_seed(seed)
@@ -242,6 +242,12 @@ def test_a_guide_site_without_rsample_is_refused() -> None:
 
     with pytest.raises(ConfigError, match=r"'k'.*Poisson.*reparameterised"):
         ELBO().loss(model, guide)
+
+    def closed_form_guide() -> None:  # its KL is exact, but the likelihood's gradient would be lost
+        pyro.sample("k", dist.Bernoulli(torch.tensor(0.4)))
+
+    with pytest.raises(ConfigError, match=r"'k'.*Bernoulli"):
+        ELBO().loss(model, closed_form_guide)
 
 
 def test_unknown_estimator() -> None:

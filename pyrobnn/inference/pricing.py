@@ -1,0 +1,100 @@
+"""KL priced by cost: the prior odds of a channel fall with what it costs, and a budget sets the scale."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pyrobnn.errors import ConfigError
+from pyrobnn.inference.events import Event
+from pyrobnn.pruning.criteria import Budget
+
+if TYPE_CHECKING:
+    from pyrobnn.inference.fit import Loop
+
+
+class PricedKL(Event):
+    """Weights each channel's KL by its current marginal price, times a multiplier set by dual ascent.
+
+    The weight of a channel of group g is multiplier * price_g / (mean price over all channels), where
+    price_g is the share of the dense MACs (or parameters) that goes if one more channel of g goes,
+    given the channels that the posterior still needs (SNR of at least 1). Every `every` steps the
+    multiplier grows by `rate` if more than the goal is needed and falls by `rate` if less is: dual
+    ascent on the constraint, in log space.
+
+    This is the package's own construction; the unpriced KL is VIBNet's, and its weighting by map
+    size is the special case of prices fixed at the start.
+
+    Args:
+        goal: share of `dense` that may be left: `{"macs": …}`, `{"params": …}` or both.
+        dense: (params, macs) of the dense network.
+        start: first multiplier.
+        rate: relative change per update.
+        every: steps between updates.
+        bounds: range of the multiplier.
+        floor: lowest weight relative to the mean price, so that cheap channels are not free.
+
+    Raises:
+        ConfigError: no goal, or a rate that is not positive.
+    """
+
+    def __init__(
+        self,
+        goal: dict[str, float],
+        dense: tuple[float, float],
+        *,
+        start: float = 1.0,
+        rate: float = 0.1,
+        every: int = 20,
+        bounds: tuple[float, float] = (0.05, 1e4),
+        floor: float = 0.1,
+    ) -> None:
+        if not goal or rate <= 0:
+            raise ConfigError(f"pricing needs a goal and a positive rate, got {goal} and {rate}")
+        self.goal, self.dense = dict(goal), dense
+        self.multiplier, self.rate, self.every, self.bounds, self.floor = start, rate, every, bounds, floor
+
+    def on_start(self, loop: Loop) -> None:
+        self._apply(loop, self._needed(loop))
+
+    def on_batch_end(self, loop: Loop) -> None:
+        if loop.step % self.every:
+            return
+        needed = self._needed(loop)
+        shares = self._budget(loop).shares(needed)
+        over = any(float(shares[name]) > value for name, value in self.goal.items())
+        self.multiplier *= 1 + self.rate if over else 1 / (1 + self.rate)
+        self.multiplier = min(max(self.multiplier, self.bounds[0]), self.bounds[1])
+        self._apply(loop, needed)
+
+    def _budget(self, loop: Loop) -> Budget:
+        return Budget(loop.model.groups, self.goal.get("macs"), self.goal.get("params"), self.dense)  # type: ignore[arg-type]
+
+    def _needed(self, loop: Loop) -> dict[str, Tensor]:
+        """Per group, the channels whose noise carries signal; at least one."""
+        masks = {group.name: torch.ones(group.channels, dtype=torch.float64) for group in loop.model.groups or []}
+        for site, (mean, sd) in loop.guide.moments().items():
+            group = loop.model.group_of_site(site)
+            if group is not None and mean.dim() == 1:
+                snr = (mean.abs() / sd.clamp_min(1e-12)).cpu()
+                masks[group] = (snr >= torch.minimum(snr.max(), torch.ones(()))).double()
+        return masks
+
+    def _apply(self, loop: Loop, needed: dict[str, Tensor]) -> None:
+        prices = self._budget(loop).unit_prices(needed)
+        channels = {group.name: group.channels for group in loop.model.groups or []}
+        total = sum(channels.values())
+        mean = sum(prices[name] * n for name, n in channels.items()) / max(1, total)
+        for site in loop.guide.moments():
+            group = loop.model.group_of_site(site)
+            if group in prices:
+                relative = max(prices[group] / max(mean, 1e-30), self.floor)
+                loop.objective.site_weights[site] = self.multiplier * relative
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"multiplier": self.multiplier}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.multiplier = float(state["multiplier"])
