@@ -16,6 +16,7 @@ from pyro.nn import PyroModule
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pyrobnn.errors import ConfigError, DataError
 from pyrobnn.likelihoods import Categorical, Likelihood
@@ -78,7 +79,7 @@ class BayesianModel(PyroModule):
         self._table = (groups,)
         self._gates = (_gate_map(groups, placement),)
         self._prior = (prior,)
-        self._last_update: tuple[Any, int] | None = None
+        self._last_update: tuple[Any, tuple[int, int]] | None = None
         self.seen: tuple[Tensor, ...] = ()  # one example, for guides that are functions of the batch
         self.function_guides: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self.tensor_names = {name for name, _ in net.named_parameters()} | {name for name, _ in net.named_buffers()}
@@ -157,7 +158,7 @@ class BayesianModel(PyroModule):
     def call_net(self, net: nn.Module, values: dict[str, Tensor], x: Any) -> Tensor:
         """Call the network with these tensors, under autocast if set, statistics once per step."""
         if self._has_norms and net.training and not self._may_update(x):
-            values = {**_copied_statistics(net), **values}
+            values = {**values, **_copied_statistics(net, values)}
         device = x.device.type if isinstance(x, Tensor) else "cpu"
         cast = torch.autocast(device, dtype=self.autocast) if self.autocast is not None else nullcontext()
         with cast:
@@ -166,7 +167,7 @@ class BayesianModel(PyroModule):
     def _may_update(self, x: Any) -> bool:
         if any(isinstance(handler, InitMessenger) for handler in _PYRO_STACK):
             return False
-        step = sum(p._version for p in self.net.parameters())
+        step = (_steps, sum(p._version for p in self.net.parameters()))
         last, self._last_update = self._last_update, None
         try:
             self._last_update = (weakref.ref(x), step)
@@ -265,11 +266,26 @@ def _hold_as_buffer(net: nn.Module, name: str) -> None:
     module.register_buffer(leaf, value.detach().clone())
 
 
-def _copied_statistics(net: nn.Module) -> dict[str, Tensor]:
+def _copied_statistics(net: nn.Module, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of the statistics, to be updated in their place; those that a prior has replaced stay replaced."""
     copies = {}
     for path, module in net.named_modules():
         if isinstance(module, _NORMS):
             for leaf, buffer in module.named_buffers(recurse=False):
-                if leaf in ("running_mean", "running_var", "num_batches_tracked"):
-                    copies[f"{path}.{leaf}" if path else leaf] = buffer.clone()
+                name = f"{path}.{leaf}" if path else leaf
+                if leaf in ("running_mean", "running_var", "num_batches_tracked") and values.get(name, buffer) is buffer:
+                    copies[name] = buffer.clone()
     return copies
+
+
+# Optimiser steps in this process. With every parameter random there is no version counter in the network
+# that would tell the next step on the same batch from another particle of this one.
+_steps = 0
+
+
+def _count_step(*_: Any) -> None:
+    global _steps
+    _steps += 1
+
+
+register_optimizer_step_post_hook(_count_step)

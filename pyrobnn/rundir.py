@@ -90,9 +90,15 @@ def claim(out: Path, *, resume: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"--out {out} is a file; give a directory")
-    if out.exists() and any(out.iterdir()) and not resume:
-        what = "another run" if (out / REPORT).exists() or (out / CHECKPOINT).exists() else "other files"
-        raise CheckpointError(f"--out {out} holds {what}: choose another directory, or continue with --resume")
+    started = (out / CHECKPOINT).exists()
+    # A run that was killed before its first checkpoint may have left half of one.
+    others = [path for path in out.iterdir() if path.name != f"{CHECKPOINT}.tmp"] if out.exists() else []
+    if others and not (resume and started):
+        if resume:
+            raise CheckpointError(f"--out {out} holds files but no {CHECKPOINT} to resume from: choose another directory")
+        what = "another run" if started or (out / REPORT).exists() else "other files"
+        hint = "choose another directory, or continue with --resume" if started else "choose another directory"
+        raise CheckpointError(f"--out {out} holds {what}: {hint}")
     out.mkdir(parents=True, exist_ok=True)
 
 

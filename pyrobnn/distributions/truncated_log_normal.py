@@ -56,9 +56,7 @@ class TruncatedLogNormal(TorchDistribution):
         validate_args: Any = None,
     ) -> None:
         if not a < b:
-            raise ConfigError(
-                f"TruncatedLogNormal needs a < b on the log scale, got {a} and {b}; usual: -20, 0"
-            )
+            raise ConfigError(f"TruncatedLogNormal needs a < b on the log scale, got {a} and {b}; usual: -20, 0")
         self.loc, self.scale = broadcast_all(loc, scale)
         self.a, self.b = float(a), float(b)
         super().__init__(self.loc.shape, validate_args=validate_args)
@@ -177,9 +175,7 @@ class TruncatedLogNormal(TorchDistribution):
         unit = torch.where(tail, c2 * (1 - 6 * c2 + 50 * c2.square()), unit)
         spread = scale * unit.clamp_min(0.0).sqrt()
         sign = torch.where(flip, -2.0, 2.0).to(spread)
-        narrow = spread.square() / torch.where(
-            tail, 1 + sign * spread.clamp_max(0.1), torch.ones_like(spread)
-        )
+        narrow = spread.square() / torch.where(tail, 1 + sign * spread.clamp_max(0.1), torch.ones_like(spread))
         return torch.where(spread < torch.where(tail, 3e-3, 1e-4), narrow, exact).clamp_min(1e-38)
 
     @property

@@ -43,9 +43,7 @@ class NormalPair(TorchDistribution):
         scale1: Tensor | float,
         validate_args: Any = None,
     ) -> None:
-        self.mix, self.loc0, self.scale0, self.loc1, self.scale1 = broadcast_all(
-            mix, loc0, scale0, loc1, scale1
-        )
+        self.mix, self.loc0, self.scale0, self.loc1, self.scale1 = broadcast_all(mix, loc0, scale0, loc1, scale1)
         super().__init__(self.mix.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> NormalPair:
@@ -98,19 +96,13 @@ class TwoSpike(NormalPair):
         ConfigError: π outside (0, 1) or τ ≤ 0, given as numbers.
     """
 
-    def __init__(
-        self, pi: Tensor | float = 0.5, tau: Tensor | float = 0.1, validate_args: Any = None
-    ) -> None:
+    def __init__(self, pi: Tensor | float = 0.5, tau: Tensor | float = 0.1, validate_args: Any = None) -> None:
         if isinstance(pi, float | int) and not 0 < pi < 1:
             raise ConfigError(f"pi, the probability of keeping a channel, must lie in (0, 1), got {pi}")
         if isinstance(tau, float | int) and not tau > 0:
-            raise ConfigError(
-                f"tau, the width of the spikes, must be positive, got {tau}; 0.05 to 0.1 is usual"
-            )
+            raise ConfigError(f"tau, the width of the spikes, must be positive, got {tau}; 0.05 to 0.1 is usual")
         pi, tau = broadcast_all(pi, tau)
-        super().__init__(
-            pi, torch.zeros_like(tau), tau, torch.ones_like(tau), tau, validate_args=validate_args
-        )
+        super().__init__(pi, torch.zeros_like(tau), tau, torch.ones_like(tau), tau, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> NormalPair:
         return super().expand(batch_shape, self._get_checked_instance(TwoSpike, _instance))

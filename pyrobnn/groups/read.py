@@ -132,7 +132,7 @@ def _table(
         if reason is None and root not in read:
             reason = "no convolution or linear layer reads it"
         if reason is None and root in alone:
-            reason = "all channels of a layer hang together: nothing would be left"
+            reason = "is all that a layer has: nothing would be left"
         if reason is not None:
             refused.setdefault(name, reason)
         else:

@@ -51,9 +51,7 @@ class NormalNoise(MeanField):
     @torch.no_grad()
     def snr(self) -> dict[str, Tensor]:
         """|μ| / σ of every noise site, `{site: [channels]}`."""
-        return {
-            name: loc.abs() / scale for name, (loc, scale) in self.moments().items() if name in self._noise
-        }
+        return {name: loc.abs() / scale for name, (loc, scale) in self.moments().items() if name in self._noise}
 
     @torch.no_grad()
     def inclusion(self) -> dict[str, Tensor]:

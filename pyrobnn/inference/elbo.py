@@ -160,8 +160,8 @@ class ELBO(PyroELBO):
         """What `pyro.infer.SVI` calls: backward, then the loss as a number."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss)
+            loss.backward()
+        return float(loss.detach())
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:  # pragma: no cover
         raise ConfigError("ELBO evaluates its particles in parts(); call that instead")

@@ -28,7 +28,6 @@ class TurboUpdates(Event):
         off_rate_start: b̄ of the first update, in the unit of the prior's rates; None keeps it fixed.
         anneal: number of updates until b̄ has its final value.
         point_epochs: length of the deterministic first phase (weights at their means); 0 for none.
-        tolerance: once b̄ is final and mean |Δπ̃| is below this, the support stays as it is.
 
     Raises:
         ConfigError: settings out of range, or a guide of another kind.
@@ -43,20 +42,18 @@ class TurboUpdates(Event):
         off_rate_start: float | None = 1e-1,
         anneal: int = 5,
         point_epochs: int = 0,
-        tolerance: float = 1e-3,
     ) -> None:
-        if every < 1 or inner < 1 or anneal < 1 or point_epochs < 0 or tolerance < 0:
+        if every < 1 or inner < 1 or anneal < 1 or point_epochs < 0:
             raise ConfigError(
-                "every, inner and anneal must be at least 1, point_epochs and tolerance not negative; "
-                f"got {every}, {inner}, {anneal}, {point_epochs}, {tolerance}"
+                "every, inner and anneal must be at least 1, point_epochs not negative; "
+                f"got {every}, {inner}, {anneal}, {point_epochs}"
             )
         if off_rate_start is not None and off_rate_start <= 0:
             raise ConfigError(f"off_rate_start must be positive or None, got {off_rate_start}")
         self.every, self.inner, self.learn = every, inner, learn
         self.off_rate_start, self.anneal = off_rate_start, anneal
-        self.point_epochs, self.tolerance = point_epochs, tolerance
+        self.point_epochs = point_epochs
         self.updates = 0
-        self.stable = False
         self._final_rate: float | None = None
 
     def on_start(self, loop: Loop) -> None:
@@ -72,18 +69,16 @@ class TurboUpdates(Event):
 
     def on_epoch_end(self, loop: Loop) -> PruningPlan | None:
         guide = self._guide(loop)
-        if loop.epoch % self.every == 0 and not self.stable:
+        if loop.epoch % self.every == 0:
             self.updates += 1
             self._set_rate(guide)
             moved = guide.update(inner=self.inner, learn=self.learn)
-            self.stable = self.updates >= self.anneal and moved.change < self.tolerance
             loop.history[-1].update(support_change=moved.change, support=moved.share)
             guide.share_with(loop.model.prior)
         guide.point = loop.epoch < self.point_epochs
         return None
 
     def on_cut(self, loop: Loop, plan: PruningPlan) -> None:
-        self.stable = False
         self._guide(loop).share_with(loop.model.prior)
 
     def _set_rate(self, guide: TurboGuide) -> None:
@@ -99,7 +94,7 @@ class TurboUpdates(Event):
         return loop.guide
 
     def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "stable": self.stable, "final_rate": self._final_rate}
+        return {"updates": self.updates, "final_rate": self._final_rate}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.updates, self.stable, self._final_rate = state["updates"], state["stable"], state["final_rate"]
+        self.updates, self._final_rate = state["updates"], state["final_rate"]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _FLOOR = 1e-24  # below this variance a Gaussian is treated as a constant
+_STEEPEST = 1e6  # bound on 1/s in gradients: dm'/dv = φ/2s is infinite for a constant at the kink
 _INV_SQRT_2PI = 1 / math.sqrt(2 * math.pi)
 _LOG2_E = math.log2(math.e)
 _LOG2_INV_SQRT_2PI = math.log2(_INV_SQRT_2PI)
@@ -35,7 +36,7 @@ def normal_pdf(x: Tensor) -> Tensor:
 
 
 def _flat(x: Tensor, order: Sequence[int]) -> Tensor:
-    return x.permute(*order).reshape(-1)
+    return x.permute(tuple(order)).reshape(-1)
 
 
 def _relu_forward(mean: Tensor, variance: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -68,7 +69,7 @@ def _relu_forward(mean: Tensor, variance: Tensor, keep: bool) -> tuple[Tensor, T
         a.sub_(g)  # −h, h = m − a = φ − a(1 − Φ)
         torch.addcmul(cdf, a, g, out=v_out).mul_(v).clamp_min_(0)
         if keep:
-            ratio.mul_(inv)
+            ratio.mul_(inv.clamp_max_(_STEEPEST))
     return out_mean, out_variance, kept[0], kept[1]
 
 
@@ -82,28 +83,27 @@ class _ReluMoments(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
         out_mean, _, cdf, ratio = output
-        ctx.save_for_backward(out_mean, cdf, ratio, inputs[1])
+        ctx.save_for_backward(out_mean, cdf, ratio)
         ctx.mark_non_differentiable(cdf, ratio)
 
     @staticmethod
     def backward(ctx: Any, g_mean: Tensor, g_variance: Tensor, *_: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         # dm'/dμ = Φ, dm'/dv = φ/2s, dv'/dμ = 2m'(1 − Φ), dv'/dv = Φ − m'φ/s
-        out_mean, cdf, ratio, variance = ctx.saved_tensors
+        out_mean, cdf, ratio = ctx.saved_tensors
         order = _order(out_mean)
         d_mean, d_variance = torch.empty_like(out_mean), torch.empty_like(out_mean)
         flats = [
-            _flat(t, order) for t in (out_mean, cdf, ratio, variance, g_mean, g_variance, d_mean, d_variance)
+            _flat(t, order) for t in (out_mean, cdf, ratio, g_mean, g_variance, d_mean, d_variance)
         ]
         n = flats[0].numel()
         buffer = out_mean.new_empty(min(_CHUNK, n))
         for lo in range(0, n, _CHUNK):
-            m, c, r, v, gm, gv, dm, dv = (t[lo : lo + _CHUNK] for t in flats)
+            m, c, r, gm, gv, dm, dv = (t[lo : lo + _CHUNK] for t in flats)
             t = torch.mul(gv, m, out=buffer[: m.numel()])  # gv m'
             torch.sub(gm, t, alpha=2, out=dm)  # gm − 2 gv m'
             torch.mul(dm, r, out=dv).mul_(0.5)  # (gm/2 − gv m') φ/s
             dv.addcmul_(gv, c)
             dm.mul_(c).add_(t, alpha=2)  # Φ(gm − 2 gv m') + 2 gv m'
-            dv.mul_(v > _FLOOR)
         return d_mean, d_variance
 
 

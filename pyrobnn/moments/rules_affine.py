@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyrobnn.moments.tensor import Moments, activation, is_weight, parts, plain, rule
+from pyrobnn.moments.tensor import Moments, activation, deferred, is_weight, parts, plain, rule
 
 _CONV = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 _TRANSPOSED = {F.conv_transpose1d: 1, F.conv_transpose2d: 2, F.conv_transpose3d: 3}
@@ -94,16 +94,16 @@ def _affine(
         return func(x, weight, plain(bias), *rest)
     (mu, v), (m, s2), (b, b2) = parts(x), parts(weight), parts(bias)
     mean = func(mu, m, b, *rest)
-    with full_precision(mean):
-        variance = _variance(func, mu, v, m, s2, rest)
-        if b2 is not None:
-            variance = shape(b2) if variance is None else variance + shape(b2)
-        assert variance is not None
-        if not local:
-            return activation(mean, variance.expand(mean.shape))
-        generator = weight.sources[0].generator
-        noise = torch.empty_like(variance).normal_(generator=generator)
-        return _Perturb.apply(mean, variance, noise)
+
+    def variance(scale: Tensor | None) -> Tensor:
+        with full_precision(mean):
+            return _variance(func, mu, v, m, s2, b2, rest, shape, scale).expand(mean.shape)
+
+    if not local:
+        return deferred(mean, variance) if func in _CONV else activation(mean, variance(None))
+    spread = variance(None)
+    noise = torch.empty_like(spread).normal_(generator=weight.sources[0].generator)
+    return _Perturb.apply(mean, spread, noise)
 
 
 def _variance(
@@ -112,18 +112,40 @@ def _variance(
     v: Tensor | None,
     m: Tensor,
     s2: Tensor | None,
+    b2: Tensor | None,
     rest: tuple[Any, ...],
-) -> Tensor | None:
-    """v * (M² + σ²) + μ² * σ², leaving out what is zero."""
+    shape: Callable[[Tensor], Tensor],
+    scale: Tensor | None,
+) -> Tensor:
+    """scale · (v * (M² + σ²) + μ² * σ² + σ_b²), leaving out what is zero; ``scale`` is per filter."""
+    m2 = square(m)
+    if scale is not None:
+        rows = scale.view(-1, *([1] * (m.dim() - 1)))
+        m2 = m2 * rows
+        s2 = None if s2 is None else _times_rows(s2, rows)
+        b2 = None if b2 is None else b2 * scale
     if s2 is None:
-        return None if v is None else func(v, square(m), None, *rest)
-    if _per_filter(func, s2):
+        terms = [] if v is None else [func(v, m2, None, *rest)]
+    elif _per_filter(func, s2):
+        terms = [] if v is None else [func(v, m2, None, *rest)]
         second = square(mu) if v is None else torch.addcmul(v, wide(mu), wide(mu))
-        spread = _filter_spread(func, second, s2, rest)
-        return spread if v is None else func(v, square(m), None, *rest) + spread
-    if v is None:
-        return func(square(mu), s2, None, *rest)
-    return func(v, torch.addcmul(s2, wide(m), wide(m)), None, *rest) + func(square(mu), s2, None, *rest)
+        terms.append(_filter_spread(func, second, s2, rest))
+    else:
+        terms = [] if v is None else [func(v, m2 + s2, None, *rest)]
+        terms.append(func(square(mu), s2, None, *rest))
+    if b2 is not None:
+        terms.append(shape(b2))
+    total: Tensor = terms[0]
+    for term in terms[1:]:
+        total = total.add_(term)  # a fresh output that no backward pass needs
+    return total
+
+
+def _times_rows(s2: Tensor, rows: Tensor) -> Tensor:
+    """σ² times a factor per filter; one variance per filter stays expanded."""
+    if not any(s2.stride()[1:]):
+        return (s2[(slice(None), *[slice(0, 1)] * (s2.dim() - 1))] * rows).expand(s2.shape)
+    return s2 * rows
 
 
 def _per_filter(func: Callable[..., Any], s2: Tensor) -> bool:

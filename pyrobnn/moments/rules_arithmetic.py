@@ -160,7 +160,7 @@ def _setitem(input: Any, index: Any, value: Any) -> Any:
     value_loc, value_variance = parts(value)
     loc[index] = value_loc
     variance[index] = 0.0 if value_variance is None else value_variance
-    input._loc, input._variance, input._replay, input._sample, input.sources = loc, variance, None, None, ()
+    input._loc, input._held, input._replay, input._sample, input.sources = loc, variance, None, None, ()
     input._store.version += 1
     input._seen = input._store.version
     return None

@@ -18,21 +18,23 @@ from torch import Tensor
 
 from pyrobnn.moments.gaussian import log_softmax_moments, softmax_jacobian_moments, standardised_moments
 from pyrobnn.moments.rules_affine import full_precision, square, wide
-from pyrobnn.moments.tensor import Moments, activation, is_weight, ops, parts, plain, rule
+from pyrobnn.moments.tensor import Moments, activation, deferred, is_weight, ops, parts, plain, rule
 
 
 def _scale_moments(
     x: Any, normalised: Callable[[Any, Any], Tensor], factor: Tensor, weight: Any, bias: Any, shape: list[int]
 ) -> Any:
-    """γ x̂ + β with x̂ = (x − m)·factor: ``factor`` and γ, β broadcast against x in ``shape``."""
-    (_, v), (gamma, g2), (beta, b2) = parts(x), parts(weight), parts(bias)
+    """γ x̂ + β with x̂ = (x − m)·factor; ``factor``, γ and β are per channel and view as ``shape``."""
+    (gamma, g2), (beta, b2) = parts(weight), parts(bias)
     loc = normalised(gamma, beta)
     with full_precision(loc):
         squared = factor.square()
         if gamma is not None:
-            scale = square(gamma).view(shape) if g2 is None else (square(gamma) + g2).view(shape)
-            squared = squared * scale
-        variance = None if v is None else v * squared
+            squared = squared * (square(gamma) if g2 is None else square(gamma) + g2)
+        if g2 is None and b2 is None and isinstance(x, Moments) and x.pending is not None:
+            held, outer = x.pending, squared
+            return deferred(loc, lambda scale: held(outer if scale is None else outer * scale))
+        variance = x._variance * squared.view(shape) if isinstance(x, Moments) else None
         if g2 is not None:  # the random scale acts on the mean of x̂ as well
             spread = square(normalised(None, None)) * g2.view(shape)
             variance = spread if variance is None else variance + spread
@@ -87,7 +89,7 @@ def _batch_norm(
         def normalised(scale: Tensor | None, shift: Tensor | None) -> Tensor:
             return F.batch_norm(mu, running_mean, running_var, scale, shift, False, momentum, eps)
 
-    return _scale_moments(input, normalised, factor.view(shape), weight, bias, shape)
+    return _scale_moments(input, normalised, factor, weight, bias, shape)
 
 
 def _affine_moments(unit: Tensor, variance: Tensor, weight: Any, bias: Any, shape: list[int], dtype: Any) -> Moments:

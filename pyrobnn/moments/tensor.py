@@ -31,6 +31,7 @@ from pyrobnn.errors import NetError
 
 Mode = Literal["local", "moments"]
 Kind = Literal["linear", "consumer", "activation"]
+Deferred = Callable[[Tensor | None], Tensor]
 _no_dispatch = torch._C.DisableTorchFunctionSubclass
 
 
@@ -108,7 +109,7 @@ class Moments(torch.Tensor):
     """
 
     _loc: Tensor
-    _variance: Tensor
+    _held: Tensor | Deferred
     mode: Mode
     sources: tuple[Source, ...]
     _replay: Callable[[], Tensor] | None
@@ -177,6 +178,17 @@ class Moments(torch.Tensor):
         return self._variance
 
     @property
+    def _variance(self) -> Tensor:
+        if not isinstance(self._held, Tensor):
+            self._held = self._held(None)
+        return self._held
+
+    @property
+    def pending(self) -> Deferred | None:
+        """The computation of a variance that has not been needed yet."""
+        return None if isinstance(self._held, Tensor) else self._held
+
+    @property
     def is_weight(self) -> bool:
         """Whether one sample can stand for this tensor: it is a weight or made of weights only."""
         return self._replay is not None
@@ -212,10 +224,10 @@ class Moments(torch.Tensor):
         return _without_rule(func, args, {} if kwargs is None else dict(kwargs))
 
 
-def _make(loc: Tensor, variance: Tensor) -> Moments:
+def _make(loc: Tensor, variance: Tensor | Deferred) -> Moments:
     """An activation from parts that are known to fit."""
     new: Moments = torch.Tensor._make_wrapper_subclass(Moments, loc.shape, dtype=loc.dtype, device=loc.device)  # type: ignore[attr-defined]
-    new._loc, new._variance, new.mode, new.sources = loc, variance, "moments", ()
+    new._loc, new._held, new.mode, new.sources = loc, variance, "moments", ()
     new._replay, new._sample, new._store, new._seen = None, None, _Store(), 0
     return new
 
@@ -224,6 +236,15 @@ def activation(loc: Tensor, variance: Tensor) -> Moments:
     """An activation from a mean and a variance of the same shape (what rules return)."""
     if variance.dtype not in (torch.float32, torch.float64):
         variance = variance.float()
+    return _make(loc, variance)
+
+
+def deferred(loc: Tensor, variance: Deferred) -> Moments:
+    """An activation whose variance is computed when first needed, by ``variance(scale)``.
+
+    A normalisation that follows a convolution folds its factor per channel into ``scale``, and so into
+    the kernel, instead of passing over the whole map.
+    """
     return _make(loc, variance)
 
 
@@ -439,7 +460,7 @@ def _write(target: Any, result: Any, func: Callable[..., Any]) -> Any:
         )
     loc, variance = parts(result)
     target._loc = loc
-    target._variance = torch.zeros_like(loc, dtype=torch.float32) if variance is None else variance
+    target._held = torch.zeros_like(loc, dtype=torch.float32) if variance is None else variance
     target._replay, target._sample, target.sources = None, None, ()
     target._store.version += 1
     target._seen = target._store.version

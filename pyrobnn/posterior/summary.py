@@ -147,11 +147,17 @@ def site_moments(model: BayesianModel, guide: Any, draws: int = 256) -> SiteMome
 
     Exact where the guide's sites are independent distributions with known moments (this package's
     guides, AutoNormal on real sites, AutoDelta, most hand-written ones); else by the law of total
-    variance over `draws` runs of the guide.
+    variance over `draws` runs of the guide, with a seed of its own (the global RNG state is kept).
     """
     guide = _find_guide(model, guide)
     if isinstance(guide, Guide | NoLatents):
         return guide.moments()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _moments_by_running(model, guide, draws)
+
+
+def _moments_by_running(model: BayesianModel, guide: Any, draws: int) -> SiteMoments:
     sites = list(model.sites())
     first = _moments_of_run(guide, model, sites)
     second = _moments_of_run(guide, model, sites)
@@ -283,6 +289,10 @@ def _channel_summary(
         logit = torch.logit(gamma.clamp(1e-7, 1 - 1e-7))
         loc, scale = (site.loc, site.scale) if site is not None else (None, None)
         return ChannelSummary(name, gamma, torch.nn.functional.softplus(logit), "inclusion", kept, loc=loc, scale=scale)
+    if site is not None and not bool(site.scale.any()):  # a point estimate has no noise to compare with
+        magnitude = site.loc.abs()
+        nats = (magnitude / magnitude.square().mean().sqrt().clamp_min(1e-12)).square()
+        return ChannelSummary(name, magnitude, nats, "magnitude", kept, loc=site.loc, scale=site.scale)
     if site is not None:
         snr = site.loc.abs() / site.scale.clamp_min(1e-12)
         evidence = log_evidence(site.loc, site.scale, priors[site.name])

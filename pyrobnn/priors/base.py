@@ -57,7 +57,8 @@ class NetView:
                 "pass groups=pb.channel_groups(net, example) to BayesianModel"
             )
         base = {**self.tensors, **(tensors or {})}
-        return {**(tensors or {}), **self.gates.apply(base, factors)}
+        gated = self.gates.apply(base, factors)
+        return {**(tensors or {}), **{name: value for name, value in gated.items() if value is not base[name]}}
 
 
 def selected(net: nn.Module, select: Selection) -> list[str]:

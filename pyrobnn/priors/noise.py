@@ -124,9 +124,7 @@ class LogUniformNoise(ChannelNoise):
 
     def __post_init__(self) -> None:
         if not self.a < self.b or self.b < 0:
-            raise ConfigError(
-                f"log-uniform noise needs a < b and b ≥ 0, got {self.a} and {self.b}; usual: -20, 0"
-            )
+            raise ConfigError(f"log-uniform noise needs a < b and b ≥ 0, got {self.a} and {self.b}; usual: -20, 0")
 
     def distribution(self, like: Tensor) -> Any:
         return LogUniform(self.a, self.b, like=like)
@@ -175,9 +173,7 @@ class SpikeNoise(ChannelNoise):
 
     def __post_init__(self) -> None:
         if not self.tau > 0:
-            raise ConfigError(
-                f"tau, the width of the spike, must be positive, got {self.tau}; 0.05 to 0.1 is usual"
-            )
+            raise ConfigError(f"tau, the width of the spike, must be positive, got {self.tau}; 0.05 to 0.1 is usual")
 
     def distribution(self, like: Tensor) -> Any:
         return dist.Normal(like, like + self.tau)

@@ -57,9 +57,7 @@ class _Gated(Prior):
     def __post_init__(self) -> None:
         named = self.inclusion == "theory"
         if not named and not (isinstance(self.inclusion, int | float) and 0 < self.inclusion < 1):
-            raise ConfigError(
-                f"inclusion must be a probability in (0, 1) or 'theory', got {self.inclusion!r}"
-            )
+            raise ConfigError(f"inclusion must be a probability in (0, 1) or 'theory', got {self.inclusion!r}")
         if not 0 < self.sigma0 < math.inf:
             raise ConfigError(f"sigma0, the slab's standard deviation, must be positive, got {self.sigma0}")
         self._names: list[str] = []
@@ -129,9 +127,7 @@ class SpikeSlab(_Gated):
         if self.slab not in SLABS:
             raise ConfigError(f"slab must be one of {', '.join(SLABS)}, got {self.slab!r}")
         if not 0 < self.c < math.inf:
-            raise ConfigError(
-                f"c, the bound of the horseshoe's factor, must be positive, got {self.c}; 1 is usual"
-            )
+            raise ConfigError(f"c, the bound of the horseshoe's factor, must be positive, got {self.c}; 1 is usual")
 
     def prior_inclusion(self, group: Any, view: NetView) -> float:
         """λ of one group."""
@@ -150,9 +146,7 @@ class SpikeSlab(_Gated):
                 start[f"{group.name}.local"] = one
                 # The rate that fits local scales at 1: the minimum over ς² of the KLs of τ² and ς².
                 half = 0.5 * (group_rows(group, view)[0] + 1)
-                start[f"global.{group.name}.rate"] = like + (group.channels * half + 4) / (
-                    group.channels / 2 + 2
-                )
+                start[f"global.{group.name}.rate"] = like + (group.channels * half + 4) / (group.channels / 2 + 2)
             elif self.slab == "ghs":
                 # κ = 1 needs g² = c² / (c² − 1); where there is none, g = 4c gives κ = 0.97 c. The
                 # heavy-tailed factor B carries it.
@@ -216,11 +210,7 @@ class EdgeSpikeSlab(_Gated):
         values = self._weights(view)
         for name, value in values.items():
             known = self.inclusion != "theory"
-            odds = (
-                float(self.inclusion)
-                if known
-                else theory_inclusion(value.shape[0], fan_in(view.tensors[name]))
-            )
+            odds = float(self.inclusion) if known else theory_inclusion(value.shape[0], fan_in(view.tensors[name]))
             gate = dist.Bernoulli(value.new_full((), odds)).expand(view.tensors[name].shape)
             values[name] = value * pyro.sample(f"{name}.gate", gate.to_event(view.tensors[name].dim()))
         return values

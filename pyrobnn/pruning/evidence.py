@@ -65,9 +65,7 @@ def bmrs_n(
     log_zq = log_diff_ndtr((a - mu) / sigma, (b - mu) / sigma)
     ends = torch.tensor([(a - m) / s, (b - m) / s], dtype=torch.float64)
     log_zp = log_diff_ndtr(ends[0], ends[1]).to(mu.device)
-    log_zr = log_diff_ndtr(
-        ((a - m) - product_shift) / product_scale, ((b - m) - product_shift) / product_scale
-    )
+    log_zr = log_diff_ndtr(((a - m) - product_shift) / product_scale, ((b - m) - product_shift) / product_scale)
     log_overlap = -HALF_LOG_2PI - 0.5 * total.log() - 0.5 * (mu - m).square() / total
     return math.log(b - a) + log_zr - log_zq - log_zp + log_overlap
 
@@ -94,9 +92,7 @@ def bmrs_u(loc: Tensor, scale: Tensor, a: float = -20.0, b: float = 0.0, *, bits
     _check_interval(a, b)
     low, high = max(-23 * math.log(2), a), min(-bits * math.log(2), b)
     if not low < high:
-        raise ConfigError(
-            f"bits must leave an interval below 23 bits inside [{a}, {b}], got {bits}; 8 is usual"
-        )
+        raise ConfigError(f"bits must leave an interval below 23 bits inside [{a}, {b}], got {bits}; 8 is usual")
     mu, sigma = wide(loc), wide(scale)
     log_inside = log_diff_ndtr((low - mu) / sigma, (high - mu) / sigma)
     log_all = log_diff_ndtr((a - mu) / sigma, (b - mu) / sigma)
@@ -114,11 +110,7 @@ def savage_dickey(loc: Tensor, scale: Tensor, prior_scale: Tensor | float) -> Te
     >>> savage_dickey(torch.tensor([0.0, 1.0]), torch.tensor([0.1, 0.1]), 1.0) > 0
     tensor([ True, False])
     """
-    prior = (
-        wide(prior_scale)
-        if isinstance(prior_scale, Tensor)
-        else torch.tensor(prior_scale, dtype=torch.float64)
-    )
+    prior = wide(prior_scale) if isinstance(prior_scale, Tensor) else torch.tensor(prior_scale, dtype=torch.float64)
     mu, sigma = wide(loc), wide(scale)
     return prior.to(mu.device).log() - sigma.log() - 0.5 * (mu / sigma).square()
 

@@ -83,14 +83,10 @@ def test_two_spike_bound(loc: float, scale: float, pi: float) -> None:
         return r * kl1 + (1 - r) * kl0 + r * math.log(r / pi) + (1 - r) * math.log((1 - r) / (1 - pi))
 
     r = responsibility(q, p).item()
-    best = minimize_scalar(
-        by_assignment, bounds=(1e-12, 1 - 1e-12), method="bounded", options={"xatol": 1e-12}
-    )
+    best = minimize_scalar(by_assignment, bounds=(1e-12, 1 - 1e-12), method="bounded", options={"xatol": 1e-12})
     assert bound == pytest.approx(best.fun, abs=1e-5)
     assert r == pytest.approx(best.x, abs=1e-4)
-    if (
-        abs(loc - 0.5) > 0.4 and scale <= tau
-    ):  # far from the watershed one spike takes all and the bound is the KL
+    if abs(loc - 0.5) > 0.4 and scale <= tau:  # far from the watershed one spike takes all and the bound is the KL
         assert bound == pytest.approx(exact, abs=0.02)
 
 

@@ -35,9 +35,7 @@ def grid(loc: float, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """Points of log θ where q has mass, and its density there, normalised by Simpson's rule."""
     mode = min(max(loc, A), B)
     out = abs(mode - loc)
-    reach = (
-        120 * scale**2 / (math.sqrt(out**2 + 120 * scale**2) + out)
-    )  # from the mode to e⁻⁶⁰ of its density
+    reach = 120 * scale**2 / (math.sqrt(out**2 + 120 * scale**2) + out)  # from the mode to e⁻⁶⁰ of its density
     d = np.linspace(max(A - mode, -reach), min(B - mode, reach), 200_001)
     density = np.exp(-0.5 * d * (d + 2 * (mode - loc)) / scale**2)
     t = mode + d
@@ -45,9 +43,7 @@ def grid(loc: float, scale: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make(loc: float, scale: float) -> TruncatedLogNormal:
-    return TruncatedLogNormal(
-        torch.tensor(loc, dtype=torch.float64), torch.tensor(scale, dtype=torch.float64)
-    )
+    return TruncatedLogNormal(torch.tensor(loc, dtype=torch.float64), torch.tensor(scale, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(("loc", "scale"), CASES)
@@ -62,9 +58,7 @@ def test_moments_density_and_kl_match_quadrature(loc: float, scale: float) -> No
     inside = t[:: len(t) // 7]
     log_prob = q.log_prob(torch.from_numpy(np.exp(inside)))
     expected = np.log(np.interp(inside, t, density)) - inside
-    slope = (
-        abs(inside[0] - loc) / scale**2 + 1
-    )  # θ itself is rounded: its last digit moves the log density so much
+    slope = abs(inside[0] - loc) / scale**2 + 1  # θ itself is rounded: its last digit moves the log density so much
     assert np.allclose(log_prob.numpy(), expected, rtol=1e-6, atol=1e-6 + 4e-16 * slope)
     kl = torch.distributions.kl_divergence(q, LogUniform(A, B)).item()
     positive = density > 0
@@ -82,17 +76,13 @@ def test_float32_gives_the_float64_figures() -> None:
     assert torch.allclose(q32.snr.double(), q64.snr, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("loc", "scale"), [(-3.0, 1.0), (0.5, 0.3), (5.0, 0.05), (-20.0, 2.0), (-1.0, 150.0)]
-)
+@pytest.mark.parametrize(("loc", "scale"), [(-3.0, 1.0), (0.5, 0.3), (5.0, 0.05), (-20.0, 2.0), (-1.0, 150.0)])
 def test_draws_follow_the_truncated_normal(loc: float, scale: float) -> None:
     torch.manual_seed(0)
     draws = make(loc, scale).sample((20_000,)).log().numpy()
     assert draws.min() >= A - 1e-9 and draws.max() <= B
     reference = truncnorm((A - loc) / scale, (B - loc) / scale, loc=loc, scale=scale)
-    if (
-        loc == 5.0
-    ):  # scipy's own tail is inaccurate here; 100 sd out, log θ is exponential with rate 5 / scale²
+    if loc == 5.0:  # scipy's own tail is inaccurate here; 100 sd out, log θ is exponential with rate 5 / scale²
         assert -draws.mean() == pytest.approx(scale**2 / 5.0, rel=0.03)
     else:
         assert kstest(draws, reference.cdf).pvalue > 1e-3
@@ -157,9 +147,7 @@ def test_kl_is_infinite_where_the_prior_has_no_mass() -> None:
     assert torch.isfinite(torch.distributions.kl_divergence(q, LogUniform(-30.0, 1.0))).all()
 
 
-@pytest.mark.parametrize(
-    "make_one", [lambda: LogUniform(0.0, 0.0), lambda: TruncatedLogNormal(0.0, 1.0, 1.0, -1.0)]
-)
+@pytest.mark.parametrize("make_one", [lambda: LogUniform(0.0, 0.0), lambda: TruncatedLogNormal(0.0, 1.0, 1.0, -1.0)])
 def test_an_empty_range_is_refused(make_one) -> None:
     with pytest.raises(ConfigError, match="a < b"):
         make_one()

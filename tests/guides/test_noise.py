@@ -38,9 +38,7 @@ def planted() -> tuple[nn.Sequential, Tensor, Tensor]:
 
 def model_with(prior, data_size: int = 400) -> BayesianModel:
     net, x, _ = planted()
-    return BayesianModel(
-        net, prior, data_size=data_size, groups=channel_groups(net, x[:2]), likelihood=Categorical()
-    )
+    return BayesianModel(net, prior, data_size=data_size, groups=channel_groups(net, x[:2]), likelihood=Categorical())
 
 
 CASES = [
@@ -106,9 +104,7 @@ def test_weights_beside_log_uniform_noise_get_normals() -> None:
     assert torch.allclose(guide.moments()["0.weight"][0], planted()[0][0].weight)
 
 
-@pytest.mark.parametrize(
-    ("prior", "family"), [*CASES, (LogUniformNoise(weights=Gaussian()), TruncatedLogNormalNoise)]
-)
+@pytest.mark.parametrize(("prior", "family"), [*CASES, (LogUniformNoise(weights=Gaussian()), TruncatedLogNormalNoise)])
 def test_shrink_slices_the_noise(prior, family) -> None:
     model = model_with(prior)
     guide = family(model)

@@ -328,7 +328,7 @@ def test_event_anneals_updates_and_resumes() -> None:
     assert float(guide.off_rate) == pytest.approx(1e-5, rel=1e-4)
     for (name, a), (_, b) in zip(guide.named_buffers(), other_guide.named_buffers(), strict=True):
         assert torch.equal(a, b), name
-    assert event.stable and resumed.stable
+    assert loop.history[-1]["support_change"] < 1e-3
 
 
 def test_wrong_use_is_refused() -> None:
