@@ -20,7 +20,8 @@ from pyrobnn.model import BayesianModel
 from pyrobnn.posterior.summary import Posterior, deterministic_net, summarize
 from pyrobnn.pruning import PruningPlan, compact, mask
 from pyrobnn.pruning.batchnorm import reestimate_batchnorm
-from pyrobnn.pruning.criteria import plan
+from pyrobnn.pruning.criteria import plan, plan_for_budget
+from pyrobnn.pruning.search import largest_cut
 from pyrobnn.rundir import load_compact
 
 __version__ = "0.1.0"
@@ -49,12 +50,14 @@ __all__ = [
     "deterministic_net",
     "fit",
     "guides",
+    "largest_cut",
     "likelihoods",
     "load_compact",
     "load_data",
     "mask",
     "nets",
     "plan",
+    "plan_for_budget",
     "priors",
     "reestimate_batchnorm",
     "shrink",

@@ -196,10 +196,10 @@ def evaluate(
     """Measure the saved compact network again, from its files; exit code 1 if the figures differ."""
     from pyrobnn.data import load_data
     from pyrobnn.inference.precision import resolve_device
-    from pyrobnn.report.report import VOLATILE, measure, read_json
-    from pyrobnn.rundir import COMPACT_JSON, REPORT, load_compact
+    from pyrobnn.report.report import VOLATILE, measure
+    from pyrobnn.rundir import load_compact, read_description, read_report
 
-    report, description = read_json(run / REPORT), read_json(run / COMPACT_JSON)
+    report, description = read_report(run), read_description(run)
     loaded = load_data(data or report["data"]).with_normalisation(description["mean"], description["std"])
     figures = measure(load_compact(run), loaded, description["widths"], device=resolve_device(device))
     view = Table(title=f"{escape(str(run))}, measured again")
@@ -242,10 +242,9 @@ def inspect(
     from pyrobnn.inference.checkpoint import load_checkpoint
     from pyrobnn.posterior.state import from_state
     from pyrobnn.report.page import standard_figures
-    from pyrobnn.report.report import read_json
-    from pyrobnn.rundir import CHECKPOINT, REPORT
+    from pyrobnn.rundir import CHECKPOINT, read_report
 
-    report = read_json(run / REPORT)
+    report = read_report(run)
     carry = load_checkpoint(run / CHECKPOINT).get("carry", {})
     if "posterior" not in carry:
         raise CheckpointError(
@@ -301,6 +300,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (typer.Abort, KeyboardInterrupt):
         _stopped()
     else:
+        if code == 130:  # typer turns Ctrl-C into this
+            _stopped()
         sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from torch import nn
 from pyrobnn.data import Data, load_data
 from pyrobnn.errors import ConfigError
 from pyrobnn.groups import channel_groups
+from pyrobnn.inference.precision import resolve_device, resolve_precision
 from pyrobnn.likelihoods import Likelihood
 from pyrobnn.methods.base import Request
 from pyrobnn.methods.journal import Journal
@@ -26,6 +26,7 @@ from pyrobnn.methods.schedule import share_out
 from pyrobnn.nets import build_spec, check_fits, load_weights, net_spec, save_weights
 from pyrobnn.posterior.summary import Posterior
 from pyrobnn.pruning import PruningPlan
+from pyrobnn.pruning.criteria import Limits, plan_for_budget
 from pyrobnn.report.report import SCHEMA, measure, reduction, versions
 from pyrobnn.rundir import CHECKPOINT, DENSE, claim, find_spec, write_run
 
@@ -132,7 +133,6 @@ def compress(
     Raises:
         PyrobnnError: any bad input, in one line that says what to do.
     """
-    start = time.perf_counter()
     request = Request(
         method,
         target_macs,
@@ -171,6 +171,14 @@ def compress(
     if not table:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(table.refused.items())[:3])
         raise ConfigError(f"no channel of this network can be cut ({reasons or 'no groups found'})")
+    # What can be refused is refused now, before hours of training and before anything is written.
+    resolve_precision(precision, resolve_device(device), net)
+    if request.has_budget:
+        limits = Limits(min_channels, round_to)
+        nothing = {group.name: torch.zeros(group.channels) for group in table}
+        plan_for_budget(nothing, table, target_macs=target_macs, target_params=target_params, limits=limits)
+    if from_scratch is not None:
+        table.keep_vector(from_scratch)
     path = None if out is None else Path(out)
     identity = {
         "request": _plain(request),
@@ -183,7 +191,6 @@ def compress(
     if path is not None:
         claim(path, resume=resume)
     journal = Journal(path / CHECKPOINT if path else None, identity, resume=resume)
-    spent_before = float(journal.carry.get("seconds", 0.0))
     share = journal.carry.get("share")
     schedule = share_out(chosen, request, data, net, trained=trained)
     if share is not None:  # a time budget was turned into epochs when the run began
@@ -198,7 +205,7 @@ def compress(
         scratch_road(run, from_scratch)
     else:
         (chosen.road or common_road)(run)
-    journal.step("finished", lambda carry: {"seconds": spent_before + time.perf_counter() - start})
+    journal.step("finished", lambda carry: {"seconds": journal.seconds})
     return _finish(run, spec, source, path, trained_on, clean)
 
 

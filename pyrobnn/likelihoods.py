@@ -19,9 +19,13 @@ class Likelihood(Protocol):
 
 @dataclass(frozen=True)
 class Categorical:
-    """Class labels `[B]` given logits `[B, classes]`."""
+    """Class labels `[B]` given logits `[B, classes]`, plain or Gaussian (moment propagation)."""
 
     def __call__(self, output: Tensor) -> dist.TorchDistribution:
+        from pyrobnn.moments import MomentCategorical, Moments
+
+        if isinstance(output, Moments):
+            return MomentCategorical(output)
         return dist.Categorical(logits=output.float(), validate_args=False)
 
 

@@ -6,6 +6,7 @@ import copy
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -87,6 +88,8 @@ class BayesianModel(PyroModule):
         for name in self.held:
             _hold_as_buffer(net, name)
         self._has_norms = any(isinstance(m, _NORMS) and m.track_running_stats for m in net.modules())
+        if self._has_norms and not any(True for _ in net.parameters()):
+            _count_steps()
 
     # Tuples keep PyroModule from registering what is not a submodule.
     @property
@@ -142,7 +145,7 @@ class BayesianModel(PyroModule):
         net = self.net  # this look-up is what shows the deterministic parameters to Pyro
         values = self.values()
         output = self.call_net(net, values, x)
-        self.seen = tuple(part[:1].detach() for part in (x, y) if isinstance(part, Tensor))
+        self.seen = _first_example(x, y)
         size = len(y) if y is not None else len(output)
         distribution = self.likelihood(output)
         if y is not None and distribution.shape() != y.shape:  # it would broadcast, silently
@@ -167,7 +170,7 @@ class BayesianModel(PyroModule):
     def _may_update(self, x: Any) -> bool:
         if any(isinstance(handler, InitMessenger) for handler in _PYRO_STACK):
             return False
-        step = (_steps, sum(p._version for p in self.net.parameters()))
+        step = (_steps[0], sum(p._version for p in self.net.parameters()))
         last, self._last_update = self._last_update, None
         try:
             self._last_update = (weakref.ref(x), step)
@@ -212,6 +215,7 @@ class BayesianModel(PyroModule):
 
         BatchNorm statistics and the RNG state are as before afterwards.
         """
+        self.seen = _first_example(*batch)
         with self.frozen_statistics(), torch.no_grad():
             guide(*batch)
 
@@ -242,8 +246,12 @@ class BayesianModel(PyroModule):
         model = BayesianModel(
             net, prior, data_size=self.data_size, groups=groups, likelihood=self.likelihood, placement=self.placement
         )
-        model.autocast = self.autocast
+        model.autocast, model.seen = self.autocast, self.seen
         return model.train(self.training)
+
+
+def _first_example(*batch: Any) -> tuple[Tensor, ...]:
+    return tuple(part[:1].detach() for part in batch if isinstance(part, Tensor))
 
 
 def _gate_map(groups: ChannelTable | None, placement: str) -> Any:
@@ -273,19 +281,22 @@ def _copied_statistics(net: nn.Module, values: dict[str, Tensor]) -> dict[str, T
         if isinstance(module, _NORMS):
             for leaf, buffer in module.named_buffers(recurse=False):
                 name = f"{path}.{leaf}" if path else leaf
-                if leaf in ("running_mean", "running_var", "num_batches_tracked") and values.get(name, buffer) is buffer:
+                if (
+                    leaf in ("running_mean", "running_var", "num_batches_tracked")
+                    and values.get(name, buffer) is buffer
+                ):
                     copies[name] = buffer.clone()
     return copies
 
 
-# Optimiser steps in this process. With every parameter random there is no version counter in the network
-# that would tell the next step on the same batch from another particle of this one.
-_steps = 0
+# Optimiser steps in this process, counted once a model asks. With every parameter random there is no version
+# counter in the network that would tell the next step on the same batch from another particle of this one.
+_steps = [0]
 
 
-def _count_step(*_: Any) -> None:
-    global _steps
-    _steps += 1
+@cache
+def _count_steps() -> None:
+    def count(*_: Any) -> None:
+        _steps[0] += 1
 
-
-register_optimizer_step_post_hook(_count_step)
+    register_optimizer_step_post_hook(count)

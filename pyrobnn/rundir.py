@@ -68,7 +68,7 @@ def load_compact(path: str | Path, factory: Callable[[], nn.Module] | None = Non
         NetError: the factory builds another kind of network, or is needed and not given.
     """
     path = Path(path)
-    description = read_json(path / COMPACT_JSON)
+    description = read_description(path)
     tensors, _ = read_weights(path / COMPACT)
     spec = description.get("spec")
     if factory is not None:
@@ -80,6 +80,35 @@ def load_compact(path: str | Path, factory: Callable[[], nn.Module] | None = Non
             f"{path} holds a network of a class of your own: pass factory=, a function that builds the dense network"
         )
     return resize_to(dense, tensors).eval()
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """`compact.json`: how to build the network again and how to normalise its images.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    description = read_json(path / COMPACT_JSON)
+    expected = {"mean": list, "std": list, "widths": dict}
+    if not all(isinstance(description.get(key), kind) for key, kind in expected.items()):
+        raise CheckpointError(f"{path / COMPACT_JSON} is damaged (no mean, std and widths): run pyrobnn compress again")
+    spec = description.get("spec")
+    if spec is not None and not isinstance(spec, dict):
+        raise CheckpointError(f"{path / COMPACT_JSON} is damaged (spec is no object): run pyrobnn compress again")
+    return description
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """`report.json` of a finished run.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    report = read_json(path / REPORT)
+    expected = {"data": str, "method": str, "dense": dict, "compact": dict, "rounds": list}
+    if missing := [key for key, kind in expected.items() if not isinstance(report.get(key), kind)]:
+        raise CheckpointError(f"{path / REPORT} is damaged (no {missing[0]!r}): run pyrobnn compress again")
+    return report
 
 
 def claim(out: Path, *, resume: bool) -> None:

@@ -21,6 +21,7 @@ import pyrobnn as pb
 from pyrobnn import cli
 from pyrobnn.data import Data
 from pyrobnn.inference.fit import Loop
+from pyrobnn.methods.journal import Journal
 from pyrobnn.report.report import VOLATILE
 
 EPOCHS = 5
@@ -251,6 +252,12 @@ class Killed(BaseException):
     """What nobody catches, like the end of a process."""
 
 
+@pytest.fixture
+def plain_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No figures in the pages of runs that are only compared by their numbers."""
+    monkeypatch.setattr("pyrobnn.rundir.standard_figures", lambda *args: {})
+
+
 def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     original, count = Loop.train_step, 0
 
@@ -270,7 +277,7 @@ STEPS = 17  # in an epoch: 270 images by 16
 # In the dense, the first and second posterior and the tuning phase, in the middle of an epoch and at its start.
 @pytest.mark.parametrize("steps", [[7], [STEPS + 3], [2 * STEPS + 1], [3 * STEPS + 9, 4], [5 * STEPS]])
 def test_a_killed_run_ends_like_one_never_stopped(
-    steps: list[int], npz: Path, tmp_path: Path, finished: tuple[Path, pb.Result]
+    steps: list[int], npz: Path, tmp_path: Path, finished: tuple[Path, pb.Result], plain_pages: None
 ) -> None:
     out = tmp_path / "run"
     for step in steps:  # the second kill hits the resumed run
@@ -288,7 +295,7 @@ def test_a_killed_run_ends_like_one_never_stopped(
 
 @pytest.mark.parametrize("where", ["summarize", "compact", "measure"])
 def test_a_run_killed_between_fits(
-    where: str, npz: Path, tmp_path: Path, finished: tuple[Path, pb.Result], monkeypatch: pytest.MonkeyPatch
+    where: str, npz: Path, tmp_path: Path, finished: tuple[Path, pb.Result], plain_pages: None
 ) -> None:
     module = "pyrobnn.compression" if where == "measure" else "pyrobnn.methods.run"
 
@@ -301,6 +308,75 @@ def test_a_run_killed_between_fits(
     pb.compress("small_cnn", npz, target_macs=0.4, out=tmp_path / "run", resume=True, **SETTINGS)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert steady(report) == steady(json.loads(json.dumps(finished[1].report)))
+
+
+DROP: dict[str, Any] = {**SETTINGS, "epochs": 10, "max_drop": 2.0}
+
+
+@pytest.fixture(scope="module")
+def within_drop(data: Data) -> pb.Result:
+    """A run to a validation accuracy that nobody stopped."""
+    return pb.compress("small_cnn", data, **DROP)
+
+
+@pytest.mark.parametrize("where", ["cut 1", "judge 2", "tune"])
+def test_a_killed_run_within_a_drop(
+    where: str, data: Data, tmp_path: Path, within_drop: pb.Result, plain_pages: None
+) -> None:
+    """The verdicts of earlier rounds are not judged again by a later network."""
+    original = Journal.step
+
+    def step(self: Journal, name: str, function: Any) -> None:
+        original(self, name, function)
+        if name == where:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Journal, "step", step)
+        pb.compress("small_cnn", data, out=tmp_path / "run", **DROP)
+    resumed = pb.compress("small_cnn", data, out=tmp_path / "run", resume=True, **DROP)
+    assert steady(json.loads(json.dumps(resumed.report))) == steady(json.loads(json.dumps(within_drop.report)))
+
+
+def test_a_verdict_is_not_reconsidered(
+    data: Data, tmp_path: Path, plain_pages: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third round fails; a run killed right then must not fail the second on resuming."""
+
+    def recovered(run: Any, number: int) -> bool:
+        return sum(name.startswith("infer") for name in run.journal.done) < 3
+
+    monkeypatch.setattr("pyrobnn.methods.road.recovered", recovered)
+    whole = pb.compress("small_cnn", data, **DROP)
+    original = Journal.step
+
+    def step(self: Journal, name: str, function: Any) -> None:
+        original(self, name, function)
+        if name == "judge 3":
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Journal, "step", step)
+        pb.compress("small_cnn", data, out=tmp_path / "run", **DROP)
+    resumed = pb.compress("small_cnn", data, out=tmp_path / "run", resume=True, **DROP)
+    done = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["done"]
+    assert "back from 3" in done and "back from 2" not in done
+    assert steady(json.loads(json.dumps(resumed.report))) == steady(json.loads(json.dumps(whole.report)))
+    for name, channel in resumed.posterior.channels.items():
+        assert channel.kept.nonzero().flatten().tolist() == resumed.plan.keep[name]
+
+
+def test_seconds_count_the_interrupted_parts(npz: Path, tmp_path: Path, plain_pages: None) -> None:
+    out = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 3 * STEPS)
+        pb.compress("small_cnn", npz, target_macs=0.4, out=out, **SETTINGS)
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    assert state["seconds"] > 0
+    state["seconds"] += 1000.0
+    torch.save(state, out / "checkpoint.pt")
+    resumed = pb.compress("small_cnn", npz, target_macs=0.4, out=out, resume=True, **SETTINGS)
+    assert 1000 < resumed.report["seconds"] < 1300
 
 
 def test_resuming_a_finished_run_trains_nothing(

@@ -117,9 +117,7 @@ def chain_messages(
     [0.928, 0.5, 0.072]
     """
     if log_odds.dim() == 0 or log_odds.shape[-1] == 0:
-        raise ConfigError(
-            f"log_odds must be [*batch, length] with length ≥ 1, got shape {tuple(log_odds.shape)}"
-        )
+        raise ConfigError(f"log_odds must be [*batch, length] with length ≥ 1, got shape {tuple(log_odds.shape)}")
     if log_odds.dtype not in _LIMIT:
         log_odds = log_odds.float()
     move01, move10 = (_probability(p, log_odds, name) for p, name in ((p01, "p01"), (p10, "p10")))

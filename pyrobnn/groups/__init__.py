@@ -5,4 +5,12 @@ from pyrobnn.groups.read import channel_groups
 from pyrobnn.groups.surgery import refresh_attributes
 from pyrobnn.groups.table import ChannelGroup, ChannelTable, Cost, Member
 
-__all__ = ["ChannelGroup", "ChannelTable", "Cost", "GateMap", "Member", "channel_groups", "refresh_attributes"]
+__all__ = [
+    "ChannelGroup",
+    "ChannelTable",
+    "Cost",
+    "GateMap",
+    "Member",
+    "channel_groups",
+    "refresh_attributes",
+]

@@ -123,6 +123,7 @@ class GateMap:
     def _indices(self, device: torch.device) -> dict[str, dict[int, Tensor]]:
         if device not in self._on_device:
             self._on_device[device] = {
-                name: {axis: units.to(device) for axis, units in axes.items()} for name, axes in self._flat.items()
+                name: {axis: units.to(device) for axis, units in axes.items()}
+                for name, axes in self._flat.items()
             }
         return self._on_device[device]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -17,7 +18,7 @@ from pyrobnn.groups import rules_layers as rules_layers
 from pyrobnn.groups.rules_ops import output_labels
 from pyrobnn.groups.table import ChannelGroup, ChannelTable, MapInput, Member, NetFacts, Role
 from pyrobnn.groups.trace import Tracer, tensors_in
-from pyrobnn.groups.trial import try_groups
+from pyrobnn.groups.trial import first_line, try_groups
 
 Example = Tensor | tuple[Any, ...]
 
@@ -91,8 +92,13 @@ def _read(net: nn.Module, args: tuple[Any, ...]) -> ChannelTable:
     tracer.count_uses = False
     try:
         _forward(tracer, scratch.train(), two)
-    except Exception:
-        tracer._stack.clear()  # some networks want targets in train mode: their eval pass is what we know
+    except Exception as error:
+        tracer.leave()
+        warnings.warn(
+            f"the forward pass in train mode failed ({type(error).__name__}: {first_line(error)}); channels that "
+            "only layers of the train mode read may be cut away from them: pass an example that also runs in train mode",
+            stacklevel=3,
+        )
     batch = next((t.shape[0] for t in tensors_in(two) if t.dim()), 1)
     parameters = frozenset(name for name, _ in scratch.named_parameters())
     return _table(tracer, shapes, parameters, batch)
@@ -140,7 +146,9 @@ def _table(
     for name in [name for name, units in by_name.items() if len(units) == 1]:
         refused[name] = "has only one unit that could be removed"
         del by_name[name]
-    refused = {name: refused[name] for name in sorted(refused, key=order_of.__getitem__) if name not in by_name}
+    refused = {
+        name: refused[name] for name in sorted(refused, key=order_of.__getitem__) if name not in by_name
+    }
 
     units_of = {name: [root for _, root in sorted(units)] for name, units in by_name.items()}
     names = sorted(units_of, key=order_of.__getitem__)
@@ -170,7 +178,9 @@ class _UnitLookup:
 
     def __init__(self, names: list[str], units_of: Mapping[str, list[int]]) -> None:
         self.names = names
-        self.unit_of = {root: (at, unit) for at, name in enumerate(names) for unit, root in enumerate(units_of[name])}
+        self.unit_of = {
+            root: (at, unit) for at, name in enumerate(names) for unit, root in enumerate(units_of[name])
+        }
         self.channels = [len(units_of[name]) for name in names]
 
     def _rows(self, roots: Tensor) -> Tensor:
@@ -216,9 +226,7 @@ def _role(roles: set[str]) -> Role:
     return "out" if "out" in roles else "through"
 
 
-def _gate_norms(
-    tracer: Tracer, groups: list[ChannelGroup], where: _UnitLookup
-) -> dict[str, tuple[str, str]]:
+def _gate_norms(tracer: Tracer, groups: list[ChannelGroup], where: _UnitLookup) -> dict[str, tuple[str, str]]:
     """Groups whose gate may sit on gamma and beta of the last normalisation (one layer, all paths)."""
     ledger = tracer.ledger
     tags: dict[str, set[str | None]] = {}
@@ -260,7 +268,11 @@ def _protected(table: ChannelTable, patterns: Sequence[str]) -> ChannelTable:
             # A protected layer keeps its own output channels; what it reads may still shrink.
             if member.role in ("out", "through"):
                 path = member.tensor.rpartition(".")[0]
-                names |= {member.tensor, *(path[:at] for at, letter in enumerate(path) if letter == "."), path}
+                names |= {
+                    member.tensor,
+                    *(path[:at] for at, letter in enumerate(path) if letter == "."),
+                    path,
+                }
         for pattern in patterns:
             if any(fnmatchcase(name, pattern) for name in names):
                 reasons[group.name] = f"protected by {pattern!r}"

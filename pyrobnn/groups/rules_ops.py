@@ -20,25 +20,87 @@ def _source(call: Call) -> Any:
 
 # f(0) = 0: a channel scaled by zero stays zero, so a gate in front of these is as good as one behind.
 @rule(
-    *("relu", "relu6", "hardtanh", "hardswish", "silu", "gelu", "tanh", "leaky_relu", "elu", "selu", "celu", "mish"),
-    *("softsign", "softshrink", "hardshrink", "tanhshrink", "rrelu", "dropout", "dropout1d", "dropout2d", "dropout3d"),
+    *("relu", "relu6", "hardswish", "silu", "gelu", "tanh", "leaky_relu", "elu", "selu", "celu", "mish"),
+    *(
+        "softsign",
+        "softshrink",
+        "hardshrink",
+        "tanhshrink",
+        "rrelu",
+        "dropout",
+        "dropout1d",
+        "dropout2d",
+        "dropout3d",
+    ),
     *("feature_dropout", "abs", "neg", "square", "sqrt", "sign", "sin", "erf", "round", "floor", "ceil"),
-    *("trunc", "clone", "detach", "contiguous", "to", "float", "double", "half", "bfloat16", "type", "cpu", "cuda"),
-    *("data", "requires_grad", "zeros_like", "empty_like", "rand_like", "randn_like", "nan_to_num", "positive"),
-    *("alias", "real", "type_as", "log1p", "expm1", "absolute", "negative", "abs", "bernoulli"),
+    *(
+        "trunc",
+        "clone",
+        "detach",
+        "contiguous",
+        "to",
+        "float",
+        "double",
+        "half",
+        "bfloat16",
+        "type",
+        "cpu",
+        "cuda",
+    ),
+    *("data", "requires_grad", "zeros_like", "nan_to_num", "positive"),
+    *("alias", "real", "type_as", "log1p", "expm1", "absolute", "negative"),
 )
 def through_zero(tracer: Tracer, call: Call) -> None:
     _unary(tracer, call, keeps_tag=True)
 
 
 @rule(
-    *("sigmoid", "hardsigmoid", "logsigmoid", "softplus", "exp", "log", "log2", "log10", "rsqrt", "reciprocal", "cos"),
-    *("ones_like", "full_like", "logit", "erfc", "alpha_dropout", "feature_alpha_dropout", "threshold", "lgamma"),
-    *("bitwise_not", "logical_not", "isnan", "isinf", "isfinite", "invert", "bool", "long", "int", "acos", "exponential"),
-    *("fill", "zero", "normal", "uniform"),
+    *(
+        "sigmoid",
+        "hardsigmoid",
+        "logsigmoid",
+        "softplus",
+        "exp",
+        "log",
+        "log2",
+        "log10",
+        "rsqrt",
+        "reciprocal",
+        "cos",
+    ),
+    *(
+        "ones_like",
+        "full_like",
+        "logit",
+        "erfc",
+        "alpha_dropout",
+        "feature_alpha_dropout",
+        "threshold",
+        "lgamma",
+    ),
+    *(
+        "bitwise_not",
+        "logical_not",
+        "isnan",
+        "isinf",
+        "isfinite",
+        "invert",
+        "bool",
+        "long",
+        "int",
+        "acos",
+        "exponential",
+    ),
+    *("fill", "zero", "normal", "uniform", "empty_like", "rand_like", "randn_like", "bernoulli"),
 )
 def elementwise(tracer: Tracer, call: Call) -> None:
     _unary(tracer, call, keeps_tag=False)
+
+
+@rule("hardtanh")
+def hardtanh(tracer: Tracer, call: Call) -> None:
+    low, high = call.get(1, "min_val", -1.0), call.get(2, "max_val", 1.0)
+    _unary(tracer, call, keeps_tag=bool(low <= 0 <= high))
 
 
 def _unary(tracer: Tracer, call: Call, keeps_tag: bool) -> None:
@@ -53,16 +115,70 @@ def _unary(tracer: Tracer, call: Call, keeps_tag: bool) -> None:
 
 def _fixed(tracer: Tracer, call: Call) -> None:
     """What comes from tensors of fixed size has a fixed size, for the same reason."""
-    reasons = [tracer.why(tensor) for tensor in tensors_in((call.args, call.kwargs)) if hasattr(tensor, "_channel_why")]
+    reasons = [
+        tracer.why(tensor)
+        for tensor in tensors_in((call.args, call.kwargs))
+        if hasattr(tensor, "_channel_why")
+    ]
     for out in tensors_in(call.out):
         tracer.set(out, None, reasons[0] if reasons else tracer.here("a constant"))
 
 
 @rule(
-    *("add", "sub", "subtract", "rsub", "mul", "multiply", "div", "divide", "truediv", "floordiv", "rdiv", "rtruediv"),
-    *("true_divide", "floor_divide", "pow", "float_power", "maximum", "minimum", "fmax", "fmin", "where", "clamp"),
-    *("clip", "clamp_min", "clamp_max", "addcmul", "addcdiv", "lerp", "eq", "ne", "lt", "le", "gt", "ge", "fmod"),
-    *("remainder", "atan2", "logical_and", "logical_or", "copy", "hypot", "masked_fill", "and", "or", "xor", "mod"),
+    *(
+        "add",
+        "sub",
+        "subtract",
+        "rsub",
+        "mul",
+        "multiply",
+        "div",
+        "divide",
+        "truediv",
+        "floordiv",
+        "rdiv",
+        "rtruediv",
+    ),
+    *(
+        "true_divide",
+        "floor_divide",
+        "pow",
+        "float_power",
+        "maximum",
+        "minimum",
+        "fmax",
+        "fmin",
+        "where",
+        "clamp",
+    ),
+    *(
+        "clip",
+        "clamp_min",
+        "clamp_max",
+        "addcmul",
+        "addcdiv",
+        "lerp",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "fmod",
+    ),
+    *(
+        "remainder",
+        "atan2",
+        "logical_and",
+        "logical_or",
+        "copy",
+        "hypot",
+        "masked_fill",
+        "and",
+        "or",
+        "xor",
+        "mod",
+    ),
 )
 def arithmetic(tracer: Tracer, call: Call) -> None:
     tensors = list(tensors_in((call.args, call.kwargs)))
@@ -71,7 +187,9 @@ def arithmetic(tracer: Tracer, call: Call) -> None:
         return _fixed(tracer, call)
     united = unite(tracer, tensors, call.out.shape, call.name)
     scales = call.name in ("mul", "multiply", "div", "divide", "truediv", "true_divide")
-    if united is not None and not (scales and len(labelled) == 1 and tracer.labels(_source(call)) is not None):
+    if united is not None and not (
+        scales and len(labelled) == 1 and tracer.labels(_source(call)) is not None
+    ):
         united = tracer.ledger.renewed(united)
     tracer.set(call.out, united)
 
@@ -130,7 +248,16 @@ def along_an_axis(tracer: Tracer, call: Call) -> None:
 
 
 @rule(
-    *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "lp_pool1d", "lp_pool2d"),
+    *(
+        "max_pool1d",
+        "max_pool2d",
+        "max_pool3d",
+        "avg_pool1d",
+        "avg_pool2d",
+        "avg_pool3d",
+        "lp_pool1d",
+        "lp_pool2d",
+    ),
     *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d"),
     *("adaptive_max_pool2d", "adaptive_max_pool3d", "max_pool1d_with_indices", "max_pool2d_with_indices"),
     *("max_pool3d_with_indices", "adaptive_max_pool1d_with_indices", "adaptive_max_pool2d_with_indices"),
@@ -151,7 +278,22 @@ def spatial(tracer: Tracer, call: Call) -> None:
         tracer.set(out, small.expand(out.shape))
 
 
-@rule("mean", "sum", "amax", "amin", "max", "min", "var", "std", "norm", "logsumexp", "median", "prod", "any", "all")
+@rule(
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+    "max",
+    "min",
+    "var",
+    "std",
+    "norm",
+    "logsumexp",
+    "median",
+    "prod",
+    "any",
+    "all",
+)
 def reduction(tracer: Tracer, call: Call) -> None:
     source = _source(call)
     labels = tracer.labels(source)
@@ -160,7 +302,9 @@ def reduction(tracer: Tracer, call: Call) -> None:
         return arithmetic(tracer, call)  # torch.max(a, b)
     if labels is None:
         return _fixed(tracer, call)
-    dim = call.kwargs.get("dim", call.args[2] if call.name == "norm" and len(call.args) > 2 else call.get(1, "dim"))
+    dim = call.kwargs.get(
+        "dim", call.args[2] if call.name == "norm" and len(call.args) > 2 else call.get(1, "dim")
+    )
     if call.name == "norm" and "dim" not in call.kwargs and len(call.args) < 3:
         dim = None
     small = tracer.small(labels)
@@ -352,7 +496,9 @@ def concatenate(tracer: Tracer, call: Call) -> None:
         # Joined along another axis (space, tokens): the same channels meet.
         shape = torch.Size([1 if axis == dim else size for axis, size in enumerate(parts[0].shape)])
         joined = unite(tracer, parts, shape, "cat")
-        return tracer.set(call.out, None if joined is None else joined.narrow(dim, 0, 1).expand(call.out.shape))
+        return tracer.set(
+            call.out, None if joined is None else joined.narrow(dim, 0, 1).expand(call.out.shape)
+        )
     columns = []
     for part, one in zip(parts, small, strict=True):
         if one is None:

@@ -125,7 +125,7 @@ class Sites:
 
 def check_net(table: ChannelTable, sites: Sites) -> None:
     """Raise NetError unless the table's tensors exist in the net with the table's shapes."""
-    for name in table.cut_axes.keys() | table.read_axes.keys():
+    for name in dict.fromkeys([*table.cut_axes, *table.read_axes]):
         shape = tuple(sites.get(name).shape)
         if shape != table.facts.shapes[name]:
             raise NetError(
@@ -195,7 +195,12 @@ class Undo:
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._saved: list[tuple[nn.Module, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
-            (m, dict(m._parameters), dict(m._buffers), {k: v for k, v in vars(m).items() if isinstance(v, int | str)})
+            (
+                m,
+                dict(m._parameters),
+                dict(m._buffers),
+                {k: v for k, v in vars(m).items() if isinstance(v, int | str)},
+            )
             for m in modules
         ]
 

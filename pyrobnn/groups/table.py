@@ -188,7 +188,11 @@ class ChannelTable(list[ChannelGroup]):
         import difflib
 
         near = difflib.get_close_matches(name, self.names, n=3)
-        hint = f"near names: {', '.join(near)}" if near else f"this net has {', '.join(self.names[:8]) or 'no groups'}"
+        hint = (
+            f"near names: {', '.join(near)}"
+            if near
+            else f"this net has {', '.join(self.names[:8]) or 'no groups'}"
+        )
         return f"expected a channel group of this net, got {name!r}; {hint}"
 
     # Flat coordinates
@@ -201,7 +205,9 @@ class ChannelTable(list[ChannelGroup]):
                 if not getattr(member, which):
                     continue
                 size = self.facts.shapes[member.tensor][member.axis]
-                axis = flat.setdefault(member.tensor, {}).setdefault(member.axis, torch.zeros(size, dtype=torch.int64))
+                axis = flat.setdefault(member.tensor, {}).setdefault(
+                    member.axis, torch.zeros(size, dtype=torch.int64)
+                )
                 there = member.index >= 0
                 axis[member.index[there]] = rows.unsqueeze(1).expand_as(member.index)[there]
         return flat
@@ -339,7 +345,9 @@ class ChannelTable(list[ChannelGroup]):
                 if moved is not None:
                     index = torch.where(index >= 0, moved[index.clamp_min(0)], -1)
                 members.append(replace(member, index=compact_rows(index)))
-            groups.append(ChannelGroup(group.name, int(stays.sum()), tuple(m for m in members if m.index.numel())))
+            groups.append(
+                ChannelGroup(group.name, int(stays.sum()), tuple(m for m in members if m.index.numel()))
+            )
         maps = {}
         for name, source in self.facts.maps.items():
             inputs = self._map_stays(source, keep)
@@ -425,7 +433,9 @@ class ChannelTable(list[ChannelGroup]):
             if tensor in plan["positions"]:
                 macs = macs + numel * plan["positions"][tensor]
         if soft:
-            return Cost(torch.as_tensor(params, dtype=torch.float64), torch.as_tensor(macs, dtype=torch.float64))
+            return Cost(
+                torch.as_tensor(params, dtype=torch.float64), torch.as_tensor(macs, dtype=torch.float64)
+            )
         return Cost(params, macs)
 
     def _unit_cost(self, group: ChannelGroup) -> Cost:
@@ -443,7 +453,9 @@ class ChannelTable(list[ChannelGroup]):
                 axes[member.axis] = axes.get(member.axis, 0) + count
             for tensor, axes in taken.items():
                 shape = self.facts.shapes[tensor]
-                saved = _product(shape) - _product(size - axes.get(axis, 0) for axis, size in enumerate(shape))
+                saved = _product(shape) - _product(
+                    size - axes.get(axis, 0) for axis, size in enumerate(shape)
+                )
                 if tensor in self.facts.parameters:
                     params += often * saved
                 macs += often * saved * self._cost_plan["positions"].get(tensor, 0)

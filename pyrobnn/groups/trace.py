@@ -132,6 +132,10 @@ class Tracer(TorchFunctionMode):
     def _leaving(self, module: nn.Module, args: Any, out: Any) -> None:
         self._stack.pop()
 
+    def leave(self) -> None:
+        """Forget which modules were running, after a forward pass that failed."""
+        self._stack.clear()
+
     # Labels of tensors
 
     def labels(self, tensor: Any) -> Tensor | None:
@@ -259,4 +263,13 @@ def _along(labels: Tensor, axis: int, shape: torch.Size) -> Tensor:
     return labels.reshape(view).expand(shape)
 
 
-__all__ = ["RULES", "Call", "Tracer", "grouped_unit", "is_channel_map", "operation_name", "rule", "tensors_in"]
+__all__ = [
+    "RULES",
+    "Call",
+    "Tracer",
+    "grouped_unit",
+    "is_channel_map",
+    "operation_name",
+    "rule",
+    "tensors_in",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ _TOLERANCE_SINGLE = 1e-4
 # Up to this many parameters the trial runs in float64.
 _DOUBLE_UP_TO = 3_000_000
 # Up to this many parameters times groups, every group is cut alone from the start.
-_ALONE_UP_TO = 100_000_000
+_ALONE_UP_TO = 10_000_000
 _SIZES = (32, 64, 96)
 
 
@@ -27,47 +28,84 @@ _SIZES = (32, 64, 96)
 def try_groups(net: nn.Module, args: tuple[Any, ...], table: ChannelTable) -> ChannelTable:
     """Refuse every group for which compact and mask differ, with what went wrong as the reason.
 
-    Each group loses one unit, then a random half, on a small input with random weights and BatchNorm statistics;
+    Each group alone loses one unit, then a random half, on a small input with random weights and BatchNorm statistics;
     then all groups together. In large networks groups are first cut in batches, chosen so that for any two groups
     there is a batch with the one and without the other; only the groups of batches that fail are then cut alone.
     """
     if not len(table):
         return table
-    double = table.cost().params <= _DOUBLE_UP_TO
-    reasons = _wrong(Trial(net, args, table, double), table)
-    if reasons and not double:  # rounding in a deep network is no reason to refuse: look again, more sharply
-        reasons = _wrong(Trial(net, args, table, True), table)
+    params = table.cost().params
+    if params > _DOUBLE_UP_TO:
+        # Rounding in a deep network is no reason to refuse anything: what fails here is tried again in float64.
+        quick = Trial(net, args, table, double=False)
+        if all(quick.differs(batch) is None for batch in _batches(table)):
+            return table
+    trial = Trial(net, args, table, double=True)
+    if len(table) * params <= _ALONE_UP_TO:
+        reasons = _cut_alone(trial, table.names)
+    else:
+        reasons = _cut_in_batches(trial)
+    together = _without(_batches(table)[-1], reasons)
+    if trial.differs(together) is not None:
+        reasons |= _cut_one_more(trial, together)
     return table.without(reasons) if reasons else table
 
 
-def _wrong(trial: Trial, table: ChannelTable) -> dict[str, str]:
+def _batches(table: ChannelTable) -> list[dict[str, Tensor]]:
+    """Cuts of many groups: those whose number has a given bit, those that have it not, and all."""
     generator = torch.Generator().manual_seed(0)
-    suspects = list(table)
-    if len(table) * table.cost().params > _ALONE_UP_TO:
-        suspects = [group for batch in _failing_batches(trial, generator) for group in batch]
+    batches = []
+    for bit in range((len(table) - 1).bit_length()):
+        for value, cut in ((0, _all_but_one), (1, _about_half)):
+            chosen = [group for at, group in enumerate(table) if (at >> bit) & 1 == value]
+            batches.append({group.name: cut(group, generator) for group in chosen})
+    batches.append({group.name: _all_but_one(group, generator) for group in table})
+    batches.append({group.name: _about_half(group, generator) for group in table})
+    return batches
+
+
+def _without(batch: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    return {name: keep for name, keep in batch.items() if name not in set(names)}
+
+
+def _cut_alone(trial: Trial, names: Iterable[str]) -> dict[str, str]:
+    """What went wrong, by name, when each of these groups loses one unit, and half."""
+    generator = torch.Generator().manual_seed(1)
     reasons: dict[str, str] = {}
-    for name in dict.fromkeys(group.name for group in suspects):
-        for cut in (_all_but_one(table[name], generator), _about_half(table[name], generator)):
-            reason = trial.differs({name: cut})
+    for name in names:
+        for cut in (_all_but_one, _about_half):
+            reason = trial.differs({name: cut(trial.table[name], generator)})
             if reason is not None:
                 reasons[name] = reason
                 break
-    halves = {group.name: _about_half(group, generator) for group in table if group.name not in reasons}
-    if halves and trial.differs(halves) is not None:
-        _find_disagreeing(trial, halves, reasons)
     return reasons
 
 
-def _failing_batches(trial: Trial, generator: torch.Generator) -> list[list[ChannelGroup]]:
-    """Cut the groups whose number has a given bit, and those that do not have it, for every bit."""
-    groups = list(trial.table)
-    failing = []
-    for bit in range(max(1, (len(groups) - 1).bit_length())):
-        for value, cut in ((0, _all_but_one), (1, _about_half)):
-            batch = [group for at, group in enumerate(groups) if (at >> bit) & 1 == value]
-            if trial.differs({group.name: cut(group, generator) for group in batch}) is not None:
-                failing.append(batch)
-    return failing
+def _cut_in_batches(trial: Trial) -> dict[str, str]:
+    """Cut batches, then the groups that were in no good batch alone, then what still does not agree."""
+    batches = _batches(trial.table)
+    fails = [trial.differs(batch) is not None for batch in batches]
+    failing = [batch for batch, failed in zip(batches, fails, strict=True) if failed]
+    good = {name for batch, failed in zip(batches, fails, strict=True) if not failed for name in batch}
+    reasons = _cut_alone(trial, [name for name in trial.table.names if name not in good])
+    for batch in failing:
+        rest = _without(batch, reasons)
+        if trial.differs(rest) is not None:
+            reasons |= _cut_alone(trial, rest)
+    return reasons
+
+
+def _cut_one_more(trial: Trial, together: dict[str, Tensor]) -> dict[str, str]:
+    """Groups that are right alone but not together: keep adding while mask and compact agree."""
+    good: dict[str, Tensor] = {}
+    reasons = {}
+    for name, keep in together.items():
+        reason = trial.differs({**good, name: keep})
+        if reason is None:
+            good[name] = keep
+        else:
+            reasons[name] = f"{reason} (together with other groups)"
+    return reasons
 
 
 def _all_but_one(group: ChannelGroup, generator: torch.Generator) -> Tensor:
@@ -83,17 +121,6 @@ def _about_half(group: ChannelGroup, generator: torch.Generator) -> Tensor:
     count = int(torch.randint(low, high, (1,), generator=generator))
     keep[torch.randperm(group.channels, generator=generator)[:count]] = False
     return keep
-
-
-def _find_disagreeing(trial: Trial, halves: dict[str, Tensor], reasons: dict[str, str]) -> None:
-    """Groups that are right alone but not together: keep adding while mask and compact agree."""
-    good: dict[str, Tensor] = {}
-    for name, half in halves.items():
-        reason = trial.differs({**good, name: half})
-        if reason is None:
-            good[name] = half
-        else:
-            reasons[name] = f"{reason} (together with other groups)"
 
 
 class Trial:
@@ -117,7 +144,9 @@ class Trial:
         self.args = self._small_input(args, generator, double)
         self.sites = Sites(self.net)
 
-    def _small_input(self, args: tuple[Any, ...], generator: torch.Generator, double: bool) -> tuple[Any, ...]:
+    def _small_input(
+        self, args: tuple[Any, ...], generator: torch.Generator, double: bool
+    ) -> tuple[Any, ...]:
         """Noise of two examples, on the smallest square the network accepts."""
         two = tuple(_noise(arg, generator) for arg in args)
         whole = self._run(two)
@@ -139,7 +168,7 @@ class Trial:
                 small = (two[0][:, :, :size, :size].contiguous(),)
                 try:
                     shapes = [tuple(out.shape) for out in tensors_in(self._run(small))]
-                except (RuntimeError, ValueError):
+                except Exception:  # too small for this network, whatever it says
                     continue
                 if shapes == wanted:
                     two = small
@@ -157,7 +186,9 @@ class Trial:
     def differs(self, keep: dict[str, Tensor]) -> str | None:
         """What is wrong with this cut, or None if compact equals mask."""
         flat = self.table.flat(keep, fill=True).bool()
-        if any(not bool(flat[units].any()) for axes in self.table.cut_axes.values() for units in axes.values()):
+        if any(
+            not bool(flat[units].any()) for axes in self.table.cut_axes.values() for units in axes.values()
+        ):
             return None  # leaves nothing of a layer: refused when a plan asks for it
         masked = self._masked(flat)
         undo = Undo(self.sites.modules(touched(self.table, flat)))
@@ -165,7 +196,7 @@ class Trial:
             cut_(self.sites, self.table, flat)
             compact = self.outputs()
         except Exception as error:
-            return f"the cut network does not run ({type(error).__name__}: {_first_line(error)})"
+            return f"the cut network does not run ({type(error).__name__}: {first_line(error)})"
         finally:
             undo()
         return compare(masked, compact, self.tolerance)
@@ -228,10 +259,15 @@ def _match_statistics(net: nn.Module, args: tuple[Any, ...], generator: torch.Ge
         return
 
     def measure(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(module, _NormBase) and module.running_mean is not None and module.running_var is not None
+        assert (
+            isinstance(module, _NormBase)
+            and module.running_mean is not None
+            and module.running_var is not None
+        )
         x = inputs[0].transpose(0, 1).flatten(1)
         mean, var = x.mean(1), x.var(1, correction=0)
-        var = 0.5 * (var + var.mean()) + 1e-6  # two examples say little about one channel: no tiny variances
+        # Two examples say little about one channel, and dividing by a tiny deviation blows up rounding.
+        var = 0.5 * (var + var.mean()) + 0.1 * mean.square() + 1e-6
         shift = torch.randn(mean.shape, generator=generator).to(mean)
         factor = torch.rand(mean.shape, generator=generator).to(mean) + 0.5
         module.running_mean.copy_(mean + 0.3 * shift * var.sqrt())
@@ -257,5 +293,6 @@ def _double(arg: Any) -> Any:
     return arg.double() if isinstance(arg, Tensor) and arg.is_floating_point() else arg
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The beginning of an error message."""
     return (str(error).strip().splitlines() or [""])[0][:120]

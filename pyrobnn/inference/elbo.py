@@ -80,6 +80,9 @@ class ELBO(PyroELBO):
         self.kl_weight = kl_weight
         self.site_weights: dict[str, float | Tensor] = dict(site_weights or {})
         self.estimator = estimator
+        # Weights that the network uses more than once, found on the way: they are sampled, so that
+        # their uses share one draw.
+        self._shared: set[str] = set()
 
     def parts(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Parts:
         """Negative log-likelihood and KL per site, averaged over the particles."""
@@ -92,6 +95,8 @@ class ELBO(PyroELBO):
             replayed = self._estimated(poutine.replay(model, trace=guide_trace), guide_trace)
             model_trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*args, **kwargs))
             output = model_trace.nodes["_RETURN"]["value"]
+            if self.estimator == "moments":
+                output = getattr(output, "loc", output)  # what terms and accuracy look at
             observed = [s for s in model_trace.nodes.values() if s["type"] == "sample" and s["is_observed"]]
             part = -sum((_log_prob(site) for site in observed), torch.zeros(()))
             nll = part if nll is None else nll + part
@@ -108,7 +113,7 @@ class ELBO(PyroELBO):
             return model
         from pyrobnn.moments import MomentMessenger
 
-        return MomentMessenger(guide_trace, mode=self.estimator)(model)  # type: ignore[arg-type]
+        return MomentMessenger(guide_trace, mode=self.estimator, shared=self._shared)(model)  # type: ignore[arg-type]
 
     def _kl_terms(self, model_trace: Any, guide_trace: Any) -> list[tuple[str, Tensor, bool]]:
         terms = []
@@ -172,11 +177,11 @@ def check_finite(parts: Parts) -> None:
     for name, value in parts.kl.items():
         if not torch.isfinite(value):
             raise NumericalError(
-                f"the KL of site {name!r} is {float(value)}: lower the learning rate or clip gradients"
+                f"the KL of site {name!r} is {float(value.detach())}: lower the learning rate or clip gradients"
             )
     if not torch.isfinite(parts.nll):
         raise NumericalError(
-            f"the log-likelihood at site 'obs' is {-float(parts.nll)}: lower the learning rate or clip gradients"
+            f"the log-likelihood at site 'obs' is {-float(parts.nll.detach())}: lower the learning rate or clip gradients"
         )
 
 

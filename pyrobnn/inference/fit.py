@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -53,6 +54,7 @@ class FitConfig:
         seed: of shuffling, augmentation and sampling.
         augment: use the data's augmentation.
         validate: measure validation accuracy (posterior means) after each epoch.
+        max_steps: steps per epoch, to stop short of a full pass over the (shuffled) data.
     """
 
     epochs: int = 10
@@ -72,6 +74,7 @@ class FitConfig:
     seed: int = 0
     augment: bool = True
     validate: bool = True
+    max_steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.batch_size < 1 or self.lr < 0:
@@ -127,6 +130,8 @@ class Loop:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.epoch = self.step = 0
         self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
+        if config.max_steps is not None:
+            self.steps_per_epoch = min(self.steps_per_epoch, max(1, config.max_steps))
         self.history: list[dict[str, Any]] = []
         self.plan: PruningPlan | None = None
         self.seconds = 0.0
@@ -231,7 +236,7 @@ class Loop:
         batches = self.data.train.batches(
             c.batch_size, generator=self.generator, augment=c.augment, device=self.device, channels_last=True
         )
-        for x, y in batches:
+        for x, y in itertools.islice(batches, self.steps_per_epoch):
             if len(x) == 1 and seen:  # a lone example has no batch statistics
                 self.step += 1
                 continue

@@ -24,7 +24,8 @@ class TurboUpdates(Event):
     Args:
         every: epochs of gradients between updates (E_w, 1 to 5).
         inner: closed-form rounds before the chains are solved (2 to 3; 1 is exact coordinate ascent).
-        learn: re-estimate the transition probabilities by EM at each update.
+        learn: re-estimate the transition probabilities by EM at each update (fixed ones that are too large
+            empty filters that the data need).
         off_rate_start: b̄ of the first update, in the unit of the prior's rates; None keeps it fixed.
         anneal: number of updates until b̄ has its final value.
         point_epochs: length of the deterministic first phase (weights at their means); 0 for none.
@@ -38,7 +39,7 @@ class TurboUpdates(Event):
         *,
         every: int = 1,
         inner: int = 3,
-        learn: bool = False,
+        learn: bool = True,
         off_rate_start: float | None = 1e-1,
         anneal: int = 5,
         point_epochs: int = 0,

@@ -8,6 +8,7 @@ from typing import Any
 
 from pyrobnn.errors import ConfigError
 from pyrobnn.inference.events import Event
+from pyrobnn.inference.schedules import Constant, Schedule
 from pyrobnn.model import BayesianModel
 from pyrobnn.priors.base import Prior
 
@@ -66,6 +67,10 @@ class Request:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
+def _full_kl(number: int) -> Schedule:
+    return Constant(1.0)
+
+
 def _no_events(run: Any, number: int) -> list[Event]:
     return []
 
@@ -85,6 +90,7 @@ class Method:
         infer: settings of the fits of the posterior (fields of
             :class:`~pyrobnn.inference.fit.FitConfig`) for networks trained by Adam.
         infer_large: what differs for large networks with BatchNorm.
+        kl: KL weight over one round's fit, given the round's number (from 0); 1 is the ELBO.
         rounds: number of train-and-cut rounds.
         events: makes the events of one round, given the run and the round's number (from 0); what
             they remember goes on from round to round.
@@ -103,6 +109,7 @@ class Method:
     threshold: float | None = None
     infer: Mapping[str, Any] = field(default_factory=dict)
     infer_large: Mapping[str, Any] = field(default_factory=dict)
+    kl: Callable[[int], Schedule] = _full_kl
     rounds: int = 4
     events: Callable[[Any, int], list[Event]] = _no_events
     estimator: str = "weight"

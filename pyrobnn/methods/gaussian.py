@@ -8,7 +8,7 @@ from pyrobnn.methods.base import Method
 from pyrobnn.priors.gaussian import Gaussian
 
 
-def _kl(number: int, rounds: int) -> WarmUp:
+def _kl(number: int) -> WarmUp:
     """Warm up in the first round only; later rounds go on at the weight reached."""
     return WarmUp(0.5 if number == 0 else 0.0, 0.0, 0.1)
 
@@ -20,7 +20,8 @@ METHOD = Method(
     cut_where="filter SNR lowest (< 1 without a target), or evidence",
     prior=lambda: Gaussian("fan_in"),
     guide=lambda model: MeanField(model, init_scale=0.1),
-    infer={"lr": 1e-3, "guide_lr": 1e-3, "lr_schedule": "constant", "kl_schedule": _kl},
+    infer={"lr": 1e-3, "guide_lr": 1e-3, "lr_schedule": "constant"},
     infer_large={"lr": 2e-4, "guide_lr": 2e-4},
+    kl=_kl,
     estimator="local",
 )

@@ -8,6 +8,7 @@ without pickle.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,12 @@ class Journal:
         self.done: list[str] = []
         self.carry: Carry = {}
         self._fit: dict[str, Any] | None = None
+        self._start, self._before = time.perf_counter(), 0.0
         if resume and path is not None and path.exists():
             self._load(load_checkpoint(path))
 
     def _load(self, state: dict[str, Any]) -> None:
-        if "identity" not in state or "carry" not in state:
+        if not {"identity", "carry", "done", "fit", "seconds"} <= state.keys():
             raise CheckpointError(f"{self.path} is not the checkpoint of a run: delete it and start afresh")
         for key, value in self.identity.items():
             if state["identity"].get(key) != value:
@@ -49,6 +51,12 @@ class Journal:
                     f"{value!r}: use the same settings, or another --out"
                 )
         self.done, self.carry, self._fit = list(state["done"]), state["carry"], state["fit"]
+        self._before = float(state["seconds"])
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time up to now, with that of the interrupted parts up to their last checkpoint."""
+        return self._before + time.perf_counter() - self._start
 
     def step(self, name: str, function: Callable[[Carry], Carry]) -> None:
         """Run one step unless it is done; `function` takes the carry and returns what changes in it."""
@@ -72,5 +80,11 @@ class Journal:
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
         if self.path is not None:
-            state = {"identity": self.identity, "done": self.done, "carry": self.carry, "fit": self._fit}
+            state: dict[str, Any] = {
+                "identity": self.identity,
+                "done": self.done,
+                "carry": self.carry,
+                "fit": self._fit,
+                "seconds": self.seconds,
+            }
             save_checkpoint(state, self.path)

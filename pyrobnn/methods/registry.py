@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 
 from pyrobnn.errors import ConfigError
-from pyrobnn.methods import gaussian, noise
+from pyrobnn.methods import gaussian, noise, rbp
 from pyrobnn.methods.base import Method
 
-METHODS: dict[str, Method] = {method.name: method for method in (noise.ARD, noise.SBP, gaussian.METHOD)}
+METHODS: dict[str, Method] = {
+    method.name: method for method in (noise.ARD, noise.SBP, rbp.RBP, rbp.RBP_SPIKE, gaussian.METHOD)
+}
 
 
 def get_method(name: str) -> Method:

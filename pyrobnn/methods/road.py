@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from pyrobnn.methods.run import Run, state_of
 from pyrobnn.posterior.state import from_state
 from pyrobnn.pruning import PruningPlan, compact
 from pyrobnn.pruning.criteria import Limits, plan, plan_for_budget
+from pyrobnn.pruning.search import largest_cut
 
 # A round of inference brings back what the last cut lost; how much it may lose before that, in points.
 LOSS_PER_CUT = 1.5
@@ -33,11 +35,13 @@ def common_road(run: Run) -> None:
     for number in range(len(run.epochs.infer)):
         run.infer(number)
         if within_drop:
-            if not recovered(run, number):
+            # By round, since a resumed run has the state of a later round here.
+            run.journal.step(f"judge {number + 1}", partial(judge, run, number))
+            if not run.carry["judged"][number]:
                 run.restore(f"back from {number + 1}")
                 break
             run.accept(f"accept {number + 1}")
-        run.cut(number, choose(run, number))
+        run.cut(number, partial(choose, run, number))
     run.tune("tune", run.epochs.tune)
     if within_drop and run.carry["tuned"] < floor(run) and "plan" in run.carry["accepted"]:
         run.say("tuning missed --max-drop: back to the last network that was within it")
@@ -85,6 +89,11 @@ def resolution(run: Run) -> float:
     return 100 * math.sqrt(base * (1 - base) / len(run.data.valid))
 
 
+def judge(run: Run, number: int, carry: Carry) -> Carry:
+    """Add the round's verdict to those before."""
+    return {"judged": [*carry.get("judged", []), recovered(run, number)]}
+
+
 def recovered(run: Run, number: int) -> bool:
     """Whether inference brought the network back to where tuning will be within the allowed drop."""
     return number == 0 or bool(run.carry["recovered"] >= floor(run, SLACK + resolution(run)))
@@ -113,20 +122,13 @@ def choose(run: Run, number: int) -> PruningPlan:
 
 
 def _deepest(run: Run, nats: dict[str, torch.Tensor], limits: Limits) -> PruningPlan:
-    """Bisection for the smallest network whose validation accuracy stays above the floor before any tuning."""
-    table, net = run.current_table(), run.net()
-    now = run.left()["macs"]
-    least = floor(run, LOSS_PER_CUT + resolution(run))
-    low, high = LARGEST_CUT, 1.0
-    best = PruningPlan.full(table)
-    for _ in range(6):
-        middle = (low + high) / 2
-        trial = plan_for_budget(nats, table, target_macs=middle * now, limits=limits, dense=run.dense_cost)
-        small = run.refreshed(compact(net, trial, None, groups=table))
-        if run.validation_accuracy(small) >= least:
-            best, high = trial, middle
-        else:
-            low = middle
-        if high - low < 0.02:
-            break
-    return best
+    """The largest cut whose validation accuracy stays above the floor, before any tuning."""
+    return largest_cut(
+        run.net(),
+        run.current_table(),
+        nats,
+        lambda small: run.validation_accuracy(run.refreshed(small)),
+        floor(run, LOSS_PER_CUT + resolution(run)),
+        smallest=LARGEST_CUT,
+        limits=limits,
+    )

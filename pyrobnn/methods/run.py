@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -169,12 +171,22 @@ class Run:
         teacher = channels_last(teacher.to(self.device))
         return Distillation(teacher, weight=weight, temperature=4.0, autocast=self.autocast)
 
-    def bayesian(self) -> tuple[BayesianModel, Any]:
+    def threshold(self) -> float | None:
+        """The cut line of the method's own rule, where no target sets another one."""
+        if self.request.target:
+            return None
+        usual = {"snr": 1.0, "inclusion": 0.5, "bmr": 0.0}
+        return usual.get(self.method.rule) if self.method.threshold is None else self.method.threshold
+
+    def bayesian(self, only: str | None = None) -> tuple[BayesianModel, Any]:
         """Model and guide of the current network, where the last round left them."""
         net = self.net()
+        prior: Any = self.method.prior()
+        if only is not None:
+            prior = replace(prior, groups=[only])
         model = BayesianModel(
             net,
-            self.method.prior(),
+            prior,
             data_size=len(self.data.train),
             groups=self.current_table(),
             likelihood=self.likelihood,
@@ -218,19 +230,29 @@ class Run:
         self.journal.step("dense", given if self.trained else trained)
         self.journal.step("dense-measured", measure)
 
-    def infer(self, number: int) -> None:
-        """Fit the posterior of the current network; read it off."""
+    def infer(self, number: int, *, epochs: float | None = None, only: str | None = None) -> None:
+        """Fit the posterior of the current network; read it off.
+
+        Args:
+            number: of the round, from 0.
+            epochs: passes over the training data, possibly a fraction (default: the schedule's).
+            only: place noise on this group alone.
+        """
 
         def function(carry: Carry) -> Carry:
             step = f"infer {number + 1}"
-            model, guide = self.bayesian()
-            epochs = self.epochs.infer[number]
-            config = self.config(step, epochs, estimator=self.request.estimator or self.method.estimator)
+            model, guide = self.bayesian(only)
+            passes = float(self.epochs.infer[number]) if epochs is None else epochs
+            steps = math.ceil(len(self.data.train) / self.epochs.batch_size)
+            whole = math.ceil(passes)
+            config = self.config(
+                step,
+                whole,
+                max_steps=math.ceil(passes * steps / whole),
+                estimator=self.request.estimator or self.method.estimator,
+            )
             settings = {**self.method.infer, **(self.method.infer_large if self.large else {})}
-            settings = {
-                k: v(number, len(self.epochs.infer)) if k == "kl_schedule" and callable(v) else v
-                for k, v in settings.items()
-            }
+            settings["kl_schedule"] = self.method.kl(number)
             config = replace(config, validate=False, **settings)
             terms = [self.distillation(self.net("dense"), self.method.distil)] if self.method.distil else []
             events = self.method.events(self, number)
@@ -238,7 +260,9 @@ class Run:
                 event.load_state_dict(state)
             result = self.fit(step, model, guide, config, terms=terms, events=events)
             posterior = summarize(result.model, result.guide, seed=self.seed(step))
-            spent = {**carry["epochs"], "infer": carry["epochs"]["infer"] + epochs}
+            if only is not None:
+                posterior.channels = {only: posterior.channels[only]}
+            spent = {**carry["epochs"], "infer": round(carry["epochs"]["infer"] + passes, 3)}
             net = self.refreshed(deterministic_net(result.model, result.guide))
             return {
                 "net": state_of(net),
@@ -252,14 +276,17 @@ class Run:
 
         self.journal.step(f"infer {number + 1}", function)
 
-    def cut(self, number: int, plan: PruningPlan, threshold: float | None = None) -> None:
-        """Cut network, guide and posterior to `plan` (coordinates of the current network)."""
+    def cut(self, number: int, choose: Callable[[], PruningPlan], *, fold: bool = False) -> None:
+        """Cut network, guide and posterior to the plan that `choose` makes (coordinates of the current network).
+
+        A resumed run has the state of a later step here, so the choice is part of the step.
+        With `fold` the noise is over: its mean is in the weights, and the next round starts a new one.
+        """
 
         def function(carry: Carry) -> Carry:
-            model, guide = self.bayesian()
-            before = self.plan
+            before, plan = self.plan, choose()
             after = before.compose(plan)
-            latest = from_state(carry["latest"]).decide(plan, threshold, round=number)
+            latest = from_state(carry["latest"]).decide(plan, self.threshold(), round=number)
             merged = latest if "posterior" not in carry else self.posterior().merge(latest, before)
             merged.history = [*self.posterior().history, _in_original(latest, before)]
             net = compact(self.net(), plan, None, groups=self.current_table())
@@ -268,8 +295,10 @@ class Run:
                 "plan": after.to_json(),
                 "posterior": to_state(merged),
             }
-            if carry.get("guide") is not None:
-                small, small_guide = shrink(model, guide, plan)
+            if fold:
+                changed |= {"guide": None, "point": None}
+            elif carry.get("guide") is not None:
+                small, small_guide = shrink(*self.bayesian(), plan)
                 changed["guide"] = {k: v.detach().cpu() for k, v in small_guide.state_dict().items()}
                 changed["point"] = state_of(small.net)
             left = self.left(after)
@@ -310,6 +339,8 @@ class Run:
 
         def function(carry: Carry) -> Carry:
             blank: Carry = {"plan": None}
+            if "posterior" in carry:  # accepted before the first cut: nothing of what it read was decided
+                blank["posterior"] = to_state(self.posterior().decide(PruningPlan.full(self.table)))
             return {**blank, **carry["accepted"]}
 
         self.journal.step(name, function)

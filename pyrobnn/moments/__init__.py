@@ -17,7 +17,8 @@ from pyrobnn.moments.likelihood import (
 )
 from pyrobnn.moments.options import MomentOptions, moment_options
 from pyrobnn.moments.propagate import propagate, shared_weights
-from pyrobnn.moments.tensor import Moments, rule
+from pyrobnn.moments.registry import rule
+from pyrobnn.moments.tensor import Moments
 
 __all__ = [
     "MomentCategorical",

@@ -23,11 +23,7 @@ _CHUNK = 1 << 16
 
 def normal_cdf(x: Tensor) -> Tensor:
     """Φ(x). (``torch.special.ndtr`` is not vectorised on CPU.)"""
-    return (
-        torch.erf(x * math.sqrt(0.5)).mul_(0.5).add_(0.5)
-        if not x.requires_grad
-        else (0.5 * (1 + torch.erf(x * math.sqrt(0.5))))
-    )
+    return 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
 
 
 def normal_pdf(x: Tensor) -> Tensor:
@@ -61,7 +57,7 @@ def _relu_forward(mean: Tensor, variance: Tensor, keep: bool) -> tuple[Tensor, T
         inv, a, g = (b[: mu.numel()] for b in buffers)
         torch.clamp_min(v, _FLOOR, out=inv).rsqrt_()
         torch.addcmul(tiny, mu, inv, out=a)
-        torch._C._nn.gelu(a, out=g)
+        torch._C._nn.gelu(a, out=g)  # type: ignore[call-arg]
         torch.div(g, a, out=cdf)
         torch.addcmul(log_norm, a, a, value=-0.5 * _LOG2_E, out=ratio).exp2_()  # φ(a)
         g.add_(ratio)  # m = aΦ + φ
@@ -87,14 +83,12 @@ class _ReluMoments(torch.autograd.Function):
         ctx.mark_non_differentiable(cdf, ratio)
 
     @staticmethod
-    def backward(ctx: Any, g_mean: Tensor, g_variance: Tensor, *_: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, g_mean: Tensor, g_variance: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
         # dm'/dμ = Φ, dm'/dv = φ/2s, dv'/dμ = 2m'(1 − Φ), dv'/dv = Φ − m'φ/s
         out_mean, cdf, ratio = ctx.saved_tensors
         order = _order(out_mean)
         d_mean, d_variance = torch.empty_like(out_mean), torch.empty_like(out_mean)
-        flats = [
-            _flat(t, order) for t in (out_mean, cdf, ratio, g_mean, g_variance, d_mean, d_variance)
-        ]
+        flats = [_flat(t, order) for t in (out_mean, cdf, ratio, g_mean, g_variance, d_mean, d_variance)]
         n = flats[0].numel()
         buffer = out_mean.new_empty(min(_CHUNK, n))
         for lo in range(0, n, _CHUNK):
@@ -109,7 +103,8 @@ class _ReluMoments(torch.autograd.Function):
 
 def _order(x: Tensor) -> list[int]:
     """Dimensions from the slowest to the fastest in memory."""
-    return sorted(range(x.dim()), key=lambda d: (-x.stride(d), d))
+    strides = x.stride()
+    return sorted(range(x.dim()), key=lambda d: (-strides[d], d))
 
 
 def relu_moments(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -332,9 +327,7 @@ def log_softmax_moments(mean: Tensor, variance: Tensor, dim: int) -> tuple[Tenso
     return log_p - 0.5 * bend, ((1 - 2 * p) * variance + total).clamp_min(0)
 
 
-def standardised_moments(
-    mean: Tensor, variance: Tensor, dims: Sequence[int], eps: float
-) -> tuple[Tensor, Tensor]:
+def standardised_moments(mean: Tensor, variance: Tensor, dims: Sequence[int], eps: float) -> tuple[Tensor, Tensor]:
     """Moments of (x − m) / sqrt(s² + ε), with m and s² the mean and variance of x itself along ``dims``.
 
     The expected s² of the row, Var(μ) + (1 − 1/n) mean(v), divides; the variance is the diagonal of

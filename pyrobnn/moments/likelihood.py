@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -50,9 +50,7 @@ def second_order_log_likelihood(mean: Tensor, variance: Tensor, labels: Tensor) 
     return _pick(log_softmax_moments(mean.float(), variance.float(), -1)[0], labels)
 
 
-def gaussian_log_likelihood(
-    mean: Tensor, variance: Tensor, labels: Tensor, *, jitter: float = 1e-3
-) -> Tensor:
+def gaussian_log_likelihood(mean: Tensor, variance: Tensor, labels: Tensor, *, jitter: float = 1e-3) -> Tensor:
     """The extended-VI likelihood: the softmax output is Gaussian around the one-hot label.
 
     With p = softmax(μ), J = diag(p) − ppᵀ and Σ = J diag(v) Jᵀ + jitter·I:
@@ -75,9 +73,7 @@ def gaussian_log_likelihood(
     return gaussian_output_log_likelihood(p, sigma, labels, jitter=jitter)
 
 
-def gaussian_output_log_likelihood(
-    p: Tensor, sigma: Tensor, labels: Tensor, *, jitter: float = 1e-3
-) -> Tensor:
+def gaussian_output_log_likelihood(p: Tensor, sigma: Tensor, labels: Tensor, *, jitter: float = 1e-3) -> Tensor:
     """As :func:`gaussian_log_likelihood`, for a given output mean ``[B, C]`` and full covariance ``[B, C, C]``."""
     size = p.shape[-1]
     residual = F.one_hot(labels, size).to(p.dtype) - p
@@ -110,7 +106,7 @@ class MomentCategorical(TorchDistribution):
         ConfigError: unknown ``kind``.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     has_enumerate_support = False
 
     def __init__(self, logits: Moments, kind: Kind = "sampled") -> None:
@@ -133,13 +129,11 @@ class MomentCategorical(TorchDistribution):
         super(MomentCategorical, new).__init__(torch.Size(batch_shape), validate_args=False)
         return new
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         """Labels from logits drawn once per sample."""
         shape = (*sample_shape, *self.loc.shape)
         with torch.no_grad():
-            logits = (
-                self.loc.float() + torch.randn(shape, device=self.loc.device) * self.variance_of_logits.sqrt()
-            )
+            logits = self.loc.float() + torch.randn(shape, device=self.loc.device) * self.variance_of_logits.sqrt()
             flat = logits.softmax(-1).reshape(-1, self.loc.shape[-1])
             return torch.multinomial(flat, 1).view(shape[:-1])
 

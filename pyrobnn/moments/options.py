@@ -46,7 +46,8 @@ class MomentOptions:
             raise ConfigError(f"moment option nodes: expected 2 to 64, got {self.nodes}.")
 
 
-_current: ContextVar[MomentOptions] = ContextVar("moment_options", default=MomentOptions())
+_DEFAULT = MomentOptions()
+_current: ContextVar[MomentOptions] = ContextVar("moment_options", default=_DEFAULT)
 
 
 def current_options() -> MomentOptions:

@@ -51,7 +51,7 @@ def propagate(net: nn.Module, tensors: Mapping[str, Value], x: Value) -> tuple[T
 def _as_weight(name: str, value: Value) -> Tensor:
     if isinstance(value, tuple):
         return Moments.weight(*value, mode="moments", name=name)
-    if isinstance(value, Moments) and value.mode == "local":
+    if isinstance(value, Moments) and value.reading == "local":
         return Moments.weight(value.loc, value.variance, mode="moments", name=name)
     return value
 

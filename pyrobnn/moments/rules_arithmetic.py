@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrobnn.moments.registry import ops, refuse, rule
 from pyrobnn.moments.rules_affine import square, wide
-from pyrobnn.moments.tensor import Moments, activation, is_weight, ops, parts, plain, refuse, rule
+from pyrobnn.moments.tensor import Moments, activation, is_weight, parts, plain
 
 _T = torch.Tensor
 
@@ -156,11 +157,13 @@ def _setitem(input: Any, index: Any, value: Any) -> Any:
     """Out-of-place: the dispatcher writes nothing back, so this rule does."""
     if not isinstance(input, Moments):
         refuse("a random tensor is assigned into a slice of a plain one; build it with torch.cat instead.")
+    if is_weight(input):
+        refuse("a random weight is assigned to in place; build it with torch.cat instead.")
     loc, variance = input._loc.clone(), input._variance.clone()
     value_loc, value_variance = parts(value)
     loc[index] = value_loc
     variance[index] = 0.0 if value_variance is None else value_variance
-    input._loc, input._held, input._replay, input._sample, input.sources = loc, variance, None, None, ()
+    input._loc, input._held = loc, variance
     input._store.version += 1
     input._seen = input._store.version
     return None

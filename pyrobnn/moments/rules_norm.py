@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyrobnn.moments.gaussian import log_softmax_moments, softmax_jacobian_moments, standardised_moments
+from pyrobnn.moments.registry import ops, rule
 from pyrobnn.moments.rules_affine import full_precision, square, wide
-from pyrobnn.moments.tensor import Moments, activation, deferred, is_weight, ops, parts, plain, rule
+from pyrobnn.moments.tensor import Moments, activation, deferred, is_weight, parts, plain
 
 
 def _scale_moments(
@@ -47,7 +48,7 @@ def _locals_to_draws(x: Any, *weights: Any) -> tuple[Any, ...]:
     """Scales and shifts next to a plain input are shared by all positions: use their draw when local."""
     if isinstance(x, Moments) and not is_weight(x):
         return (x, *weights)
-    return (plain(x), *(plain(w) if is_weight(w) and w.mode == "local" else w for w in weights))
+    return (plain(x), *(plain(w) if is_weight(w) and w.reading == "local" else w for w in weights))
 
 
 @rule(F.batch_norm, kind="consumer")
@@ -62,18 +63,14 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Any:
     input, weight, bias = _locals_to_draws(input, weight, bias)
-    (mu, _), (gamma, g2), (beta, _) = parts(input), parts(weight), parts(bias)
+    (mu, _), (gamma, _g2), (beta, _) = parts(input), parts(weight), parts(bias)
     if not any(isinstance(x, Moments) for x in (input, weight, bias)):
         return F.batch_norm(mu, running_mean, running_var, gamma, beta, training, momentum, eps)
     shape = [1, -1] + [1] * (mu.dim() - 2)
     if training:
         if mu.numel() // mu.shape[1] < 2:
-            raise ValueError(
-                f"Expected more than 1 value per channel when training, got input size {tuple(mu.shape)}"
-            )
-        first, _, inverse = torch.native_batch_norm(
-            mu, gamma, beta, running_mean, running_var, True, momentum, eps
-        )
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(mu.shape)}")
+        first, _, inverse = torch.native_batch_norm(mu, gamma, beta, running_mean, running_var, True, momentum, eps)
         factor = inverse.detach()
 
         def normalised(scale: Tensor | None, shift: Tensor | None) -> Tensor:
@@ -82,7 +79,7 @@ def _batch_norm(
             return F.batch_norm(mu, None, None, scale, shift, True, 0.0, eps)
 
         if gamma is None and beta is None:
-            g2 = None
+            pass
     else:
         factor = (wide(running_var) + eps).rsqrt()
 
@@ -130,8 +127,9 @@ def _group_norm(input: Any, num_groups: int, weight: Any = None, bias: Any = Non
     with full_precision(loc):
         mu = wide(loc)
         variance = torch.zeros_like(mu) if variance is None else variance
-        grouped = [t.reshape(t.shape[0], num_groups, -1) for t in (mu, variance)]
-        unit, spread = (t.view(mu.shape) for t in standardised_moments(*grouped, (-1,), eps))
+        rows = (mu.shape[0], num_groups, -1)
+        grouped = standardised_moments(mu.reshape(rows), variance.reshape(rows), (-1,), eps)
+        unit, spread = (t.view(mu.shape) for t in grouped)
         return _affine_moments(unit, spread, weight, bias, [1, -1] + [1] * (mu.dim() - 2), loc.dtype)
 
 
@@ -139,9 +137,7 @@ def _enter_dropout() -> None:
     for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"):
         base = getattr(F, name, None) or getattr(torch, name)
 
-        def drop(
-            input: Any, p: float = 0.5, training: bool = True, *, _base: Callable[..., Any] = base
-        ) -> Any:
+        def drop(input: Any, p: float = 0.5, training: bool = True, *, _base: Callable[..., Any] = base) -> Any:
             """In training one mask for mean and variance: mean·m/(1−p), variance·(m/(1−p))²."""
             if not training or p == 0:
                 return activation(input._loc, input._variance)

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from pyrobnn.moments.gaussian import max_moments
 from pyrobnn.moments.options import current_options
+from pyrobnn.moments.registry import ops, rule
 from pyrobnn.moments.rules_affine import wide
-from pyrobnn.moments.tensor import Moments, activation, ops, rule
+from pyrobnn.moments.tensor import Moments, activation
 
 _ABSENT = -1e9  # mean of a padded entry: never the largest, and finite so that gradients are
 
@@ -32,9 +33,7 @@ def _gather(variance: Tensor, indices: Tensor, dims: int) -> Tensor:
     return flat.gather(-1, indices.flatten(-dims)).view(indices.shape)
 
 
-def _clark(
-    x: Moments, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, dims: int
-) -> Moments:
+def _clark(x: Moments, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, dims: int) -> Moments:
     """Fold the window's entries, pair by pair (a balanced tree), with Clark's formula."""
     mu, v = wide(x._loc), x._variance
     k, p, d = _tuple(kernel, dims), _tuple(padding, dims), _tuple(dilation, dims)
@@ -53,14 +52,11 @@ def _clark(
         mu, v = F.pad(mu, pads, value=_ABSENT), F.pad(v, pads)
     entries = []
     for offset in torch.cartesian_prod(*(torch.arange(n) for n in k)).view(-1, dims).tolist():
-        window = tuple(
-            slice(o * d[i], o * d[i] + (sizes[i] - 1) * s[i] + 1, s[i]) for i, o in enumerate(offset)
-        )
+        window: Any = tuple(slice(o * d[i], o * d[i] + (sizes[i] - 1) * s[i] + 1, s[i]) for i, o in enumerate(offset))
         entries.append((mu[(..., *window)], v[(..., *window)]))
     while len(entries) > 1:
         entries = [
-            max_moments(*entries[i : i + 2]) if i + 1 < len(entries) else entries[i]
-            for i in range(0, len(entries), 2)
+            max_moments(*entries[i : i + 2]) if i + 1 < len(entries) else entries[i] for i in range(0, len(entries), 2)
         ]
     return activation(entries[0][0].to(x._loc.dtype), entries[0][1])
 
@@ -148,9 +144,7 @@ def _enter_average() -> None:
             if _dims == 1:  # F.avg_pool1d cannot override its divisor
 
                 def counts(t: Tensor) -> Tensor:
-                    return F.avg_pool2d(
-                        t.unsqueeze(-2), (1, *k), (1, *s), (0, *p), ceil_mode, True, 1
-                    ).squeeze(-2)
+                    return F.avg_pool2d(t.unsqueeze(-2), (1, *k), (1, *s), (0, *p), ceil_mode, True, 1).squeeze(-2)
             else:
 
                 def counts(t: Tensor) -> Tensor:
@@ -165,9 +159,7 @@ def _enter_average() -> None:
 
         adaptive = getattr(F, f"adaptive_avg_pool{dims}d")
 
-        def adapt(
-            input: Any, output_size: Any, *, _base: Callable[..., Any] = adaptive, _dims: int = dims
-        ) -> Any:
+        def adapt(input: Any, output_size: Any, *, _base: Callable[..., Any] = adaptive, _dims: int = dims) -> Any:
             loc = _base(input._loc, output_size)
             share = loc.new_ones((), dtype=input._variance.dtype)
             for i in range(_dims):

@@ -14,21 +14,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyrobnn.moments.tensor import Moments, activation, is_weight, ops, parts, plain, rule, share_store
+from pyrobnn.moments.registry import getter, ops, rule
+from pyrobnn.moments.tensor import Moments, activation, is_weight, parts, plain, share_store
 
 _T = torch.Tensor
+
+
+def _moved(func: Callable[..., Any], x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Mean and variance may differ in memory layout: where one cannot be viewed, its copy can."""
+    try:
+        return func(x, *args, **kwargs)
+    except RuntimeError:
+        return func(x.contiguous(), *args, **kwargs)
 
 
 def _enter(*functions: Callable[..., Any], view: bool, kind: Any = "linear") -> None:
     for func in functions:
 
         def move(input: Any, *args: Any, _func: Callable[..., Any] = func, **kwargs: Any) -> Any:
-            if not isinstance(input, Moments) or any(
-                isinstance(a, Moments) for a in (*args, *kwargs.values())
-            ):
+            if not isinstance(input, Moments) or any(isinstance(a, Moments) for a in (*args, *kwargs.values())):
                 return NotImplemented if isinstance(input, Moments) else _func(input, *args, **kwargs)
-            loc = _func(input._loc, *args, **kwargs)
-            variance = _func(input._variance, *args, **kwargs)
+            loc, variance = (_moved(_func, t, args, kwargs) for t in (input._loc, input._variance))
             if isinstance(loc, Tensor):
                 moved = activation(loc, variance)
                 return share_store(moved, input) if view else moved
@@ -91,7 +97,7 @@ def _forms(names: tuple[str, ...]) -> tuple[Callable[..., Any], ...]:
 
 
 _enter(*_forms(_VIEWS), view=True)
-_enter(_T.T.__get__, _T.mT.__get__, _T.__iter__, view=True)  # type: ignore[attr-defined]
+_enter(getter("T"), getter("mT"), _T.__iter__, view=True)
 _enter(*_forms(_COPIES), F.pixel_shuffle, F.pixel_unshuffle, view=False)
 _enter(*_forms(_REPEATS), F.unfold, view=True, kind="activation")
 
@@ -106,13 +112,9 @@ def _copy(input: Any, *args: Any, **kwargs: Any) -> Any:
     )
 
 
-@rule(torch.detach, _T.detach, _T.data.__get__, kind="linear")  # type: ignore[attr-defined]
+@rule(torch.detach, _T.detach, getter("data"), kind="linear")
 def _detach(input: Any) -> Any:
-    return (
-        activation(input._loc.detach(), input._variance.detach())
-        if isinstance(input, Moments)
-        else input.detach()
-    )
+    return activation(input._loc.detach(), input._variance.detach()) if isinstance(input, Moments) else input.detach()
 
 
 @rule(_T.to, _T.type, kind="linear")
@@ -182,7 +184,7 @@ def _enter_joins() -> None:
 _enter_joins()
 
 
-@rule(F.pad, torch._C._nn.pad, torch.constant_pad_nd, kind="linear")  # type: ignore[attr-defined]
+@rule(F.pad, torch._C._nn.pad, torch.constant_pad_nd, kind="linear")
 def _pad(input: Any, pad: Any, mode: str = "constant", value: float | None = None) -> Any:
     """A padded constant is certain; the other modes copy entries."""
     if not isinstance(input, Moments):
@@ -194,9 +196,7 @@ def _pad(input: Any, pad: Any, mode: str = "constant", value: float | None = Non
 
 
 @rule(F.interpolate, kind="activation")
-def _interpolate(
-    input: Any, size: Any = None, scale_factor: Any = None, mode: str = "nearest", **kwargs: Any
-) -> Any:
+def _interpolate(input: Any, size: Any = None, scale_factor: Any = None, mode: str = "nearest", **kwargs: Any) -> Any:
     if mode not in ("nearest", "nearest-exact"):
         return NotImplemented
     kwargs = {k: v for k, v in kwargs.items() if v is not None}
@@ -221,3 +221,8 @@ def _masked_fill(input: Any, mask: Any, value: Any) -> Any:
     if not isinstance(input, Moments) or isinstance(value, Moments):
         return NotImplemented
     return activation(input._loc.masked_fill(mask, value), input._variance.masked_fill(mask, 0.0))
+
+
+@rule(getter("requires_grad"), kind="consumer")
+def _requires_grad(input: Any) -> Any:
+    return input._loc.requires_grad or input._variance.requires_grad

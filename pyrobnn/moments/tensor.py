@@ -18,21 +18,23 @@ weight; an activation cannot be sampled and raises :class:`~pyrobnn.errors.NetEr
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import Tensor
 
 from pyrobnn.errors import NetError
 
 Mode = Literal["local", "moments"]
-Kind = Literal["linear", "consumer", "activation"]
 Deferred = Callable[[Tensor | None], Tensor]
 _no_dispatch = torch._C.DisableTorchFunctionSubclass
+
+
+def _registry() -> ModuleType:
+    """The registry, which is imported after this file because it knows the class below."""
+    return sys.modules["pyrobnn.moments.registry"]
 
 
 class Source:
@@ -110,7 +112,7 @@ class Moments(torch.Tensor):
 
     _loc: Tensor
     _held: Tensor | Deferred
-    mode: Mode
+    reading: Mode
     sources: tuple[Source, ...]
     _replay: Callable[[], Tensor] | None
     _sample: Tensor | None
@@ -164,7 +166,7 @@ class Moments(torch.Tensor):
         """
         new = cls(loc, variance)
         source = Source(new._loc, new._variance, draw, generator, name, shared, on_shared)
-        new.mode, new.sources, new._replay = mode, (source,), source.draw
+        new.reading, new.sources, new._replay = mode, (source,), source.draw
         return new
 
     @property
@@ -201,9 +203,9 @@ class Moments(torch.Tensor):
             self._sample = self._replay()
         return self._sample
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         what = "weight" if self.is_weight else "activation"
-        return f"Moments({what}, mode={self.mode!r}, shape={tuple(self._loc.shape)}, dtype={self._loc.dtype})"
+        return f"Moments({what}, reading={self.reading!r}, shape={tuple(self._loc.shape)}, dtype={self._loc.dtype})"
 
     @classmethod
     def __torch_function__(
@@ -214,20 +216,20 @@ class Moments(torch.Tensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         with _no_dispatch():
-            return _dispatch(func, args, {} if kwargs is None else dict(kwargs))
+            return _registry().dispatch(func, args, {} if kwargs is None else dict(kwargs))
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         # Reached only by code that hides the tensor from __torch_function__ (a C++ or compiled operation).
-        return _without_rule(func, args, {} if kwargs is None else dict(kwargs))
+        return _registry().without_rule(func, args, {} if kwargs is None else dict(kwargs))
 
 
 def _make(loc: Tensor, variance: Tensor | Deferred) -> Moments:
     """An activation from parts that are known to fit."""
-    new: Moments = torch.Tensor._make_wrapper_subclass(Moments, loc.shape, dtype=loc.dtype, device=loc.device)  # type: ignore[attr-defined]
-    new._loc, new._held, new.mode, new.sources = loc, variance, "moments", ()
+    new: Moments = torch.Tensor._make_wrapper_subclass(Moments, loc.shape, dtype=loc.dtype, device=loc.device)
+    new._loc, new._held, new.reading, new.sources = loc, variance, "moments", ()
     new._replay, new._sample, new._store, new._seen = None, None, _Store(), 0
     return new
 
@@ -268,254 +270,7 @@ def parts(x: Any) -> tuple[Any, Tensor | None]:
     return (x._loc, x._variance) if isinstance(x, Moments) else (x, None)
 
 
-# ------------------------------------------------------------------------------------------------
-# the registry
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How one function treats moments.
-
-    ``kind`` says what happens when every :class:`Moments` argument is a weight: ``"linear"`` rules
-    (sums, products with constants, movements) return a weight again; ``"consumer"`` rules
-    (convolutions, normalisations) know what to do; ``"activation"`` rules see the weight's draw.
-    """
-
-    apply: Callable[..., Any]
-    kind: Kind
-    inplace: bool
-
-
-RULES: dict[Any, Rule] = {}
-
-
-def ops(*names: str) -> tuple[Callable[..., Any], ...]:
-    """Every public form of an operation: ``torch.f``, ``F.f``, ``Tensor.f`` and in-place ``f_``."""
-    found: list[Callable[..., Any]] = []
-    for name in names:
-        for form in (name, name + "_"):
-            for home in (torch, F, torch.Tensor, torch._C._nn):
-                func = getattr(home, form, None)
-                if callable(func) and func not in found:
-                    found.append(func)
-    if not found:
-        raise AssertionError(f"no operation is called {names}")
-    return tuple(found)
-
-
-def rule(
-    *functions: Callable[..., Any], kind: Kind = "activation"
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Enter the decorated function as the rule of ``functions``.
-
-    The rule is called with the arguments of the operation (``out=`` and ``inplace=`` taken away, as
-    the dispatcher serves both) and returns :class:`Moments`, a plain tensor, a sequence of those, or
-    ``NotImplemented`` if it cannot treat these arguments.
-    """
-
-    def enter(apply: Callable[..., Any]) -> Callable[..., Any]:
-        for func in functions:
-            name = func.__name__
-            dunder = name.startswith("__")
-            inplace = (
-                (name.startswith("__i") and name not in ("__invert__", "__index__", "__int__"))
-                if dunder
-                else name.endswith("_")
-            )
-            RULES[func] = Rule(apply, kind, inplace)
-        return apply
-
-    return enter
-
-
-def _metadata() -> Iterator[Any]:
-    for name in (
-        "dim",
-        "size",
-        "stride",
-        "numel",
-        "nelement",
-        "ndimension",
-        "is_floating_point",
-        "is_complex",
-        "is_contiguous",
-        "get_device",
-        "element_size",
-        "__len__",
-        "is_signed",
-    ):
-        yield getattr(torch.Tensor, name)
-    for name in (
-        "shape",
-        "dtype",
-        "device",
-        "ndim",
-        "layout",
-        "is_cuda",
-        "is_cpu",
-        "is_mps",
-        "is_sparse",
-        "is_quantized",
-        "is_mkldnn",
-        "is_meta",
-        "is_nested",
-        "is_xpu",
-        "itemsize",
-        "names",
-    ):
-        if hasattr(torch.Tensor, name):
-            yield getattr(torch.Tensor, name).__get__
-    for name in ("is_floating_point", "is_complex", "numel"):
-        yield getattr(torch, name)
-
-
-METADATA: frozenset[Any] = frozenset(_metadata())
-_requires_grad = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]
-_is_leaf = torch.Tensor.is_leaf.__get__  # type: ignore[attr-defined]
-_grad = torch.Tensor.grad.__get__  # type: ignore[attr-defined]
-_grad_fn = torch.Tensor.grad_fn.__get__  # type: ignore[attr-defined]
-
-
-def _dispatch(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if func in METADATA:
-        return func(args[0]._loc, *args[1:], **kwargs)
-    entry = RULES.get(func)
-    if entry is None:
-        return _without_rule(func, args, kwargs)
-    found = [x for x in _flat(args, kwargs) if isinstance(x, Moments)]
-    for x in found:
-        if x._seen != x._store.version:
-            raise NetError(
-                f"moments: a view of this tensor was changed in place before {_where(func)}; "
-                f"make that operation out-of-place."
-            )
-    target = kwargs.pop("out", None)
-    inplace = bool(kwargs.pop("inplace", False)) or entry.inplace
-    weights_only = all(x._replay is not None for x in found)
-    if weights_only and (entry.kind == "activation" or (inplace and target is None)):
-        result = NotImplemented
-    else:
-        result = entry.apply(*args, **kwargs)
-    if result is NotImplemented:
-        if target is not None:
-            kwargs["out"] = target
-        return _without_rule(func, args, kwargs, inplace=inplace)
-    if weights_only and entry.kind == "linear" and target is None:
-        _derive(result, entry.apply, args, kwargs, found)
-    if target is not None:
-        return _write(target, result, func)
-    if inplace:
-        # x += m with a plain x rebinds the name, so a new object is right; x.add_(m) need not.
-        if not isinstance(args[0], Moments) and func.__name__.startswith("__i"):
-            return result
-        return _write(args[0], result, func)
-    return result
-
-
-def _flat(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
-    for x in (*args, *kwargs.values()):
-        if isinstance(x, (tuple, list)):
-            yield from x
-        else:
-            yield x
-
-
-def _derive(
-    result: Any,
-    apply: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    found: list[Moments],
-) -> None:
-    """Mark what was computed from weights as a weight: its draw is the same function of their draws."""
-    sources = tuple(dict.fromkeys(s for x in found for s in x.sources))
-    mode = found[0].mode
-    cache: list[Any] = []
-
-    def replay(position: int | None) -> Tensor:
-        if not cache:
-            drawn_args, drawn_kwargs = tree_map(plain, (args, kwargs))
-            cache.append(apply(*drawn_args, **drawn_kwargs))
-        drawn: Tensor = cache[0] if position is None else cache[0][position]
-        return drawn
-
-    many = isinstance(result, (tuple, list))
-    for i, x in enumerate(result if many else (result,)):
-        if isinstance(x, Moments) and not any(x is y for y in found):
-            x.mode, x.sources = mode, sources
-            x._replay = lambda i=i: replay(i if many else None)  # type: ignore[misc]
-
-
-def _write(target: Any, result: Any, func: Callable[..., Any]) -> Any:
-    """Serve ``out=`` and in-place forms: the target object takes the result's moments."""
-    if not isinstance(target, Moments):
-        if isinstance(result, Moments):
-            raise NetError(
-                f"moments: {_where(func)} writes a random result into a plain tensor; return it instead."
-            )
-        return target.copy_(result)
-    if target._loc.shape != (result.shape if isinstance(result, Tensor) else ()):
-        raise NetError(
-            f"moments: {_where(func)} writes shape {tuple(result.shape)} into {tuple(target._loc.shape)}."
-        )
-    loc, variance = parts(result)
-    target._loc = loc
-    target._held = torch.zeros_like(loc, dtype=torch.float32) if variance is None else variance
-    target._replay, target._sample, target.sources = None, None, ()
-    target._store.version += 1
-    target._seen = target._store.version
-    return target
-
-
 def share_store(view: Moments, base: Moments) -> Moments:
     """Note that ``view`` looks at the memory of ``base`` (an in-place write to one stales the other)."""
     view._store, view._seen = base._store, base._seen
     return view
-
-
-def _without_rule(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], inplace: bool = False
-) -> Any:
-    found = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Moments)]
-    if any(x._replay is None for x in found):
-        raise NetError(
-            f"moments: no rule carries a mean and variance through {_where(func)}; use the 'weight' or 'local' "
-            f"estimator for this net, or add a rule with pyrobnn.moments.rule."
-        )
-    if func in (_requires_grad, _is_leaf, _grad, _grad_fn):
-        return func(found[0].sample_weight())
-    name = getattr(func, "__name__", "")
-    if args and is_weight(args[0]) and (inplace or (name.endswith("_") and not name.startswith("__"))):
-        raise NetError(
-            f"moments: {_where(func)} would change a random weight in place; make it out-of-place."
-        )
-    args, kwargs = tree_map(plain, (args, kwargs))
-    return func(*args, **kwargs)
-
-
-def _where(func: Callable[..., Any]) -> str:
-    """Name the operation, and the module whose ``forward`` called it."""
-    owner = getattr(func, "__objclass__", None) or getattr(func, "__module__", None) or "torch"
-    owner = getattr(owner, "__name__", owner)
-    name = getattr(func, "__qualname__", None) or getattr(func, "__name__", repr(func))
-    if name == "__get__":  # a property of Tensor
-        name = getattr(getattr(func, "__self__", None), "__name__", name)
-    operation = name if "." in name else f"{owner}.{name}"
-    frame = sys._getframe(1)
-    inner: nn.Module | None = None
-    root: nn.Module | None = None
-    while frame is not None:
-        module = frame.f_locals.get("self")
-        if isinstance(module, nn.Module):
-            inner = module if inner is None else inner
-            root = module
-        frame = frame.f_back  # type: ignore[assignment]
-    if inner is None or root is None:
-        return f"operation {operation!r}"
-    path = next((path for path, module in root.named_modules() if module is inner), "")
-    return f"operation {operation!r} in module {path or 'the net itself'!r} ({type(inner).__name__})"
-
-
-def refuse(message: str) -> NoReturn:
-    """Raise :class:`NetError` for an argument that a rule cannot treat."""
-    raise NetError(f"moments: {message}")

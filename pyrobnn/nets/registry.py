@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pyrobnn.errors import NetError
 from pyrobnn.nets.lenet import lenet5, lenet300
@@ -103,13 +105,17 @@ def build_spec(spec: Mapping[str, Any]) -> nn.Module:
         net_spec(name)  # raises with near names if nobody knows it
         factory = _torchvision_factory(name)
     try:
-        net = factory(**kwargs)
+        with warnings.catch_warnings():  # the check below says it better
+            warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+            net = factory(**kwargs)
     except (TypeError, ValueError) as error:
         if isinstance(error, NetError):
             raise
         raise NetError(f"{name} cannot be built with {dict(kwargs)}: {_first_line(error)}") from error
     if not isinstance(net, nn.Module):
         raise NetError(f"{name} must return a torch.nn.Module, got {type(net).__name__}")
+    if empty := [key for key, value in net.named_parameters() if not is_lazy(value) and value.numel() == 0]:
+        raise NetError(f"{name} built with {dict(kwargs)} has no elements in {empty[0]!r}: it needs larger images or classes")
     return net
 
 

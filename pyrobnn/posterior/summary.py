@@ -139,7 +139,14 @@ class Posterior:
                     setattr(merged, part, a)
             channels[name] = merged
         widths = {name: (len(c.snr), int(c.kept.sum())) for name, c in channels.items()}
-        return replace(later, channels=channels, net_widths=widths, history=self.history + later.history)
+        return replace(
+            later,
+            sites={**self.sites, **later.sites},
+            draws={**self.draws, **later.draws},
+            channels=channels,
+            net_widths=widths,
+            history=self.history + later.history,
+        )
 
 
 def site_moments(model: BayesianModel, guide: Any, draws: int = 256) -> SiteMoments:
@@ -163,13 +170,11 @@ def _moments_by_running(model: BayesianModel, guide: Any, draws: int) -> SiteMom
     second = _moments_of_run(guide, model, sites)
     if all(torch.equal(first[s][0], second[s][0]) and torch.equal(first[s][1], second[s][1]) for s in sites):
         return {site: (mean, variance.sqrt()) for site, (mean, variance) in first.items()}
-    count = 0
     mean = {site: torch.zeros_like(first[site][0]) for site in sites}
     between = {site: torch.zeros_like(first[site][0]) for site in sites}
     within = {site: torch.zeros_like(first[site][0]) for site in sites}
-    for _ in range(draws):
+    for count in range(1, draws + 1):
         run = _moments_of_run(guide, model, sites)
-        count += 1
         for site in sites:
             m, v = run[site]
             delta = m - mean[site]
@@ -316,47 +321,45 @@ def log_evidence(loc: Tensor, scale: Tensor, prior: Any) -> Tensor | None:
 def _from_weights(
     model: BayesianModel, group: Any, sites: Mapping[str, SiteSummary], kept: Tensor, priors: Mapping[str, Any]
 ) -> ChannelSummary:
-    """Weight-level posteriors: norm of the means over norm of the deviations, in and out of the channel.
+    """Weight-level posteriors: a channel's taps are the weights of its filters and those that read it.
 
-    A channel carries signal only if both its filter and its readers do, hence the geometric mean
-    of the two ratios; `nats` is half the squared SNR summed over all its weights.
+    SNR squared is the mean of mu^2 / sigma^2 over the taps, `nats` half their sum, `evidence` the sum
+    of their Savage-Dickey log ratios. Point estimates (no uncertain tap) give a magnitude instead.
     """
     tensors = dict(model.net.named_parameters()) | dict(model.net.named_buffers())
-    sums = {side: [torch.zeros(group.channels) for _ in range(3)] for side in ("out", "in")}
-    random = {"out": False, "in": False}
-    uncertain = False
+    members = [m for m in group.members if m.role in ("out", "in") and tensors[m.tensor].dim() >= 2]
+    random = [m for m in members if m.tensor in sites and bool((sites[m.tensor].scale > 0).any())]
+    if not random:
+        return _from_magnitudes(group, members, tensors, sites, kept)
+    total, taps = torch.zeros(group.channels), torch.zeros(group.channels)
     evidence: Tensor | None = torch.zeros(group.channels)
-    for member in group.members:
-        tensor = tensors[member.tensor]
-        if member.role not in sums or tensor.dim() < 2:
-            continue
-        side = sums[member.role]
-        site = sites.get(member.tensor)
-        mean = site.loc if site is not None else tensor.detach().float().cpu()
-        side[0] += per_unit(mean.square(), member.axis, member.index)
-        if site is not None:
-            random[member.role] = True
-            variance = site.scale.square()
-            uncertain = uncertain or bool((variance > 0).any())
-            side[1] += per_unit(variance, member.axis, member.index)
-            ratio = mean.square() / variance.clamp_min(1e-24)
-            side[2] += 0.5 * per_unit(ratio, member.axis, member.index)
-            part = log_evidence(site.loc, site.scale, priors[site.name])
-            if part is None or evidence is None:
-                evidence = None
-            else:
-                evidence = evidence + per_unit(part.expand(mean.shape), member.axis, member.index)
-    if not uncertain:
-        magnitude = (sums["out"][0] * sums["in"][0]).pow(0.25)
-        if not bool(sums["in"][0].any()) or not bool(sums["out"][0].any()):
-            magnitude = (sums["out"][0] + sums["in"][0]).sqrt()
-        relative = magnitude / magnitude.square().mean().sqrt().clamp_min(1e-12)
-        return ChannelSummary(group.name, magnitude, relative.square(), "magnitude", kept)
-    sides = [sums[side] for side in ("out", "in") if random[side]]
-    ratios = [(s[0] / s[1].clamp_min(1e-24)).sqrt() for s in sides]
-    snr = torch.stack(ratios).log().mean(0).exp()
-    nats = torch.stack([s[2] for s in sides]).sum(0)
-    return ChannelSummary(group.name, snr, nats, "snr", kept, evidence=evidence)
+    for member in random:
+        site = sites[member.tensor]
+        ratio = (site.loc / site.scale.clamp_min(1e-12)).square()
+        total += per_unit(ratio, member.axis, member.index)
+        taps += per_unit(torch.ones_like(ratio), member.axis, member.index)
+        part = log_evidence(site.loc, site.scale, priors[site.name])
+        if part is None or evidence is None:
+            evidence = None
+        else:
+            evidence = evidence + per_unit(part.expand(ratio.shape), member.axis, member.index)
+    snr = (total / taps.clamp_min(1)).sqrt()
+    return ChannelSummary(group.name, snr, 0.5 * total, "snr", kept, evidence=evidence)
+
+
+def _from_magnitudes(
+    group: Any, members: list[Any], tensors: Mapping[str, Tensor], sites: Mapping[str, SiteSummary], kept: Tensor
+) -> ChannelSummary:
+    """Point estimates: geometric mean of the norms of a channel's filters and of its readers."""
+    norms: dict[str, Tensor] = {}
+    for member in members:
+        value = sites[member.tensor].loc if member.tensor in sites else tensors[member.tensor].detach().float().cpu()
+        part = per_unit(value.square(), member.axis, member.index)
+        norms[member.role] = norms.get(member.role, torch.zeros(group.channels)) + part
+    squared = torch.stack(list(norms.values())) if norms else torch.zeros(1, group.channels)
+    magnitude = squared.clamp_min(1e-24).log().mean(0).mul(0.5).exp()
+    relative = magnitude / magnitude.square().mean().sqrt().clamp_min(1e-12)
+    return ChannelSummary(group.name, magnitude, relative.square(), "magnitude", kept)
 
 
 def channel_draws(model: BayesianModel, guide: Any, draws: int, seed: int = 0) -> dict[str, Tensor]:

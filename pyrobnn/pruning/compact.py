@@ -64,13 +64,17 @@ def resize_to(net: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
     expected = small.state_dict()
     for name in expected.keys() ^ state_dict.keys():
         kind = "missing" if name in expected else "unexpected"
-        raise NetError(f"the saved tensors do not fit this network: {name!r} is {kind}; use the factory they were made with")
+        raise NetError(
+            f"the saved tensors do not fit this network: {name!r} is {kind}; use the factory they were made with"
+        )
     changed = []
     for name, value in state_dict.items():
         if not isinstance(value, Tensor) or name not in sites.ids:
             continue
         old = sites.get(name)
-        if old.dim() != value.dim() or any(new > size for new, size in zip(value.shape, old.shape, strict=True)):
+        if old.dim() != value.dim() or any(
+            new > size for new, size in zip(value.shape, old.shape, strict=True)
+        ):
             raise NetError(
                 f"expected {name!r} no larger than {tuple(old.shape)}, got {tuple(value.shape)}: "
                 "the saved tensors belong to another network"

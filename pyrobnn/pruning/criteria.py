@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from pyrobnn.pruning.plan import PruningPlan
 if TYPE_CHECKING:
     from pyrobnn.groups import ChannelTable
 
-RULES = ("snr", "inclusion", "evidence", "budget")
+RULES = ("snr", "inclusion", "bmr", "fraction", "budget")
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,9 @@ def plan(
     Args:
         posterior: from :func:`~pyrobnn.summarize`.
         rule: `snr` cuts channels with SNR below `threshold` (default 1); `inclusion` those with
-            inclusion probability below it (default 1/2); `evidence` those whose removal raises the
-            model evidence by the Savage-Dickey rule (default 0 nats); `budget` cuts those that lose
+            inclusion probability below it (default 1/2); `bmr` (Bayesian model reduction) those whose
+            removal raises the model evidence by the Savage-Dickey ratio (default 0 nats); `fraction` keeps
+            the highest share `threshold` (default 1/2) of each group; `budget` cuts those that lose
             the fewest nats per cost saved until the targets are met.
         threshold: the cut line of a fixed rule.
         min_channels, round_to, max_cut: see :class:`Limits`.
@@ -102,7 +104,12 @@ def plan(
 
 
 def _statistic(summary: ChannelSummary, rule: str, threshold: float | None) -> tuple[Tensor, float]:
-    if rule == "evidence":
+    if rule == "fraction":
+        fraction = 0.5 if threshold is None else threshold
+        if not 0 < fraction <= 1:
+            raise ConfigError(f"rule 'fraction' keeps a share of each group in (0, 1], got {fraction:g}")
+        return summary.snr, float(summary.snr.sort(descending=True).values[math.ceil(fraction * len(summary.snr)) - 1])
+    if rule == "bmr":
         if summary.evidence is None:
             raise ConfigError(
                 f"group {summary.group!r} has no Gaussian prior and guide to compare evidence: use rule='snr'"

@@ -326,18 +326,36 @@ class Attention(Wrapped):
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "layer norm": (lambda: Between(nn.LayerNorm([8, 8, 8])), r"layer_norm normalises over channels in operation \(L"),
-    "group norm": (lambda: Between(nn.GroupNorm(2, 8)), r"group_norm normalises over channels in operation \(Group"),
+    "layer norm": (
+        lambda: Between(nn.LayerNorm([8, 8, 8])),
+        r"layer_norm normalises over channels in operation \(L",
+    ),
+    "group norm": (
+        lambda: Between(nn.GroupNorm(2, 8)),
+        r"group_norm normalises over channels in operation \(Group",
+    ),
     "softmax": (lambda: Between(nn.Softmax(1)), r"softmax runs over channels in operation \(Softmax"),
     "attention": (Attention, r"attention.*in attention \(MultiheadAttention"),
-    "mean over channels": (lambda: Between(lambda x: x.mean(1, keepdim=True), 1), "mean reduces over channels"),
-    "fixed constant": (lambda: Between(lambda x: x * torch.rand(8, 1, 1).to(x)), "mul with a tensor of fixed size"),
+    "mean over channels": (
+        lambda: Between(lambda x: x.mean(1, keepdim=True), 1),
+        "mean reduces over channels",
+    ),
+    "fixed constant": (
+        lambda: Between(lambda x: x * torch.rand(8, 1, 1).to(x)),
+        "mul with a tensor of fixed size",
+    ),
     "fixed view": (lambda: Between(lambda x: x.view(-1, 8, 64).view_as(x)), "compact|does not run"),
     "fixed slice": (lambda: Between(lambda x: x[:, 1:6], 5), "getitem picks channels by fixed numbers"),
     "roll": (lambda: Between(lambda x: x.roll(1, 1)), "roll shifts channels"),
-    "unequal split": (lambda: Between(lambda x: x.split([3, 5], 1)[1], 5), "split cuts the channels into unequal"),
+    "unequal split": (
+        lambda: Between(lambda x: x.split([3, 5], 1)[1], 5),
+        "split cuts the channels into unequal",
+    ),
     "index": (lambda: Between(lambda x: x[:, [0, 2, 4]], 3), "getitem picks numbers by an index tensor"),
-    "matrix product": (lambda: Between(lambda x: torch.einsum("bchw,cd->bdhw", x, torch.eye(8).to(x))), "einsum"),
+    "matrix product": (
+        lambda: Between(lambda x: torch.einsum("bchw,cd->bdhw", x, torch.eye(8).to(x))),
+        "einsum",
+    ),
     "autograd function": (lambda: Between(Constant.apply), "add with a tensor of fixed size|no convolution"),
     "size as a number": (lambda: Between(lambda x: x / x.shape[1]), "compact differs from mask"),
     "write into": (lambda: Between(_overwrite), "setitem writes into a tensor"),
@@ -347,7 +365,9 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "conv2d has a weight that is computed",
     ),
     "batch and channels in one": (
-        lambda: Between(lambda x: F.avg_pool1d(x.transpose(1, 3).flatten(0, 2), 2).view(2, 8, 8, 4).transpose(1, 3), 4),
+        lambda: Between(
+            lambda x: F.avg_pool1d(x.transpose(1, 3).flatten(0, 2), 2).view(2, 8, 8, 4).transpose(1, 3), 4
+        ),
         "avg_pool1d pools over channels",
     ),
 }

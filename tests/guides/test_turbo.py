@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.data import load_data
 from pyrobnn.distributions.chains import TwoLevelChain, two_level_messages
 from pyrobnn.errors import ConfigError
 from pyrobnn.groups import channel_groups
@@ -18,6 +20,8 @@ from pyrobnn.guides.mean_field import MeanField
 from pyrobnn.guides.turbo import TurboGuide
 from pyrobnn.guides.turbo_factors import HeldFactor, joint_evidence, support_evidence, update_precision
 from pyrobnn.inference.elbo import ELBO
+from pyrobnn.inference.events import Event
+from pyrobnn.inference.fit import fit
 from pyrobnn.inference.shrink import shrink
 from pyrobnn.inference.turbo_events import TurboUpdates
 from pyrobnn.model import BayesianModel
@@ -329,6 +333,56 @@ def test_event_anneals_updates_and_resumes() -> None:
     for (name, a), (_, b) in zip(guide.named_buffers(), other_guide.named_buffers(), strict=True):
         assert torch.equal(a, b), name
     assert loop.history[-1]["support_change"] < 1e-3
+
+
+class CutOnce(Event):
+    """Cuts two filters after the second epoch."""
+
+    def on_epoch_end(self, loop: Any) -> PruningPlan | None:
+        return PruningPlan({"0": [0, 1, 3, 4]}, {"0": 6}) if loop.epoch == 2 else None
+
+
+def test_fit_cuts_and_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    data = load_data("digits", augment=None)
+    example = next(iter(data.train.batches(2)))[0]
+
+    def run(epochs_done: int | None) -> Any:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 10))
+        model = BayesianModel(net, Turbo(), data_size=len(data.train), groups=channel_groups(net, example))
+        guide = TurboGuide(model)
+        events = [TurboUpdates(anneal=2, point_epochs=1), CutOnce()]
+        states: list[dict[str, Any]] = []
+        if epochs_done is not None:
+            states = [torch.load(tmp_path / f"{epochs_done}.pt", weights_only=True)]
+        saved = {"epoch": epochs_done or 0}
+
+        def save(state: dict[str, Any]) -> None:
+            saved["epoch"] += 1
+            torch.save(state, tmp_path / f"{saved['epoch']}.pt")
+
+        return fit(
+            model,
+            guide,
+            data,
+            epochs=4,
+            batch_size=256,
+            events=events,
+            save=save,
+            state=states[0] if states else None,
+            progress=False,
+            precision="fp32",
+            estimator="local",
+        )
+
+    whole = run(None)
+    assert whole.guide.loc["0|weight"].shape[0] == 4
+    assert {"support", "support_change"} <= whole.history[-1].keys()
+    for done in (1, 3):
+        resumed = run(done)
+        for (name, a), b in zip(whole.guide.state_dict().items(), resumed.guide.state_dict().values(), strict=True):
+            assert torch.equal(a, b), (done, name)
+        assert resumed.guide.point is False
 
 
 def test_wrong_use_is_refused() -> None:

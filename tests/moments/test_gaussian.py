@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -23,7 +24,7 @@ def by_quadrature(f, mean: float, variance: float) -> tuple[float, float]:  # ty
     def integral(g) -> float:  # type: ignore[no-untyped-def]
         pieces = [
             integrate.quad(lambda x: g(x) * density(x), a, b, epsabs=1e-14, limit=200)[0]
-            for a, b in zip(edges, edges[1:], strict=False)
+            for a, b in itertools.pairwise(edges)
         ]
         return float(sum(pieces))
 
@@ -53,9 +54,9 @@ def test_relu_gradients_and_layouts() -> None:
         torch.testing.assert_close((m2, v2), tuple(t.detach() for t in relu_moments(mean, variance)))
         assert m2.is_contiguous(memory_format=torch.channels_last)
     sliced = mean.detach()[:, ::2]
-    torch.testing.assert_close(relu_moments(sliced, variance.detach()[:, ::2]), tuple(
-        t.detach()[:, ::2] for t in relu_moments(mean, variance)
-    ))
+    torch.testing.assert_close(
+        relu_moments(sliced, variance.detach()[:, ::2]), tuple(t.detach()[:, ::2] for t in relu_moments(mean, variance))
+    )
 
 
 def test_relu_over_many_chunks_equals_one_chunk() -> None:

@@ -42,7 +42,7 @@ def run(guide_function, x: Tensor, **options):  # type: ignore[no-untyped-def]
 def test_trace_keeps_the_sample_and_the_network_sees_moments() -> None:
     pyro.set_rng_seed(0)
     guide_trace, trace, _ = run(guide, torch.ones(4, 3))
-    assert SEEN == {"w": Moments, "s": Tensor}
+    assert {"w": Moments, "s": Tensor} == SEEN
     assert type(trace.nodes["w"]["value"]) is Tensor
     assert trace.nodes["w"]["value"] is guide_trace.nodes["w"]["value"]
     trace.compute_log_prob()
@@ -61,7 +61,7 @@ def test_handler_outside_replay_works_too() -> None:
 
 
 def test_moments_mode_and_selection() -> None:
-    _, trace, _ = run(guide, torch.ones(2, 3), mode="moments", select=lambda name: name == "s")
+    _, _trace, _ = run(guide, torch.ones(2, 3), mode="moments", select=lambda name: name == "s")
     assert SEEN["w"] is Tensor
     guide_trace = poutine.trace(guide).get_trace(torch.ones(2, 3))
     scale = guide_trace.nodes["s"]["value"]
@@ -75,8 +75,8 @@ def test_moments_mode_and_selection() -> None:
 
 def test_auto_normal_uses_its_auxiliary_only_without_a_transform() -> None:
     auto = AutoNormal(model, init_scale=0.3)
-    guide_trace, trace, _ = run(auto, torch.ones(2, 3))
-    assert SEEN == {"w": Moments, "s": Tensor}  # s is positive: its auxiliary is not its value
+    guide_trace, _trace, _ = run(auto, torch.ones(2, 3))
+    assert {"w": Moments, "s": Tensor} == SEEN  # s is positive: its auxiliary is not its value
     with MomentMessenger(guide_trace):
         w = pyro.sample("w", dist.Normal(torch.zeros(2, 3), 1.0).to_event(2))
     torch.testing.assert_close(w.variance, torch.full((2, 3), 0.09))
@@ -85,14 +85,12 @@ def test_auto_normal_uses_its_auxiliary_only_without_a_transform() -> None:
 
 def test_point_estimates_keep_their_value() -> None:
     run(AutoDelta(model), torch.ones(2, 3))
-    assert SEEN == {"w": Tensor, "s": Tensor}
+    assert {"w": Tensor, "s": Tensor} == SEEN
 
 
 def test_expanded_scale_stays_one_variance_per_filter() -> None:
     scale = torch.tensor([[0.1], [0.2]])
-    guide_trace = poutine.trace(
-        lambda: pyro.sample("w", dist.Normal(torch.zeros(2, 3), scale).to_event(2))
-    ).get_trace()
+    guide_trace = poutine.trace(lambda: pyro.sample("w", dist.Normal(torch.zeros(2, 3), scale).to_event(2))).get_trace()
     with MomentMessenger(guide_trace):
         w = pyro.sample("w", dist.Normal(torch.zeros(2, 3), 1.0).to_event(2))
     assert w.variance.stride()[1] == 0

@@ -29,9 +29,7 @@ CASES = {
 }
 
 
-def close_to_draws(
-    draws: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, sigmas: float = 5.0
-) -> None:
+def close_to_draws(draws: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, sigmas: float = 5.0) -> None:
     """Mean and variance of `draws` along axis 0 agree within their own Monte Carlo errors."""
     draws = draws.double()
     n = len(draws)
@@ -181,8 +179,7 @@ def test_generator_makes_the_noise_reproducible_and_leaves_the_global_state() ->
     x, m = torch.randn(2, 3), torch.randn(4, 3)
     state = torch.get_rng_state()
     outputs = [
-        F.linear(x, Moments.weight(m, torch.ones_like(m), generator=torch.Generator().manual_seed(9)))
-        for _ in range(2)
+        F.linear(x, Moments.weight(m, torch.ones_like(m), generator=torch.Generator().manual_seed(9))) for _ in range(2)
     ]
     assert torch.equal(outputs[0], outputs[1])
     assert torch.equal(state, torch.get_rng_state())

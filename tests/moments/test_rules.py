@@ -91,14 +91,17 @@ EXACT: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         (random_moments(*X2), random_moments(4, 3, 3, 3, seed=2), random_moments(4, seed=3)),
     ),
     "conv2d_plain_weight": (
-        lambda x: F.conv2d(x, torch.linspace(-1, 1, 108).view(4, 3, 3, 3), stride=2), (random_moments(*X2),)
+        lambda x: F.conv2d(x, torch.linspace(-1, 1, 108).view(4, 3, 3, 3), stride=2),
+        (random_moments(*X2),),
     ),
     "conv2d_grouped_dilated": (
-        lambda x, w: F.conv2d(x, w, None, 1, 2, 2, 2), (random_moments(1, 4, 5, 5), random_moments(6, 2, 3, 3, seed=2))
+        lambda x, w: F.conv2d(x, w, None, 1, 2, 2, 2),
+        (random_moments(1, 4, 5, 5), random_moments(6, 2, 3, 3, seed=2)),
     ),
     "conv3d": (F.conv3d, (random_moments(1, 2, 3, 3, 3), random_moments(3, 2, 2, 2, 2, seed=2))),
     "conv_transpose2d": (
-        lambda x, w: F.conv_transpose2d(x, w, stride=2), (random_moments(1, 2, 3, 3), random_moments(2, 3, 2, 2, seed=2))
+        lambda x, w: F.conv_transpose2d(x, w, stride=2),
+        (random_moments(1, 2, 3, 3), random_moments(2, 3, 2, 2, seed=2)),
     ),
     "avg_pool": (lambda x: F.avg_pool2d(x, 2), (random_moments(*X2),)),
     "avg_pool_padded": (lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False), (random_moments(*X2),)),
@@ -106,8 +109,13 @@ EXACT: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "avg_pool1d": (lambda x: F.avg_pool1d(x, 3, 2, 1), (random_moments(2, 3, 7),)),
     "adaptive_avg_pool": (lambda x: F.adaptive_avg_pool2d(x, (4, 1)), (random_moments(*X2),)),
     "batch_norm_eval": (
-        lambda x: F.batch_norm(x, torch.tensor([0.5, -1.0, 0.0]), torch.tensor([2.0, 0.5, 1.0]),
-                               torch.tensor([1.5, 0.7, -2.0]), torch.ones(3)),
+        lambda x: F.batch_norm(
+            x,
+            torch.tensor([0.5, -1.0, 0.0]),
+            torch.tensor([2.0, 0.5, 1.0]),
+            torch.tensor([1.5, 0.7, -2.0]),
+            torch.ones(3),
+        ),
         (random_moments(*X2),),
     ),
     "batch_norm_random_affine": (
@@ -123,7 +131,8 @@ EXACT: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "masked_fill": (lambda x: x.masked_fill(torch.eye(3, dtype=torch.bool), -1.0), (random_moments(3, 3),)),
     "where": (lambda x: torch.where(torch.eye(3, dtype=torch.bool), x, 7.0), (random_moments(3, 3),)),
     "where_both": (
-        lambda x, y: torch.where(torch.eye(3, dtype=torch.bool), x, y), (random_moments(3, 3), random_moments(3, 3, seed=2))
+        lambda x, y: torch.where(torch.eye(3, dtype=torch.bool), x, y),
+        (random_moments(3, 3), random_moments(3, 3, seed=2)),
     ),
 }
 
@@ -281,7 +290,12 @@ def test_group_norm_of_many_entries_is_close() -> None:
 def test_random_layer_norm_scale_agrees_with_draws() -> None:
     x = random_moments(3, 6, spread=1e-3)
     gamma, beta = random_moments(6, seed=2), random_moments(6, seed=3)
-    agrees(F.layer_norm(x, (6,), gamma, beta), drawn(lambda t, g, b: F.layer_norm(t, (6,), g, b), (x, gamma, beta)), 0.02, 0.02)
+    agrees(
+        F.layer_norm(x, (6,), gamma, beta),
+        drawn(lambda t, g, b: F.layer_norm(t, (6,), g, b), (x, gamma, beta)),
+        0.02,
+        0.02,
+    )
 
 
 def test_softmax_and_log_softmax_for_small_variances() -> None:

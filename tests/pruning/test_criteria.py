@@ -64,15 +64,15 @@ def test_each_statistic_has_its_own_line() -> None:
     point = channel("a", [0.001, 10.0, 12.0], "magnitude")
     assert plan(posterior(a=point)).keep == {"a": [1, 2]}
     evidence = channel("a", [9.0, 9.0, 9.0], evidence=torch.tensor([-0.5, 0.5, 0.0]))
-    assert plan(posterior(a=evidence), rule="evidence").keep == {"a": [1, 2]}
-    assert plan(posterior(a=evidence), rule="evidence", threshold=0.4).keep == {"a": [1]}
+    assert plan(posterior(a=evidence), rule="bmr").keep == {"a": [1, 2]}
+    assert plan(posterior(a=evidence), rule="bmr", threshold=0.4).keep == {"a": [1]}
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"rule": "snrr"}, "unknown rule 'snrr'.*snr"),
-        ({"rule": "evidence"}, "no Gaussian prior"),
+        ({"rule": "bmr"}, "no Gaussian prior"),
         ({"rule": "inclusion"}, "no inclusion probability"),
         ({"target_macs": 0.5}, "groups="),
         ({"min_channels": 0}, "min_channels must be at least 1, got 0"),

@@ -1,0 +1,130 @@
+"""`rbp`: Recursive Bayesian Pruning (Zhou et al., ICCV 2019).
+
+Found in the paper's abstract and introduction: Gaussian noise multiplies each channel, the noise of
+successive layers is tied in a Markov chain, and a Dirac-like prior lets each layer's noise be fitted
+alone, given the layers before it; layers are treated one after the other.
+Reconstructed: the prior's density, its KL and the cut rule. `rbp` uses two narrow spikes, at 0 and
+at 1, whose responsibility is an inclusion probability; `rbp-spike` a single Gaussian spike at 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pyrobnn.errors import PlanError
+from pyrobnn.guides.noise import NormalNoise
+from pyrobnn.inference.events import Event
+from pyrobnn.inference.schedules import WarmUp
+from pyrobnn.methods.base import Method
+from pyrobnn.posterior.state import from_state
+from pyrobnn.priors.noise import SpikeNoise, TwoSpikeNoise
+from pyrobnn.pruning import PruningPlan
+from pyrobnn.pruning.criteria import Limits, plan, plan_for_budget
+
+if TYPE_CHECKING:
+    from pyrobnn.inference.fit import Loop
+    from pyrobnn.methods.run import Run
+
+
+class NarrowSpikes(Event):
+    """Narrows the prior's spikes from `wide` to `narrow` (geometrically) over a fit.
+
+    Noise that starts at 1 between narrow spikes never crosses to 0, useful or not; between wide ones
+    it does, and what is left when they are narrow is Dirac-like.
+    """
+
+    def __init__(self, wide: float = 1.0, narrow: float = 0.1) -> None:
+        self.wide, self.narrow = wide, narrow
+
+    def on_start(self, loop: Loop) -> None:
+        self.on_batch_end(loop)
+
+    def on_batch_end(self, loop: Loop) -> None:
+        prior: Any = loop.model.prior
+        prior.tau = self.wide * (self.narrow / self.wide) ** loop.progress
+
+
+def recursive_road(run: Run) -> None:
+    """Layer by layer in forward order: infer its noise, cut, fold, and go on in the smaller network.
+
+    Each layer so sees the inputs that its pruned predecessors really give, and later layers are
+    fitted in an ever smaller network. Residual groups are treated once, where their first producer is.
+    """
+    run.start()
+    names = [group.name for group in run.table]
+    epochs = sum(run.epochs.infer)
+    for number, name in enumerate(names):
+        run.infer(number, epochs=epochs / len(names), only=name)
+        run.cut(number, partial(_choose, run, name, names[number:]), fold=True)
+    run.tune("tune", run.epochs.tune + run.epochs.retune)
+
+
+def _choose(run: Run, name: str, remaining: list[str]) -> PruningPlan:
+    """What stays of one group: by inclusion, or by its share of what the budget still asks for."""
+    request, table = run.request, run.current_table()
+    posterior = from_state(run.carry["latest"])
+    limits = Limits(request.min_channels, request.round_to)
+    mine = replace(posterior, channels={name: posterior.channels[name]})
+    if not request.has_budget:
+        return plan(
+            mine, run.method.rule, run.method.threshold, min_channels=limits.min_channels, round_to=limits.round_to
+        )
+    left, widths = run.left(), table.widths()
+    goals = {}
+    for kind in ("macs", "params"):
+        target = getattr(request, f"target_{kind}")
+        if target is not None:
+            # The rest of the cut in log space, by each remaining group's part of the cost.
+            parts = {other: float(getattr(table[other].cost, kind)) * widths[other] for other in remaining}
+            share = parts[name] / max(sum(parts.values()), 1e-12)
+            goals[f"target_{kind}"] = left[kind] * min(1.0, target / left[kind]) ** share
+    try:
+        return plan_for_budget({name: mine.channels[name].nats}, table, limits=limits, dense=run.dense_cost, **goals)
+    except PlanError:
+        return plan_for_budget_floor(mine, limits)
+
+
+def plan_for_budget_floor(posterior: Any, limits: Limits) -> PruningPlan:
+    """The deepest cut that the limits allow, for a group that cannot meet its share alone."""
+    return plan(
+        posterior,
+        "snr",
+        float("inf"),
+        min_channels=limits.min_channels,
+        round_to=limits.round_to,
+        max_cut=limits.max_cut,
+    )
+
+
+def _two_spike_events(run: Any, number: int) -> list[Event]:
+    return [NarrowSpikes()]
+
+
+RBP = Method(
+    name="rbp",
+    title="recursive, two-spike (Dirac-like) channel noise",
+    source="Zhou et al. 2019; prior, KL and threshold reconstructed",
+    cut_where="responsibility of the spike at 1 < 1/2",
+    prior=TwoSpikeNoise,
+    guide=lambda model: NormalNoise(model, init_scale=0.1),
+    rule="inclusion",
+    infer={"lr": 5e-4, "guide_lr": 2e-2, "lr_schedule": "constant"},
+    infer_large={"lr": 2e-4, "guide_lr": 1e-2},
+    kl=lambda number: WarmUp(0.3),
+    events=_two_spike_events,
+    distil=0.7,
+    road=recursive_road,
+)
+
+RBP_SPIKE = replace(
+    RBP,
+    name="rbp-spike",
+    title="recursive, single-spike channel noise",
+    cut_where="SNR < 1",
+    prior=SpikeNoise,
+    rule="snr",
+    events=lambda run, number: [],
+    kl=lambda number: WarmUp(1.0, 0.0, 0.1),
+)
