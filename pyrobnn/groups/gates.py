@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyrobnn.errors import ConfigError, NetError
 from pyrobnn.groups.surgery import Sites
-from pyrobnn.groups.table import ChannelTable, _along
+from pyrobnn.groups.table import ChannelTable, along
 
 
 class GateMap:
@@ -54,6 +54,11 @@ class GateMap:
                 if bool(left.any()):
                     flat.setdefault(tensor, {})[axis] = left
         self._flat = flat
+        owner = [""] + [group.name for group in table for _ in range(group.channels)]
+        self._groups_of = {
+            name: {owner[unit] for units in axes.values() for unit in set(units.tolist()) if unit}
+            for name, axes in flat.items()
+        }
         self._on_device: dict[torch.device, dict[str, dict[int, Tensor]]] = {}
 
     @property
@@ -79,16 +84,16 @@ class GateMap:
         if not gates:
             return result
         vector = self.table.flat(gates)
-        given = self._given(gates)
         for name, axes in self._indices(vector.device).items():
-            if not given.isdisjoint(self._groups_of[name]):
-                if name not in result:
-                    raise NetError(f"expected the tensor {name!r}, which carries gates, among the tensors")
-                value = result[name]
-                for axis, units in axes.items():
-                    factor = vector.index_select(0, units).view(_along(axis, value.dim()))
-                    value = value * factor.to(value.dtype)
-                result[name] = value
+            if self._groups_of[name].isdisjoint(gates):
+                continue
+            if name not in result:
+                raise NetError(f"expected the tensor {name!r}, which carries gates, among the tensors")
+            value = result[name]
+            for axis, units in axes.items():
+                factor = vector.index_select(0, units).view(along(axis, value.dim()))
+                value = value * factor.to(value.dtype)
+            result[name] = value
         return result
 
     @torch.no_grad()
@@ -104,26 +109,9 @@ class GateMap:
             if value is not own[name]:
                 own[name].copy_(value)
 
-    def _given(self, gates: Mapping[str, Tensor]) -> set[str]:
-        return set(gates)
-
-    @property
-    def _groups_of(self) -> dict[str, set[str]]:
-        if not hasattr(self, "_groups_cache"):
-            owner = ["" for _ in range(self.table.units + 1)]
-            for group in self.table:
-                start = self.table.offsets[group.name]
-                owner[start : start + group.channels] = [group.name] * group.channels
-            self._groups_cache = {
-                name: {owner[u] for units in axes.values() for u in set(units.tolist()) if u}
-                for name, axes in self._flat.items()
-            }
-        return self._groups_cache
-
     def _indices(self, device: torch.device) -> dict[str, dict[int, Tensor]]:
         if device not in self._on_device:
             self._on_device[device] = {
-                name: {axis: units.to(device) for axis, units in axes.items()}
-                for name, axes in self._flat.items()
+                name: {axis: units.to(device) for axis, units in axes.items()} for name, axes in self._flat.items()
             }
         return self._on_device[device]

@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.errors import ConfigError, NetError
-from pyrobnn.groups import rules_layers as rules_layers
-from pyrobnn.groups.rules_ops import output_labels
-from pyrobnn.groups.table import ChannelGroup, ChannelTable, MapInput, Member, NetFacts, Role
+from pyrobnn.groups import rules_layers, rules_math, rules_shape
+from pyrobnn.groups.parts import ChannelGroup, MapInput, Member, NetFacts, Role
+from pyrobnn.groups.table import ChannelTable
 from pyrobnn.groups.trace import Tracer, tensors_in
 from pyrobnn.groups.trial import first_line, try_groups
 
 Example = Tensor | tuple[Any, ...]
+# Importing these modules fills the registry of rules.
+_RULE_MODULES = (rules_layers, rules_math, rules_shape)
 
 
-def channel_groups(
-    net: nn.Module, example: Example, protect: Sequence[str] = (), try_cut: bool = True
-) -> ChannelTable:
+def channel_groups(net: nn.Module, example: Example, protect: Sequence[str] = (), try_cut: bool = True) -> ChannelTable:
     """Read which channels of a network can be removed together, and what cannot be cut and why.
 
     Labels travel through the network's own operations (see :mod:`pyrobnn.groups.trace`), in eval and in train
@@ -111,7 +111,7 @@ def _forward(tracer: Tracer, net: nn.Module, args: tuple[Any, ...]) -> None:
         tracer.set(tensor, None, "reads the network's input")
     with tracer:
         output = net(*args)
-    output_labels(tracer, output)
+    tracer.finish(output)
 
 
 def _table(
@@ -146,9 +146,7 @@ def _table(
     for name in [name for name, units in by_name.items() if len(units) == 1]:
         refused[name] = "has only one unit that could be removed"
         del by_name[name]
-    refused = {
-        name: refused[name] for name in sorted(refused, key=order_of.__getitem__) if name not in by_name
-    }
+    refused = {name: refused[name] for name in sorted(refused, key=order_of.__getitem__) if name not in by_name}
 
     units_of = {name: [root for _, root in sorted(units)] for name, units in by_name.items()}
     names = sorted(units_of, key=order_of.__getitem__)
@@ -178,9 +176,7 @@ class _UnitLookup:
 
     def __init__(self, names: list[str], units_of: Mapping[str, list[int]]) -> None:
         self.names = names
-        self.unit_of = {
-            root: (at, unit) for at, name in enumerate(names) for unit, root in enumerate(units_of[name])
-        }
+        self.unit_of = {root: (at, unit) for at, name in enumerate(names) for unit, root in enumerate(units_of[name])}
         self.channels = [len(units_of[name]) for name in names]
 
     def _rows(self, roots: Tensor) -> Tensor:

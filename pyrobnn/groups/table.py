@@ -3,115 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import torch
 from torch import Tensor
 
 from pyrobnn.errors import PlanError
+from pyrobnn.groups.parts import ChannelGroup, Cost, MapInput, NetFacts
+from pyrobnn.groups.pricing import Pricing
 
 if TYPE_CHECKING:
     from pyrobnn.pruning.plan import PruningPlan
-
-Role = Literal["out", "through", "in", "map"]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The price of a network or of one unit.
-
-    Attributes:
-        params: elements of parameter tensors.
-        macs: multiply-accumulates of convolutions and linear layers for one example, without biases.
-
-    Both are exact ints for whole networks, floats for mean prices, and float64 tensors for soft keeps.
-    """
-
-    params: Any
-    macs: Any
-
-
-@dataclass(frozen=True)
-class Member:
-    """Where a group meets one axis of one tensor.
-
-    Attributes:
-        tensor: name as in ``named_parameters`` or ``named_buffers``.
-        axis: the axis that is cut.
-        index: int64 ``[channels, k]``, the positions of each unit on that axis; -1 pads ragged rows.
-        role: ``"out"`` rows of a producer and its bias; ``"through"`` per-channel tensors on the way
-            (normalisation, depthwise and grouped filters, PReLU, layer scale); ``"in"`` the slices of a
-            consumer; ``"map"`` the slots of a ``ChannelMap`` that read the channel (zeroed, never cut).
-    """
-
-    tensor: str
-    axis: int
-    index: Tensor
-    role: Role
-
-    @property
-    def cuts(self) -> bool:
-        """Whether removing a unit removes these positions."""
-        return self.role != "map"
-
-    @property
-    def reads(self) -> bool:
-        """Whether these positions consume the channel: the place of masks and gates."""
-        return self.role in ("in", "map")
-
-
-@dataclass(frozen=True)
-class ChannelGroup:
-    """Units that one name stands for; each unit can be removed alone.
-
-    Attributes:
-        name: module path of the first producer in forward order.
-        channels: number of units.
-        members: every tensor axis the group touches. A tensor that is used twice appears once.
-        cost: what the removal of one unit saves at the table's current widths (mean over the units).
-    """
-
-    name: str
-    channels: int
-    members: tuple[Member, ...]
-    cost: Cost = Cost(0, 0)
-
-    def __repr__(self) -> str:
-        return f"ChannelGroup({self.name!r}, channels={self.channels}, members={len(self.members)}, cost={self.cost})"
-
-
-@dataclass(frozen=True)
-class MapInput:
-    """The input side of one ``ChannelMap``.
-
-    Attributes:
-        size: number of input channels.
-        units: per group, int64 ``[size]``: the unit an input channel belongs to, or -1.
-    """
-
-    size: int
-    units: tuple[tuple[str, Tensor], ...]
-
-
-@dataclass(frozen=True)
-class NetFacts:
-    """What the table knows of the network besides its groups.
-
-    Attributes:
-        shapes: shape of every parameter and buffer.
-        parameters: names of the parameters, each tensor once.
-        uses: one ``(tensor, positions)`` per convolution or linear call, with the number of output
-            positions for one example: multiply-accumulates are elements times positions.
-        maps: input side of every ``ChannelMap``, by the name of its ``index`` buffer.
-        norms: per group the ``(gamma, beta)`` of the last normalisation, where a gate may sit there.
-    """
-
-    shapes: Mapping[str, tuple[int, ...]]
-    parameters: frozenset[str]
-    uses: tuple[tuple[str, int], ...]
-    maps: Mapping[str, MapInput]
-    norms: Mapping[str, tuple[str, str]]
 
 
 class ChannelTable(list[ChannelGroup]):
@@ -141,8 +44,8 @@ class ChannelTable(list[ChannelGroup]):
         self.units = total - 1
         self.cut_axes = self._flatten("cuts")
         self.read_axes = self._flatten("reads")
-        self._cost_plan = self._plan_cost()
-        self[:] = [replace(group, cost=self._unit_cost(group)) for group in self]
+        self._pricing = Pricing(self.facts, self.cut_axes)
+        self[:] = [replace(group, cost=self._pricing.unit(group)) for group in self]
         self._by_name = {group.name: group for group in self}
 
     # Looking things up
@@ -188,11 +91,7 @@ class ChannelTable(list[ChannelGroup]):
         import difflib
 
         near = difflib.get_close_matches(name, self.names, n=3)
-        hint = (
-            f"near names: {', '.join(near)}"
-            if near
-            else f"this net has {', '.join(self.names[:8]) or 'no groups'}"
-        )
+        hint = f"near names: {', '.join(near)}" if near else f"this net has {', '.join(self.names[:8]) or 'no groups'}"
         return f"expected a channel group of this net, got {name!r}; {hint}"
 
     # Flat coordinates
@@ -205,9 +104,7 @@ class ChannelTable(list[ChannelGroup]):
                 if not getattr(member, which):
                     continue
                 size = self.facts.shapes[member.tensor][member.axis]
-                axis = flat.setdefault(member.tensor, {}).setdefault(
-                    member.axis, torch.zeros(size, dtype=torch.int64)
-                )
+                axis = flat.setdefault(member.tensor, {}).setdefault(member.axis, torch.zeros(size, dtype=torch.int64))
                 there = member.index >= 0
                 axis[member.index[there]] = rows.unsqueeze(1).expand_as(member.index)[there]
         return flat
@@ -301,7 +198,7 @@ class ChannelTable(list[ChannelGroup]):
             tensor = self._renumber(tensor_name, tensor, keep)
         for axis, units in self.read_axes.get(tensor_name, {}).items():
             if axis not in axes or not torch.equal(axes[axis], units):  # the weight of a ChannelMap
-                tensor = tensor * keep[units].view(_along(axis, tensor.dim())).to(tensor)
+                tensor = tensor * keep[units].view(along(axis, tensor.dim())).to(tensor)
         for axis, units in axes.items():
             stays = keep[units]
             if not bool(stays.all()):
@@ -345,9 +242,7 @@ class ChannelTable(list[ChannelGroup]):
                 if moved is not None:
                     index = torch.where(index >= 0, moved[index.clamp_min(0)], -1)
                 members.append(replace(member, index=compact_rows(index)))
-            groups.append(
-                ChannelGroup(group.name, int(stays.sum()), tuple(m for m in members if m.index.numel()))
-            )
+            groups.append(ChannelGroup(group.name, int(stays.sum()), tuple(m for m in members if m.index.numel())))
         maps = {}
         for name, source in self.facts.maps.items():
             inputs = self._map_stays(source, keep)
@@ -371,95 +266,27 @@ class ChannelTable(list[ChannelGroup]):
 
     # Cost
 
-    def _plan_cost(self) -> dict[str, Any]:
-        flat: list[Tensor] = []
-        segment: list[Tensor] = []
-        tensors: dict[str, list[int]] = {}
-        fixed: dict[str, int] = {}
-        wanted = set(self.facts.parameters) | {tensor for tensor, _ in self.facts.uses}
-        axes_seen = 0
-        for tensor in sorted(wanted):
-            shape = self.facts.shapes[tensor]
-            axes = self.cut_axes.get(tensor, {})
-            fixed[tensor] = _product(size for axis, size in enumerate(shape) if axis not in axes)
-            tensors[tensor] = []
-            for axis in sorted(axes):
-                flat.append(axes[axis])
-                segment.append(torch.full_like(axes[axis], axes_seen))
-                tensors[tensor].append(axes_seen)
-                axes_seen += 1
-        positions: dict[str, int] = {}
-        for tensor, count in self.facts.uses:
-            positions[tensor] = positions.get(tensor, 0) + count
-        empty = torch.zeros(0, dtype=torch.int64)
-        return {
-            "flat": torch.cat(flat) if flat else empty,
-            "segment": torch.cat(segment) if segment else empty,
-            "axes": axes_seen,
-            "tensors": tensors,
-            "fixed": fixed,
-            "positions": positions,
-        }
-
     def cost(self, keep: Mapping[str, Tensor] | None = None) -> Cost:
         """Parameters and multiply-accumulates left when the units in `keep` stay.
 
         Every tensor is as large as the product of what is left of its axes, so the figures are exact for 0/1
-        keeps without building anything, and differentiable in soft ones (the expected size under
-        independent keeps, but for axes that share a group).
+        keeps without building anything, and differentiable in soft ones (the expected size under independent
+        keeps, but for axes that share a group).
 
         Args:
             keep: per group a boolean or float tensor ``[channels]``; groups not named stay whole. None: all.
 
         Returns:
             Ints for boolean keeps and None, float64 tensors for float ones.
+
+        Raises:
+            PlanError: a group is unknown or a tensor has the wrong shape.
         """
         values = dict(keep or {})
-        soft = any(value.is_floating_point() for value in values.values())
-        vector = self.flat({name: value.to(torch.float64) for name, value in values.items()})
-        plan = self._cost_plan
-        sizes = torch.zeros(plan["axes"], dtype=torch.float64, device=vector.device).index_add(
-            0, plan["segment"].to(vector.device), vector[plan["flat"].to(vector.device)]
-        )
-        left: list[Any] = list(sizes.unbind()) if soft else [round(size) for size in sizes.tolist()]
-        params: Any = 0
-        macs: Any = 0
-        for tensor, axes in plan["tensors"].items():
-            numel: Any = plan["fixed"][tensor]
-            for axis in axes:
-                numel = left[axis] * numel
-            if tensor in self.facts.parameters:
-                params = params + numel
-            if tensor in plan["positions"]:
-                macs = macs + numel * plan["positions"][tensor]
-        if soft:
-            return Cost(
-                torch.as_tensor(params, dtype=torch.float64), torch.as_tensor(macs, dtype=torch.float64)
-            )
-        return Cost(params, macs)
-
-    def _unit_cost(self, group: ChannelGroup) -> Cost:
-        cutting = [member for member in group.members if member.cuts]
-        if not cutting:
-            return Cost(0, 0)
-        # Units that take the same number of positions everywhere cost the same.
-        counts = torch.stack([(member.index >= 0).sum(1) for member in cutting], dim=1)
-        kinds, how_often = torch.unique(counts, dim=0, return_counts=True)
-        params = macs = 0.0
-        for kind, often in zip(kinds.tolist(), how_often.tolist(), strict=True):
-            taken: dict[str, dict[int, int]] = {}
-            for member, count in zip(cutting, kind, strict=True):
-                axes = taken.setdefault(member.tensor, {})
-                axes[member.axis] = axes.get(member.axis, 0) + count
-            for tensor, axes in taken.items():
-                shape = self.facts.shapes[tensor]
-                saved = _product(shape) - _product(
-                    size - axes.get(axis, 0) for axis, size in enumerate(shape)
-                )
-                if tensor in self.facts.parameters:
-                    params += often * saved
-                macs += often * saved * self._cost_plan["positions"].get(tensor, 0)
-        return Cost(params / group.channels, macs / group.channels)
+        params, macs = self._pricing(self.flat({name: value.to(torch.float64) for name, value in values.items()}))
+        if any(value.is_floating_point() for value in values.values()):
+            return Cost(params, macs)
+        return Cost(round(float(params)), round(float(macs)))
 
 
 def compact_rows(index: Tensor) -> Tensor:
@@ -472,12 +299,6 @@ def compact_rows(index: Tensor) -> Tensor:
     return rows[:, : int((rows >= 0).sum(1).max())]
 
 
-def _product(sizes: Iterable[int]) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
-    return result
-
-
-def _along(axis: int, dims: int) -> tuple[int, ...]:
+def along(axis: int, dims: int) -> tuple[int, ...]:
+    """The view that lays a vector along one of `dims` axes."""
     return tuple(-1 if d == axis else 1 for d in range(dims))

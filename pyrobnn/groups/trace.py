@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pyrobnn.groups.labels import Ledger, shrunk, varying
-from pyrobnn.groups.surgery import grouped_unit, is_channel_map
 
 _LABELS = "_channel_labels"
 _WHY = "_channel_why"
@@ -237,6 +236,10 @@ class Tracer(TorchFunctionMode):
         for out in tensors_in(call.out):
             self.set(out, None, reason)
 
+    def finish(self, output: Any) -> None:
+        """Lock what reaches the network's output."""
+        self.lock(output, "reaches the network's output")
+
     # The mode
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -244,14 +247,17 @@ class Tracer(TorchFunctionMode):
         out = func(*args, **kwargs)
         name = operation_name(func)
         call = Call(name, func, args, kwargs, out)
-        if name in ("setitem", "set data") or "out" in kwargs:
+        if name in ("setitem", "set data") or kwargs.get("out") is not None:
             self.refuse(call, "writes into a tensor")
             return out
         if not any(True for _ in tensors_in(out)):
             return out
         known = RULES.get(name)
         if known is not None:
-            known(self, call)
+            try:
+                known(self, call)
+            except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+                self.refuse(call, f"could not be followed ({type(error).__name__})")
         elif any(self.labels(tensor) is not None for tensor in tensors_in((args, kwargs))):
             self.refuse(call, "is not known to keep channels apart")
         return out
@@ -263,13 +269,13 @@ def _along(labels: Tensor, axis: int, shape: torch.Size) -> Tensor:
     return labels.reshape(view).expand(shape)
 
 
-__all__ = [
-    "RULES",
-    "Call",
-    "Tracer",
-    "grouped_unit",
-    "is_channel_map",
-    "operation_name",
-    "rule",
-    "tensors_in",
-]
+def source_of(call: Call) -> Any:
+    """The tensor that an operation is about."""
+    return call.args[0] if call.args else call.kwargs.get("input", call.kwargs.get("self"))
+
+
+def no_labels(tracer: Tracer, call: Call) -> None:
+    """What comes from tensors of fixed size has a fixed size, for the same reason."""
+    reasons = [tracer.why(tensor) for tensor in tensors_in((call.args, call.kwargs)) if hasattr(tensor, _WHY)]
+    for out in tensors_in(call.out):
+        tracer.set(out, None, reasons[0] if reasons else tracer.here("a constant"))

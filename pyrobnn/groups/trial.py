@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from pyrobnn.groups.parts import ChannelGroup
 from pyrobnn.groups.surgery import Sites, Undo, cut_, touched
-from pyrobnn.groups.table import ChannelGroup, ChannelTable
+from pyrobnn.groups.table import ChannelTable
 from pyrobnn.groups.trace import tensors_in
 
 # A wrong channel is far above both; rounding is far below.
@@ -144,9 +145,7 @@ class Trial:
         self.args = self._small_input(args, generator, double)
         self.sites = Sites(self.net)
 
-    def _small_input(
-        self, args: tuple[Any, ...], generator: torch.Generator, double: bool
-    ) -> tuple[Any, ...]:
+    def _small_input(self, args: tuple[Any, ...], generator: torch.Generator, double: bool) -> tuple[Any, ...]:
         """Noise of two examples, on the smallest square the network accepts."""
         two = tuple(_noise(arg, generator) for arg in args)
         whole = self._run(two)
@@ -186,9 +185,7 @@ class Trial:
     def differs(self, keep: dict[str, Tensor]) -> str | None:
         """What is wrong with this cut, or None if compact equals mask."""
         flat = self.table.flat(keep, fill=True).bool()
-        if any(
-            not bool(flat[units].any()) for axes in self.table.cut_axes.values() for units in axes.values()
-        ):
+        if any(not bool(flat[units].any()) for axes in self.table.cut_axes.values() for units in axes.values()):
             return None  # leaves nothing of a layer: refused when a plan asks for it
         masked = self._masked(flat)
         undo = Undo(self.sites.modules(touched(self.table, flat)))
@@ -259,11 +256,7 @@ def _match_statistics(net: nn.Module, args: tuple[Any, ...], generator: torch.Ge
         return
 
     def measure(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert (
-            isinstance(module, _NormBase)
-            and module.running_mean is not None
-            and module.running_var is not None
-        )
+        assert isinstance(module, _NormBase) and module.running_mean is not None and module.running_var is not None
         x = inputs[0].transpose(0, 1).flatten(1)
         mean, var = x.mean(1), x.var(1, correction=0)
         # Two examples say little about one channel, and dividing by a tiny deviation blows up rounding.

@@ -23,5 +23,6 @@ METHOD = Method(
     infer={"lr": 1e-3, "guide_lr": 1e-3, "lr_schedule": "constant"},
     infer_large={"lr": 2e-4, "guide_lr": 2e-4},
     kl=_kl,
+    rounds=8,
     estimator="local",
 )

@@ -16,7 +16,7 @@ from pyrobnn.pruning.criteria import Limits, plan, plan_for_budget
 from pyrobnn.pruning.search import largest_cut
 
 # A round of inference brings back what the last cut lost; how much it may lose before that, in points.
-LOSS_PER_CUT = 1.5
+LOSS_PER_CUT = 5.0
 LARGEST_CUT = 0.35  # share of the current MACs that one round leaves at the least
 SLACK = 0.4  # what tuning with plain weights still adds to the posterior mean, in points
 

@@ -118,6 +118,7 @@ def save_weights(net: nn.Module, path: str | Path, **metadata: Any) -> None:
     partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         save_file(tensors, partial, metadata={key: _text(value) for key, value in metadata.items()})
+        partial.chmod(0o644)  # safetensors writes for the owner alone, unlike the other files of a run
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)

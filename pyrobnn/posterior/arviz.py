@@ -125,9 +125,7 @@ def datasets(
     constants = xr.merge([constants, _channels(posterior)], combine_attrs="override")
     allowance = None if max_bytes is None else max_bytes - spent - constants.nbytes
     groups["constant_data"] = xr.merge([constants, _sites(posterior, allowance)], combine_attrs="override")
-    return {
-        name: dataset.assign_attrs(_attrs()) for name, dataset in groups.items() if len(dataset.data_vars)
-    }
+    return {name: dataset.assign_attrs(_attrs()) for name, dataset in groups.items() if len(dataset.data_vars)}
 
 
 def _container(groups: dict[str, xr.Dataset]) -> Any:
@@ -213,9 +211,7 @@ def _draws(posterior: Posterior, weight_draws: bool | Collection[str]) -> xr.Dat
         variables[_clean(name)] = (("chain", "draw", *dims), _array(draws)[None], attrs)
     counts = {name: values[1].shape[1] for name, values in variables.items()}
     if len(set(counts.values())) > 1:
-        raise DataError(
-            f"expected one number of draws for all sites, got {counts}; draw every site in one go"
-        )
+        raise DataError(f"expected one number of draws for all sites, got {counts}; draw every site in one go")
     if counts:
         coords |= {"chain": np.arange(1), "draw": np.arange(next(iter(counts.values())))}
     return xr.Dataset(variables, coords=coords)
@@ -243,7 +239,7 @@ def _too_large(sites: Iterable[SiteSummary], allowance: int | None) -> list[str]
     """Names of the weight-level sites, largest first, that must shrink to fit."""
     if allowance is None:
         return []
-    size = {site.name: 8 * site.loc.numel() for site in sites}   # loc and scale, 4 bytes each
+    size = {site.name: 8 * site.loc.numel() for site in sites}  # loc and scale, 4 bytes each
     total, names = sum(size.values()), []
     weights = [site for site in sites if site.kind == "weight" and site.loc.ndim > 1]
     for site in sorted(weights, key=lambda s: -size[s.name]):

@@ -52,9 +52,7 @@ MAX_ROWS = 40
 
 def _select(posterior: Posterior, groups: Sequence[str] | None) -> list[ChannelSummary]:
     if not posterior.channels:
-        raise DataError(
-            "expected a posterior with channel groups, got none; give BayesianModel the groups of the net"
-        )
+        raise DataError("expected a posterior with channel groups, got none; give BayesianModel the groups of the net")
     unknown = [g for g in groups or () if g not in posterior.channels]
     if unknown:
         raise ConfigError(f"expected groups among {sorted(posterior.channels)}, got {unknown[0]!r}")
@@ -76,9 +74,7 @@ def _drawable(values: np.ndarray, log: bool) -> np.ndarray:
     return values.clip(floor, 2 * high)
 
 
-def snr_plot(
-    posterior: Posterior, groups: Sequence[str] | None = None, *, ax: Axes | None = None
-) -> Axes:
+def snr_plot(posterior: Posterior, groups: Sequence[str] | None = None, *, ax: Axes | None = None) -> Axes:
     """The statistic of every channel, sorted within its group, with the cut line.
 
     Circles are kept channels, crosses are cut ones. SNR and magnitude have a log
@@ -105,22 +101,32 @@ def snr_plot(
     x, keep = np.concatenate(xs), np.concatenate(kept)
     y = _drawable(np.concatenate([to_numpy(channel.snr) for channel in channels]), log)
     size = float(np.clip(5000 / len(x), 4, 24))
-    many = len(x) > 3000   # vector files of thousands of markers are slow to open
+    many = len(x) > 3000  # vector files of thousands of markers are slow to open
     ax.scatter(
-        x[keep], y[keep], s=size, marker="o", linewidths=0, color=KEPT, label=f"kept ({keep.sum()})",
+        x[keep],
+        y[keep],
+        s=size,
+        marker="o",
+        linewidths=0,
+        color=KEPT,
+        label=f"kept ({keep.sum()})",
         rasterized=many,
     )
     ax.scatter(
-        x[~keep], y[~keep], s=size, marker="x", linewidths=0.9, color=CUT, label=f"cut ({(~keep).sum()})",
+        x[~keep],
+        y[~keep],
+        s=size,
+        marker="x",
+        linewidths=0.9,
+        color=CUT,
+        label=f"cut ({(~keep).sum()})",
         rasterized=many,
     )
     lines = [(i, c.threshold) for i, c in enumerate(channels) if c.threshold is not None]
     lines = [(i, t) for i, t in lines if t > 0 or not log]
     if lines:
         at, level = zip(*lines, strict=True)
-        ax.hlines(
-            level, at, [i + 1 for i in at], colors=LINE, linestyles="--", linewidths=1, label="cut line"
-        )
+        ax.hlines(level, at, [i + 1 for i in at], colors=LINE, linestyles="--", linewidths=1, label="cut line")
     if log:
         ax.set_yscale("log")
     else:
@@ -133,9 +139,7 @@ def snr_plot(
     return ax
 
 
-def forest(
-    posterior: Posterior, k: int = 12, groups: Sequence[str] | None = None, *, ax: Axes | None = None
-) -> Axes:
+def forest(posterior: Posterior, k: int = 12, groups: Sequence[str] | None = None, *, ax: Axes | None = None) -> Axes:
     """Posterior mean and 95 % interval of the k lowest and k highest channels.
 
     Ranked by the statistic of each channel (written at the right). The interval
@@ -158,9 +162,7 @@ def forest(
     for channel in _select(posterior, groups):
         score, kept = to_numpy(channel.snr), to_numpy(channel.kept) > 0.5
         mean, std = _moments(channel, posterior)
-        rows += [
-            (score[i], f"{channel.group}[{i}]", mean[i], std[i], kept[i]) for i in range(len(score))
-        ]
+        rows += [(score[i], f"{channel.group}[{i}]", mean[i], std[i], kept[i]) for i in range(len(score))]
     rows.sort(key=lambda row: row[0])
     total, between = len(rows), max(len(rows) - 2 * k, 0)
     if between:
@@ -172,8 +174,15 @@ def forest(
         chosen = [i for i, row in enumerate(rows) if bool(row[4]) is keep]
         if chosen:
             ax.errorbar(
-                [rows[i][2] for i in chosen], y[chosen], xerr=[1.96 * rows[i][3] for i in chosen],
-                fmt=marker, color=colour, markersize=4.5, elinewidth=1.4, markeredgewidth=0, label=name,
+                [rows[i][2] for i in chosen],
+                y[chosen],
+                xerr=[1.96 * rows[i][3] for i in chosen],
+                fmt=marker,
+                color=colour,
+                markersize=4.5,
+                elinewidth=1.4,
+                markeredgewidth=0,
+                label=name,
             )
     side = ax.get_yaxis_transform()
     for i, row in enumerate(rows):
@@ -181,8 +190,14 @@ def forest(
     ax.text(1.01, y[-1] + 1, _label(_select(posterior, groups)), transform=side, fontsize=7, ha="right")
     if between:
         ax.text(
-            0.5, k, f"⋮ {between} of {total} channels between ⋮", transform=side, fontsize=SMALL,
-            va="center", ha="center", color="#555555",
+            0.5,
+            k,
+            f"⋮ {between} of {total} channels between ⋮",
+            transform=side,
+            fontsize=SMALL,
+            va="center",
+            ha="center",
+            color="#555555",
         )
     known = any(row[3] > 0 for row in rows)
     tidy(ax, "posterior mean and 95 % interval" if known else _label(_select(posterior, groups)))
@@ -198,7 +213,7 @@ def _moments(channel: ChannelSummary, posterior: Posterior) -> tuple[np.ndarray,
     n = len(channel.kept)
     if channel.loc is not None and channel.scale is not None:
         return to_numpy(channel.loc), to_numpy(channel.scale)
-    for name in (channel.group, f"{channel.group}.norm"):   # norm: filters with random weights
+    for name in (channel.group, f"{channel.group}.norm"):  # norm: filters with random weights
         draws = posterior.draws.get(name)
         if draws is not None and draws.shape[1:] == (n,) and len(draws) > 1:
             values = to_numpy(draws)
@@ -244,7 +259,7 @@ def snr_ridge(
     pick = np.unique(np.linspace(0, len(epochs) - 1, min(max_rows, len(epochs))).round().astype(int))
     epochs = [epochs[i] for i in pick]
     values = np.concatenate([v for _, v in epochs])
-    width = max(0.06, 0.9 * values.std() * len(epochs[0][1]) ** -0.2)   # Scott's rule, one for all epochs
+    width = max(0.06, 0.9 * values.std() * len(epochs[0][1]) ** -0.2)  # Scott's rule, one for all epochs
     grid = np.linspace(values.min() - 3 * width, values.max() + 3 * width, 240)
     curves = [_density(v, grid, width) for _, v in epochs]
     top = max(curve.max() for curve in curves)
@@ -254,13 +269,16 @@ def snr_ridge(
     shades = colormaps["cividis"](np.linspace(0.05, 0.85, len(epochs)))
     for row, (curve, colour) in enumerate(zip(curves, shades, strict=True)):
         ax.fill_between(
-            10**grid, -row, -row + 1.7 * curve / top, facecolor=colour, edgecolor="white", linewidth=0.8,
+            10**grid,
+            -row,
+            -row + 1.7 * curve / top,
+            facecolor=colour,
+            edgecolor="white",
+            linewidth=0.8,
             zorder=2 + row,
         )
     if threshold is not None:
-        ax.axvline(
-            threshold, color=LINE, linestyle="--", linewidth=1, zorder=len(epochs) + 3, label="cut line"
-        )
+        ax.axvline(threshold, color=LINE, linestyle="--", linewidth=1, zorder=len(epochs) + 3, label="cut line")
     ax.set_xscale("log")
     # Without this, one dead channel stretches the axis by decades.
     shown = grid[np.max(curves, axis=0) > 0.004 * top]
@@ -296,9 +314,14 @@ def inclusion_histogram(posterior: Posterior, bins: int = 20, *, ax: Axes | None
     values = np.concatenate([to_numpy(c.snr) for c in channels]).clip(0, 1)
     kept = np.concatenate([to_numpy(c.kept) > 0.5 for c in channels])
     ax.hist(
-        [values[~kept], values[kept]], bins=np.linspace(0, 1, bins + 1).tolist(), stacked=True,
-        color=[CUT, KEPT], label=[f"cut ({(~kept).sum()})", f"kept ({kept.sum()})"],
-        edgecolor="white", linewidth=0.5, hatch=["////", ""],
+        [values[~kept], values[kept]],
+        bins=np.linspace(0, 1, bins + 1).tolist(),
+        stacked=True,
+        color=[CUT, KEPT],
+        label=[f"cut ({(~kept).sum()})", f"kept ({kept.sum()})"],
+        edgecolor="white",
+        linewidth=0.5,
+        hatch=["////", ""],
     )
     thresholds = {c.threshold for c in channels if c.threshold is not None}
     for i, threshold in enumerate(sorted(thresholds)):

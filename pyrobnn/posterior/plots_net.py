@@ -161,6 +161,7 @@ def accuracy_macs(
     accuracy: Sequence[float],
     *,
     dense: tuple[float, float | None] | None = None,
+    tuned: tuple[float, float] | None = None,
     labels: Sequence[str] | None = None,
     name: str = "test accuracy",
     ax: Axes | None = None,
@@ -172,6 +173,8 @@ def accuracy_macs(
         accuracy: fraction right, per point.
         dense: (macs, accuracy or None) of the uncut net. With it the x axis is
             the percentage of its MACs that is left.
+        tuned: (macs, accuracy) of the compact net after tuning, where the points are measured right
+            after each cut.
         labels: a short text per point.
         name: of the accuracy, on its axis.
         ax: axes to draw into.
@@ -188,14 +191,22 @@ def accuracy_macs(
     unit = 1e6 if dense is None else dense[0] / 100
     x, y = np.asarray(macs, float) / unit, 100 * np.asarray(accuracy, float)
     order = np.argsort(-x, kind="stable")
-    ax.plot(x[order], y[order], "o-", color=KEPT, markersize=5, linewidth=1.3, label="compact")
+    ax.plot(
+        x[order],
+        y[order],
+        "o-",
+        color=KEPT,
+        markersize=5,
+        linewidth=1.3,
+        label="compact" if tuned is None else "right after a cut",
+    )
+    if tuned is not None:
+        ax.plot(tuned[0] / unit, 100 * tuned[1], marker="D", markersize=7, color=KEPT, linestyle="none", label="tuned")
     if dense is not None and dense[1] is not None:
         ax.plot(100, 100 * dense[1], marker="*", markersize=11, color=CUT, linestyle="none", label="dense")
         ax.axhline(100 * dense[1], color=GREY, linewidth=1, linestyle="--", zorder=0)
     for i, text in enumerate(labels or ()):
-        ax.annotate(
-            text, (x[i], y[i]), textcoords="offset points", xytext=(7, -9), ha="left", fontsize=7
-        )
+        ax.annotate(text, (x[i], y[i]), textcoords="offset points", xytext=(7, -9), ha="left", fontsize=7)
     tidy(ax, "MACs (millions)" if dense is None else "MACs left (% of dense)", f"{name} (%)")
     ax.set_xlim(0, 1.06 * max(x.max(), 100 if dense is not None else 0))
     ax.margins(y=0.15)
@@ -227,18 +238,27 @@ def reliability_diagram(reliability: Reliability, *, ax: Axes | None = None) -> 
     edges = np.linspace(0, 1, len(count) + 1)
     filled = count > 0
     middle, width = (edges[:-1] + edges[1:])[filled] / 2, 1 / len(count)
+    ax.bar(middle, accuracy[filled], width=width, color=KEPT, edgecolor="white", linewidth=0.6, label="accuracy")
     ax.bar(
-        middle, accuracy[filled], width=width, color=KEPT, edgecolor="white", linewidth=0.6, label="accuracy"
-    )
-    ax.bar(
-        middle, (confidence - accuracy)[filled], bottom=accuracy[filled], width=width, facecolor="none",
-        edgecolor=CUT, hatch="////", linewidth=0.8, label="gap to confidence",
+        middle,
+        (confidence - accuracy)[filled],
+        bottom=accuracy[filled],
+        width=width,
+        facecolor="none",
+        edgecolor=CUT,
+        hatch="////",
+        linewidth=0.8,
+        label="gap to confidence",
     )
     ax.plot([0, 1], [0, 1], color=LINE, linestyle="--", linewidth=1)
     share = np.sqrt(count / count.max())
     ax.stairs(0.12 * share, edges, color="#222222", linewidth=1, label="examples")
     ax.text(
-        0.03, 0.96, f"ECE {100 * reliability.ece:.2f} %", fontsize=SMALL + 1, va="top",
+        0.03,
+        0.96,
+        f"ECE {100 * reliability.ece:.2f} %",
+        fontsize=SMALL + 1,
+        va="top",
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 2},
     )
     tidy(ax, "confidence", "accuracy")

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Okabe and Ito (2008): told apart under all common forms of colour blindness.
-KEPT = "#0072B2"     # blue
-CUT = "#D55E00"      # vermillion
+KEPT = "#0072B2"  # blue
+CUT = "#D55E00"  # vermillion
 LINE = "#000000"
 GREEN = "#009E73"
 GREY = "#B8B8B8"
@@ -48,8 +48,14 @@ def legend_above(ax: Axes, columns: int = 3) -> None:
     """A frameless legend over the axes, where it cannot hide data."""
     if ax.get_legend_handles_labels()[1]:
         ax.legend(
-            loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=SMALL,
-            borderaxespad=0.2, handletextpad=0.4, columnspacing=1.4,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=columns,
+            frameon=False,
+            fontsize=SMALL,
+            borderaxespad=0.2,
+            handletextpad=0.4,
+            columnspacing=1.4,
         )
 
 

@@ -72,9 +72,7 @@ def resize_to(net: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
         if not isinstance(value, Tensor) or name not in sites.ids:
             continue
         old = sites.get(name)
-        if old.dim() != value.dim() or any(
-            new > size for new, size in zip(value.shape, old.shape, strict=True)
-        ):
+        if old.dim() != value.dim() or any(new > size for new, size in zip(value.shape, old.shape, strict=True)):
             raise NetError(
                 f"expected {name!r} no larger than {tuple(old.shape)}, got {tuple(value.shape)}: "
                 "the saved tensors belong to another network"

@@ -121,8 +121,7 @@ class PruningPlan:
     def to_json(self) -> str:
         """The plan as JSON text; infinite scores are written as strings."""
         score = {
-            n: None if s is None else [v if math.isfinite(v) else str(v) for v in s]
-            for n, s in self.score.items()
+            n: None if s is None else [v if math.isfinite(v) else str(v) for v in s] for n, s in self.score.items()
         }
         body = {
             "schema": _SCHEMA,
@@ -145,9 +144,7 @@ class PruningPlan:
         except ValueError as error:
             raise PlanError(f"expected a plan as JSON, got text that is not JSON: {error}") from None
         if not isinstance(body, dict) or body.get("schema") != _SCHEMA:
-            raise PlanError(
-                f"expected a plan with schema {_SCHEMA}, got something else: write it with plan.save"
-            )
+            raise PlanError(f"expected a plan with schema {_SCHEMA}, got something else: write it with plan.save")
         parts: dict[str, Any] = {key: body.get(key, {}) for key in ("keep", "channels", "score", "reason")}
         for key, part in parts.items():
             if not isinstance(part, Mapping):

@@ -47,7 +47,7 @@ def standard_figures(
         figures[title] = figure
 
     groups = posterior.channels
-    plain = 5.3   # inches; two beside each other on the page
+    plain = 5.3  # inches; two beside each other on the page
     wide = min(max(0.32 * len(groups) + 2, plain), 11)
     kinds = {channel.statistic for channel in groups.values()}
     if groups:
@@ -62,14 +62,20 @@ def standard_figures(
         rows = min(len(posterior.history), 14)
         history = posterior.history
         step = "round" if len(history) == len(report.get("rounds") or []) else "epoch"
+        lines = {channel.threshold for channel in groups.values()}
+        line = lines.pop() if len(lines) == 1 else None
         add(
-            "SNR during the fit", plain, 1.2 + 0.3 * rows,
-            lambda ax: plots.snr_ridge(history, step=step, ax=ax),
+            "SNR during the fit",
+            plain,
+            1.2 + 0.3 * rows,
+            lambda ax: plots.snr_ridge(history, step=step, threshold=line, ax=ax),
         )
     if groups:
         rows = min(sum(len(c.kept) for c in groups.values()), 24)
         add(
-            "Lowest and highest channels", plain, 1.2 + 0.19 * rows,
+            "Lowest and highest channels",
+            plain,
+            1.2 + 0.19 * rows,
             lambda ax: plots.forest(posterior, ax=ax),
         )
     first = next((s for s in posterior.sites.values() if s.loc.ndim == 4), None)
@@ -78,10 +84,12 @@ def standard_figures(
         add("First filters", plain, 1.4 + 0.8 * lines, lambda ax: plots.filter_maps(posterior, ax=ax))
     curve = _curve(report)
     if curve is not None:
-        macs, accuracy, start, name = curve
+        macs, accuracy, start, tuned, name = curve
         add(
-            "Accuracy against MACs, round by round", plain, 3.8,
-            lambda ax: plots.accuracy_macs(macs, accuracy, dense=start, name=name, ax=ax),
+            "Accuracy against MACs, round by round",
+            plain,
+            3.8,
+            lambda ax: plots.accuracy_macs(macs, accuracy, dense=start, tuned=tuned, name=name, ax=ax),
         )
     for name, bins in (reliability or {}).items():
         title = f"Calibration of the {name} net"
@@ -91,8 +99,8 @@ def standard_figures(
 
 def _curve(
     report: Mapping[str, Any],
-) -> tuple[list[float], list[float], tuple[float, float | None] | None, str] | None:
-    """MACs and accuracy per round, the dense point, and whose accuracy it is.
+) -> tuple[list[float], list[float], tuple[float, float | None] | None, tuple[float, float] | None, str] | None:
+    """MACs and accuracy per round, the dense and the tuned point, and whose accuracy it is.
 
     Test and validation accuracies are never mixed in one picture.
     """
@@ -102,7 +110,14 @@ def _curve(
         if points:
             dense = as_dict(report.get("dense"))
             start = (dense["macs"], dense.get(key)) if is_number(dense.get("macs")) else None
-            return [p[0] for p in points], [p[1] for p in points], start, name
+            tuned = None
+            measured = as_dict(report.get("validation"))
+            if key == "valid_accuracy" and start is not None and is_number(measured.get("dense")):
+                start = (start[0], measured["dense"])
+                small = as_dict(report.get("compact")).get("macs")
+                if is_number(small) and is_number(measured.get("compact")):
+                    tuned = (small, measured["compact"])
+            return [p[0] for p in points], [p[1] for p in points], start, tuned, name
     return None
 
 

@@ -73,9 +73,7 @@ def ood_auroc(scores_in: Tensor, scores_out: Tensor) -> float:
     known = scores_in.detach().flatten().cpu().double().sort().values
     unknown = scores_out.detach().flatten().cpu().double()
     if known.numel() == 0 or unknown.numel() == 0:
-        raise DataError(
-            f"expected scores on both sides, got {known.numel()} in and {unknown.numel()} out; give both"
-        )
+        raise DataError(f"expected scores on both sides, got {known.numel()} in and {unknown.numel()} out; give both")
     if not bool(torch.isfinite(known).all() and torch.isfinite(unknown).all()):
         raise NumericalError("expected finite scores, got NaN or infinity; check the predictions")
     below = torch.searchsorted(known, unknown, right=False)
@@ -101,7 +99,7 @@ def selective_prediction(uncertainty: Tensor, correct: Tensor) -> SelectiveCurve
     n = score.numel()
     if n == 0 or error.numel() != n:
         raise DataError(f"expected as many scores as answers, got {n} and {error.numel()}; give one of each")
-    _, tie, size = score.unique(return_inverse=True, return_counts=True)   # sorted, ascending
+    _, tie, size = score.unique(return_inverse=True, return_counts=True)  # sorted, ascending
     shared = torch.bincount(tie, weights=error) / size
     answered = torch.arange(1, n + 1, dtype=torch.float64)
     risk = shared.repeat_interleave(size).cumsum(0) / answered
@@ -258,9 +256,7 @@ def noise_accuracy(
     return {sigma: count / n for sigma, count in right.items()}
 
 
-def latency_ms(
-    net: nn.Module, example: Tensor, repeats: int = 50, *, warmup: int = 5, batch: int = 1
-) -> float:
+def latency_ms(net: nn.Module, example: Tensor, repeats: int = 50, *, warmup: int = 5, batch: int = 1) -> float:
     """Median wall-clock time of one forward pass, in milliseconds.
 
     Measured in evaluation mode without gradients, on the device of `example` and

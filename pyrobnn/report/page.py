@@ -255,9 +255,18 @@ def _flat(value: Any) -> str:
 
 def _settings(report: Mapping[str, Any]) -> str:
     names = {
-        "method": "Method", "model": "Net", "data": "Data", "rule": "Cut rule", "target": "Target",
-        "seed": "Seed", "epochs": "Epochs in all", "epochs_by_phase": "Epochs by phase", "seconds": "Seconds",
-        "precision": "Precision", "device": "Device", "validation_clean": "Validation images unseen",
+        "method": "Method",
+        "model": "Net",
+        "data": "Data",
+        "rule": "Cut rule",
+        "target": "Target",
+        "seed": "Seed",
+        "epochs": "Epochs in all",
+        "epochs_by_phase": "Epochs by phase",
+        "seconds": "Seconds",
+        "precision": "Precision",
+        "device": "Device",
+        "validation_clean": "Validation images unseen",
     }
     rows = [[label, _flat(report[key])] for key, label in names.items() if report.get(key) is not None]
     return _table(["", ""], rows, text=True).replace("<tr><th></th><th></th></tr>\n", "") if rows else ""
@@ -276,8 +285,7 @@ def _rounds(rounds: Sequence[Any]) -> str:
 
     keys = [key for key in keys if key != "round"]
     rows = [
-        [_flat(r.get("round", i)), *(cell(key, r.get(key)) for key in keys)]
-        for i, r in enumerate(entries, start=1)
+        [_flat(r.get("round", i)), *(cell(key, r.get(key)) for key in keys)] for i, r in enumerate(entries, start=1)
     ]
     heads = [escape(str(key)).replace("_", " ").replace("macs", "MACs") for key in keys]
     return _table(["round", *heads], rows)
@@ -310,7 +318,9 @@ def _png(title: str, figure: Figure | bytes) -> tuple[bytes, int | None]:
 def _widths(widths: Mapping[str, tuple[int, int]]) -> str:
     rows = [
         [
-            _text(group), str(int(before)), str(int(after)),
+            _text(group),
+            str(int(before)),
+            str(int(after)),
             f'<span class="bar"><i style="width:{100 * min(after / max(before, 1), 1):.1f}%"></i></span>',
         ]
         for group, (before, after) in widths.items()

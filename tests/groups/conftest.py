@@ -33,9 +33,7 @@ def randomise(net: nn.Module) -> nn.Module:
 def random_half(table: ChannelTable, seed: int = 0) -> PruningPlan:
     generator = torch.Generator().manual_seed(seed)
     keep = {
-        group.name: torch.randperm(group.channels, generator=generator)[
-            : max(1, group.channels // 2)
-        ].tolist()
+        group.name: torch.randperm(group.channels, generator=generator)[: max(1, group.channels // 2)].tolist()
         for group in table
     }
     return PruningPlan(keep, table.widths())
@@ -54,10 +52,7 @@ def run(net: nn.Module, args: tuple[Any, ...]) -> list[Tensor]:
 
 def relative_error(first: list[Tensor], second: list[Tensor]) -> float:
     assert [tuple(t.shape) for t in first] == [tuple(t.shape) for t in second]
-    return max(
-        float((a - b).abs().max() / a.abs().max().clamp_min(1e-12))
-        for a, b in zip(first, second, strict=True)
-    )
+    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-12)) for a, b in zip(first, second, strict=True))
 
 
 def check_exact(
@@ -77,9 +72,7 @@ def check_exact(
     net.train()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     table = channel_groups(net, args) if table is None else table
-    assert net.training and all(
-        torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items()
-    )
+    assert net.training and all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     net.eval()
     assert len(table)
     plan = random_half(table)
@@ -103,9 +96,7 @@ def check_exact(
             rows, columns = module.weight.shape[:2]
             ins, outs = module.in_channels, module.out_channels
             transposed = isinstance(module, nn.ConvTranspose2d)
-            assert (rows, columns) == (
-                (ins, outs // module.groups) if transposed else (outs, ins // module.groups)
-            )
+            assert (rows, columns) == ((ins, outs // module.groups) if transposed else (outs, ins // module.groups))
 
     # A gate of zero masks, wherever it sits.
     gates = {name: torch.where(kept, 1.0, 0.0) for name, kept in keep_masks(table, plan).items()}

@@ -53,9 +53,7 @@ def images() -> Tensor:
 
 @pytest.mark.parametrize("placement", ["in", "auto"])
 @pytest.mark.parametrize("train", [False, True])
-def test_a_gate_multiplies_the_activation_in_both_modes(
-    net: Net, images: Tensor, placement: str, train: bool
-) -> None:
+def test_a_gate_multiplies_the_activation_in_both_modes(net: Net, images: Tensor, placement: str, train: bool) -> None:
     gates = GateMap(channel_groups(net, images), placement)
     assert gates.placed["conv1"] == ("in" if placement == "in" else "bn1.weight")
     gate = torch.rand(8) + 0.25
@@ -76,9 +74,7 @@ def test_half_a_gate_is_not_undone_by_batch_norm(net: Net, images: Tensor, train
     for placement in ("in", "auto"):
         gated = copy.deepcopy(net)
         GateMap(table, placement).fold(gated, {"conv1": gate})
-        assert torch.allclose(
-            gated.train(train)(images), copy.deepcopy(net).train(train)(images, gate), atol=1e-5
-        )
+        assert torch.allclose(gated.train(train)(images), copy.deepcopy(net).train(train)(images, gate), atol=1e-5)
 
 
 def test_gradients_reach_tensors_and_gates(net: Net, images: Tensor) -> None:
@@ -97,9 +93,7 @@ def test_gradients_reach_tensors_and_gates(net: Net, images: Tensor) -> None:
 
         numeric = (loss(eps) - loss(-eps)) / (2 * eps)
     value = values["conv1"].detach().clone().requires_grad_()
-    out = functional_call(
-        net, gates.apply(tensors_of(net), {"conv1": value, "conv2": values["conv2"]}), (images,)
-    )
+    out = functional_call(net, gates.apply(tensors_of(net), {"conv1": value, "conv2": values["conv2"]}), (images,))
     (analytic,) = torch.autograd.grad(out.square().sum(), value)
     assert float(analytic @ direction) == pytest.approx(float(numeric), rel=2e-2)
 

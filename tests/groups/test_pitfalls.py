@@ -365,9 +365,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "conv2d has a weight that is computed",
     ),
     "batch and channels in one": (
-        lambda: Between(
-            lambda x: F.avg_pool1d(x.transpose(1, 3).flatten(0, 2), 2).view(2, 8, 8, 4).transpose(1, 3), 4
-        ),
+        lambda: Between(lambda x: F.avg_pool1d(x.transpose(1, 3).flatten(0, 2), 2).view(2, 8, 8, 4).transpose(1, 3), 4),
         "avg_pool1d pools over channels",
     ),
 }

@@ -81,10 +81,7 @@ def test_soft_cost_is_the_mean_over_independent_keeps(
 
 def test_soft_cost_has_gradients(resnet: tuple[nn.Module, ChannelTable, torch.Tensor]) -> None:
     _, table, _ = resnet
-    keep = {
-        name: torch.rand(width, dtype=torch.float64).requires_grad_()
-        for name, width in table.widths().items()
-    }
+    keep = {name: torch.rand(width, dtype=torch.float64).requires_grad_() for name, width in table.widths().items()}
     first = list(keep)[:3]
 
     def macs(*values: torch.Tensor) -> torch.Tensor:
@@ -116,9 +113,7 @@ def test_after_two_rounds_equals_the_composed_plan(
     net = net.eval()
     first = PruningPlan({n: list(range(0, w, 2)) for n, w in table.widths().items()}, table.widths())
     small, later_table = compact(net, first, x, table), table.after(first)
-    second = PruningPlan(
-        {n: list(range(w // 3, w)) for n, w in later_table.widths().items()}, later_table.widths()
-    )
+    second = PruningPlan({n: list(range(w // 3, w)) for n, w in later_table.widths().items()}, later_table.widths())
     twice = compact(small, second, x, later_table)
     at_once = compact(net, first.compose(second), x, table)
     for (name, a), (_, b) in zip(twice.state_dict().items(), at_once.state_dict().items(), strict=True):

@@ -29,9 +29,7 @@ def test_tensors_and_attributes_of_lenet() -> None:
     plan = PruningPlan({"conv1": [3, 5], "conv2": [0, 7, 9], "fc1": list(range(4))},
                        {"conv1": 20, "conv2": 50, "fc1": 500})  # fmt: skip
     small = compact(net, plan, x)
-    assert torch.equal(
-        small.get_parameter("conv2.weight"), net.get_parameter("conv2.weight")[[0, 7, 9]][:, [3, 5]]
-    )
+    assert torch.equal(small.get_parameter("conv2.weight"), net.get_parameter("conv2.weight")[[0, 7, 9]][:, [3, 5]])
     assert [tuple(p.shape) for p in small.parameters()] == [
         (2, 1, 5, 5), (2,), (3, 2, 5, 5), (3,), (4, 48), (4,), (10, 4), (10,)
     ]  # fmt: skip
@@ -62,9 +60,7 @@ def test_both_sides_of_a_channel_map_are_cut() -> None:
     net, x = randomised(nets.resnet20()), torch.randn(2, 3, 32, 32)
     table = channel_groups(net, x)
     generator = torch.Generator().manual_seed(0)
-    keep = {
-        n: torch.randperm(w, generator=generator)[: 2 + w // 3].tolist() for n, w in table.widths().items()
-    }
+    keep = {n: torch.randperm(w, generator=generator)[: 2 + w // 3].tolist() for n, w in table.widths().items()}
     plan = PruningPlan(keep, table.widths())
     small = compact(net, plan, x, table)
     with torch.no_grad():
@@ -127,6 +123,13 @@ def test_resize_to_rebuilds_from_the_factory_and_the_tensors(name: str) -> None:
         net, table = net_small, table.after(plan)
         left = {n: w for n, w in table.widths().items() if w > 1}
         assert {n: w for n, w in read.widths().items() if n in left} == {n: left[n] for n in read.widths()}
+
+
+def test_memory_layout_is_kept() -> None:
+    net, x = nets.resnet20().to(memory_format=torch.channels_last), torch.randn(2, 3, 32, 32)
+    small = compact(net, PruningPlan({"conv1": [0, 1, 2]}, {"conv1": 16}), x)
+    for weight in (small.get_parameter("conv1.weight"), small.get_parameter("layer1.0.conv1.weight")):
+        assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
 
 def test_errors() -> None:
