@@ -79,7 +79,8 @@ class PricedKL(Event):
             group = loop.model.group_of_site(site)
             if group is not None and mean.dim() == 1:
                 snr = (mean.abs() / sd.clamp_min(1e-12)).cpu()
-                masks[group] = (snr >= torch.minimum(snr.max(), torch.ones(()))).double()
+                masks[group] = (snr >= 1).double()
+                masks[group][snr.argmax()] = 1.0
         return masks
 
     def _apply(self, loop: Loop, needed: dict[str, Tensor]) -> None:
