@@ -231,7 +231,9 @@ def without_validation(data: Data) -> Data:
         images=torch.cat([data.train.images, data.valid.images]),
         labels=torch.cat([data.train.labels, data.valid.labels]),
     )
-    return replace(data, train=train, valid=data.valid.take(0))
+    return replace(
+        data, train=train, valid=replace(data.valid, images=data.valid.images[:0], labels=data.valid.labels[:0])
+    )
 
 
 def _finish(

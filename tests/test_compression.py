@@ -225,6 +225,22 @@ def test_given_weights_are_not_trained_again(finished: tuple[Path, pb.Result], n
     assert seen.report["validation_clean"] is False
 
 
+def test_weights_that_have_seen_the_validation_images(
+    finished: tuple[Path, pb.Result], data: Data, tmp_path: Path
+) -> None:
+    """With a budget nothing is chosen on data, so all images train; with a drop there is one warning."""
+    _, result = finished
+    path = tmp_path / "all.safetensors"
+    pb.nets.save_weights(result.dense, path, mean=data.mean, std=data.std, trained_on="all")
+    budget = pb.compress("small_cnn", data, weights=path, target_macs=0.6, epochs=3, progress=False)
+    assert budget.report["validation_clean"] is False
+    assert budget.report["validation"] == {"dense": None, "compact": None}
+    assert budget.report["reduction"]["macs"] >= 0.4
+    with pytest.warns(UserWarning, match="have seen the validation images"):
+        drop = pb.compress("small_cnn", data, weights=path, max_drop=2.0, epochs=3, progress=False)
+    assert drop.report["validation_clean"] is False
+
+
 def test_from_scratch(finished: tuple[Path, pb.Result], data: Data, tmp_path: Path) -> None:
     _, first = finished
     settings = {**SETTINGS, "epochs": 3}

@@ -65,6 +65,10 @@ class Guide(PyroModule):
         """Posterior mean and standard deviation of every site, `{site: (mean, sd)}`, without gradients."""
         raise TypeError(f"{type(self).__name__} must define moments()")
 
+    def lr_factor(self, parameter: str) -> float:
+        """Factor on the guide's learning rate for one of its parameters, by name."""
+        return 1.0
+
     def inclusion(self) -> dict[str, Tensor]:
         """Posterior inclusion probability per channel, `{group: [channels]}`, for guides that have gates."""
         return {}

@@ -31,6 +31,8 @@ class MeanField(Guide):
         model: a :class:`~pyrobnn.BayesianModel`.
         init_scale: initial posterior standard deviation, relative to the root mean square of the
             site's initial value (of 1 where that is 0). With trained weights 0.1 keeps the function.
+        scale_lr: factor on the guide's learning rate for the (log) scales. Locations that start at
+            trained weights should move little, scales have orders of magnitude to go.
         init: initial locations per site; missing sites start where the prior says (trained weights,
             noise 1), else at the prior's mean.
 
@@ -39,9 +41,15 @@ class MeanField(Guide):
     """
 
     def __init__(
-        self, model: BayesianModel, *, init_scale: float = 0.1, init: Mapping[str, Tensor] | None = None
+        self,
+        model: BayesianModel,
+        *,
+        init_scale: float = 0.1,
+        scale_lr: float = 1.0,
+        init: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
+        self.scale_lr = scale_lr
         if init_scale <= 0:
             raise ConfigError(f"init_scale must be positive, got {init_scale}; 0.1 suits trained weights")
         self.loc = nn.ParameterDict()
@@ -76,6 +84,9 @@ class MeanField(Guide):
             family = dist.LogNormal if positive else dist.Normal
             draws[name] = pyro.sample(name, family(loc[key], log_scale[key].exp()).to_event(event_dim))
         return draws
+
+    def lr_factor(self, parameter: str) -> float:
+        return self.scale_lr if parameter.startswith("log_scale.") else 1.0
 
     @torch.no_grad()
     def set_scale(self, site: str, mean: Tensor, sd: Tensor) -> None:

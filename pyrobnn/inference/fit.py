@@ -171,12 +171,16 @@ class Loop:
     def _new_optimiser(self) -> torch.optim.Optimizer:
         c = self.config
         weights = [p for p in self.model.net.parameters() if p.requires_grad]
-        guide = [p for p in self.guide.parameters() if p.requires_grad]
         guide_lr = c.lr if c.guide_lr is None else c.guide_lr
-        groups = [
+        factor = getattr(self.guide, "lr_factor", lambda name: 1.0)
+        rates: dict[float, list[Tensor]] = {}
+        for name, parameter in self.guide.named_parameters():
+            if parameter.requires_grad:
+                rates.setdefault(guide_lr * factor(name), []).append(parameter)
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in weights if p.dim() > 1], "peak": c.lr, "weight_decay": c.weight_decay},
             {"params": [p for p in weights if p.dim() <= 1], "peak": c.lr, "weight_decay": 0.0},
-            {"params": guide, "peak": guide_lr, "weight_decay": 0.0},
+            *({"params": params, "peak": rate, "weight_decay": 0.0} for rate, params in rates.items()),
         ]
         groups = [group for group in groups if group["params"]]
         if not groups:

@@ -67,7 +67,7 @@ class Request:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-def _full_kl(number: int) -> Schedule:
+def _full_kl(number: int, large: bool) -> Schedule:
     return Constant(1.0)
 
 
@@ -90,7 +90,9 @@ class Method:
         infer: settings of the fits of the posterior (fields of
             :class:`~pyrobnn.inference.fit.FitConfig`) for networks trained by Adam.
         infer_large: what differs for large networks with BatchNorm.
-        kl: KL weight over one round's fit, given the round's number (from 0); 1 is the ELBO.
+        kl: KL weight over one round's fit, given the round's number (from 0) and whether the network is
+            a large one; 1 is the ELBO.
+        infer_share: part of the epochs after dense training that goes to inference.
         rounds: number of train-and-cut rounds.
         events: makes the events of one round, given the run and the round's number (from 0); what
             they remember goes on from round to round.
@@ -109,7 +111,8 @@ class Method:
     threshold: float | None = None
     infer: Mapping[str, Any] = field(default_factory=dict)
     infer_large: Mapping[str, Any] = field(default_factory=dict)
-    kl: Callable[[int], Schedule] = _full_kl
+    kl: Callable[[int, bool], Schedule] = _full_kl
+    infer_share: float = 0.4
     rounds: int = 4
     events: Callable[[Any, int], list[Event]] = _no_events
     estimator: str = "weight"

@@ -112,7 +112,7 @@ RBP = Method(
     rule="inclusion",
     infer={"lr": 5e-4, "guide_lr": 2e-2, "lr_schedule": "constant"},
     infer_large={"lr": 2e-4, "guide_lr": 1e-2},
-    kl=lambda number: WarmUp(0.3),
+    kl=lambda number, large: WarmUp(0.3),
     events=_two_spike_events,
     distil=0.7,
     road=recursive_road,
@@ -126,5 +126,5 @@ RBP_SPIKE = replace(
     prior=SpikeNoise,
     rule="snr",
     events=lambda run, number: [],
-    kl=lambda number: WarmUp(1.0, 0.0, 0.1),
+    kl=lambda number, large: WarmUp(1.0, 0.0, 0.1),
 )

@@ -252,7 +252,7 @@ class Run:
                 estimator=self.request.estimator or self.method.estimator,
             )
             settings = {**self.method.infer, **(self.method.infer_large if self.large else {})}
-            settings["kl_schedule"] = self.method.kl(number)
+            settings["kl_schedule"] = self.method.kl(number, self.large)
             config = replace(config, validate=False, **settings)
             terms = [self.distillation(self.net("dense"), self.method.distil)] if self.method.distil else []
             events = self.method.events(self, number)

@@ -62,8 +62,8 @@ def standard_figures(
         rows = min(len(posterior.history), 14)
         history = posterior.history
         step = "round" if len(history) == len(report.get("rounds") or []) else "epoch"
-        lines = {channel.threshold for channel in groups.values()}
-        line = lines.pop() if len(lines) == 1 else None
+        marks = {channel.threshold for channel in groups.values()}
+        line = marks.pop() if len(marks) == 1 else None
         add(
             "SNR during the fit",
             plain,

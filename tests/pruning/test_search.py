@@ -23,13 +23,35 @@ def test_it_is_the_smallest_that_keeps_the_quality() -> None:
     def quality(small: nn.Module) -> float:  # monotone in size, so a grid search knows the answer
         return sum(p.numel() for p in small.parameters()) / dense
 
-    found = pb.largest_cut(net, table, nats, quality, 0.5, tolerance=0.005)
+    found = pb.largest_cut(net, table, nats, quality, 0.5, tolerance=0.005, prices=["both"])
     small = pb.compact(net, found, None, groups=table)
     assert quality(small) >= 0.5
-    for share in torch.linspace(0.05, 0.99, 95):
-        other = pb.compact(net, pb.plan_for_budget(nats, table, target_macs=float(share)), None, groups=table)
+    for share in torch.linspace(0.2, 0.99, 80):
+        other = pb.compact(
+            net,
+            pb.plan_for_budget(nats, table, target_macs=float(share), target_params=float(share)),
+            None,
+            groups=table,
+        )
         if quality(other) >= 0.5:
             assert quality(small) <= quality(other) + 0.02
+
+
+def test_the_better_of_the_prices_is_taken() -> None:
+    net = _net()
+    table = pb.channel_groups(net, torch.zeros(2, 1, 8, 8))
+    nats = {group.name: torch.arange(1.0, group.channels + 1) for group in table}
+    dense = table.cost(None)
+
+    def sizes(plan: pb.PruningPlan) -> float:
+        cost = table.after(plan).cost(None)
+        return float(cost.macs * cost.params) / float(dense.macs * dense.params)
+
+    def quality(small: nn.Module) -> float:  # parameters of the linear layer cost nothing, convolutions all
+        return small[2].weight.numel() / net[2].weight.numel()  # type: ignore[index, union-attr]
+
+    every = [pb.largest_cut(net, table, nats, quality, 0.5, prices=[p]) for p in ("both", "macs", "params")]
+    assert sizes(pb.largest_cut(net, table, nats, quality, 0.5)) == min(map(sizes, every))
 
 
 def test_nothing_is_cut_where_no_cut_keeps_it() -> None:
@@ -39,3 +61,5 @@ def test_nothing_is_cut_where_no_cut_keeps_it() -> None:
     assert pb.largest_cut(net, table, nats, lambda small: 0.0, 0.5).is_full
     with pytest.raises(ConfigError, match="tolerance"):
         pb.largest_cut(net, table, nats, lambda small: 0.0, 0.5, tolerance=0)
+    with pytest.raises(ConfigError, match="prices"):
+        pb.largest_cut(net, table, nats, lambda small: 0.0, 0.5, prices=["latency"])
