@@ -267,6 +267,7 @@ def _finish(
         "reduction": reduction(figures["dense"], figures["compact"]),
         "rounds": run.carry["rounds"],
         "validation": {"dense": run.carry.get("base"), "compact": run.carry.get("tuned")},
+        "settings": run.settings(),
         "refused": dict(run.table.refused),
     }
     result = Result(small.cpu(), dense.cpu(), report, posterior, plan, spec, data.mean, data.std)

@@ -96,7 +96,7 @@ class Method:
         rounds: number of train-and-cut rounds.
         events: makes the events of one round, given the run and the round's number (from 0); what
             they remember goes on from round to round.
-        estimator: default estimator.
+        estimator, estimator_large: default estimators, for small and for large networks.
         distil: weight of distillation from the dense network during inference.
         road: how the method goes from a dense to a compact network; None is the common road.
     """
@@ -116,5 +116,6 @@ class Method:
     rounds: int = 4
     events: Callable[[Any, int], list[Event]] = _no_events
     estimator: str = "weight"
+    estimator_large: str = "weight"
     distil: float = 0.5
     road: Callable[..., None] | None = None

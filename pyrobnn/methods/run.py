@@ -178,6 +178,23 @@ class Run:
         usual = {"snr": 1.0, "inclusion": 0.5, "bmr": 0.0}
         return usual.get(self.method.rule) if self.method.threshold is None else self.method.threshold
 
+    def estimator(self) -> str:
+        """The one asked for, or the method's own."""
+        own = self.method.estimator_large if self.large else self.method.estimator
+        return self.request.estimator or own
+
+    def settings(self) -> dict[str, Any]:
+        """What the inference was run with, for the report; a KL weight below 1 is a cold posterior."""
+        method = self.method
+        return {
+            **{**method.infer, **(method.infer_large if self.large else {})},
+            "estimator": self.estimator(),
+            "kl_weight": method.kl(0, self.large)(1.0),
+            "distillation": method.distil,
+            "batch_size": self.epochs.batch_size,
+            "rounds": len(self.epochs.infer),
+        }
+
     def bayesian(self, only: str | None = None) -> tuple[BayesianModel, Any]:
         """Model and guide of the current network, where the last round left them."""
         net = self.net()
@@ -249,7 +266,7 @@ class Run:
                 step,
                 whole,
                 max_steps=math.ceil(passes * steps / whole),
-                estimator=self.request.estimator or self.method.estimator,
+                estimator=self.estimator(),
             )
             settings = {**self.method.infer, **(self.method.infer_large if self.large else {})}
             settings["kl_schedule"] = self.method.kl(number, self.large)
