@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import nn
 
+from pyrobnn.errors import PlanError
 from pyrobnn.methods.journal import Carry
 from pyrobnn.methods.run import Run, state_of
 from pyrobnn.posterior.state import from_state
@@ -18,6 +20,7 @@ from pyrobnn.pruning.search import largest_cut
 # A round of inference brings back what the last cut lost; how much it may lose before that, in points.
 LOSS_PER_CUT = 5.0
 LARGEST_CUT = 0.35  # share of the current MACs that one round leaves at the least
+LARGEST_GROUP_CUT = 0.5  # share of a group that one round takes at the most, unless the budget asks for more
 SLACK = 0.4  # what tuning with plain weights still adds to the posterior mean, in points
 
 
@@ -109,7 +112,12 @@ def choose(run: Run, number: int) -> PruningPlan:
         share = (number + 1) / len(run.epochs.infer)
         targets = {"target_macs": request.target_macs, "target_params": request.target_params}
         steps = {name: None if value is None else value**share for name, value in targets.items()}
-        return plan_for_budget(nats, table, **steps, limits=limits, dense=run.dense_cost)
+        for most in (LARGEST_GROUP_CUT, 1.0):
+            try:
+                return plan_for_budget(nats, table, **steps, limits=replace(limits, max_cut=most), dense=run.dense_cost)
+            except PlanError:
+                if most == 1.0:
+                    raise
     if request.max_drop is None:
         return plan(
             posterior,

@@ -54,8 +54,10 @@ class ChannelSummary:
         group: name of the channel group.
         snr: `[channels]`, what the cut rule reads: a signal-to-noise ratio, an inclusion probability
             or a magnitude, as `statistic` says, at the time of the decision.
-        nats: `[channels]`, evidence lost if the channel goes, about half the squared SNR summed over
-            what is random in it (Savage-Dickey to leading order).
+        nats: `[channels]`, what is lost if the channel goes, to rank channels by under a budget. For
+            channel-level sites half the squared SNR (the Savage-Dickey ratio to leading order), for
+            inclusions the log odds. Weight-level sites are not comparable in nats between layers of
+            different size: there it is the channel's share of the group's summed squared SNR.
         statistic: `snr`, `inclusion` or `magnitude`.
         kept: `[channels]`, the decision.
         threshold: the cut line, if a fixed one was used.
@@ -323,8 +325,8 @@ def _from_weights(
 ) -> ChannelSummary:
     """Weight-level posteriors: a channel's taps are the weights of its filters and those that read it.
 
-    SNR squared is the mean of mu^2 / sigma^2 over the taps, `nats` half their sum, `evidence` the sum
-    of their Savage-Dickey log ratios. Point estimates (no uncertain tap) give a magnitude instead.
+    SNR squared is the mean of mu^2 / sigma^2 over the taps, `evidence` the sum of their
+    Savage-Dickey log ratios. Point estimates (no uncertain tap) give a magnitude instead.
     """
     tensors = dict(model.net.named_parameters()) | dict(model.net.named_buffers())
     members = [m for m in group.members if m.role in ("out", "in") and tensors[m.tensor].dim() >= 2]
@@ -344,7 +346,17 @@ def _from_weights(
         else:
             evidence = evidence + per_unit(part.expand(ratio.shape), member.axis, member.index)
     snr = (total / taps.clamp_min(1)).sqrt()
-    return ChannelSummary(group.name, snr, 0.5 * total, "snr", kept, evidence=evidence)
+    return ChannelSummary(group.name, snr, _share(snr), "snr", kept, evidence=evidence)
+
+
+def _share(statistic: Tensor) -> Tensor:
+    """Each channel's part of the group's summed square: every group has 1 to lose.
+
+    Tap counts and posterior scales differ so much between layers that a sum over taps would only say
+    how large a layer is (tried on ResNet-20: the first stage went down to one channel a block).
+    """
+    squared = statistic.square()
+    return squared / squared.sum().clamp_min(1e-24)
 
 
 def _from_magnitudes(
@@ -358,8 +370,7 @@ def _from_magnitudes(
         norms[member.role] = norms.get(member.role, torch.zeros(group.channels)) + part
     squared = torch.stack(list(norms.values())) if norms else torch.zeros(1, group.channels)
     magnitude = squared.clamp_min(1e-24).log().mean(0).mul(0.5).exp()
-    relative = magnitude / magnitude.square().mean().sqrt().clamp_min(1e-12)
-    return ChannelSummary(group.name, magnitude, relative.square(), "magnitude", kept)
+    return ChannelSummary(group.name, magnitude, _share(magnitude), "magnitude", kept)
 
 
 def channel_draws(model: BayesianModel, guide: Any, draws: int, seed: int = 0) -> dict[str, Tensor]:

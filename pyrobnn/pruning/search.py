@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -81,7 +82,8 @@ def _bisect(
     while high - low > tolerance:
         middle = (low + high) / 2
         try:
-            trial = plan_for_budget(nats, table, limits=limits, **dict.fromkeys(targets, middle))
+            wanted: dict[str, Any] = dict.fromkeys(targets, middle)
+            trial = plan_for_budget(nats, table, limits=limits, **wanted)
         except PlanError:  # below what the limits leave
             low = middle
             continue
