@@ -246,7 +246,7 @@ def _finish(
         "dense": measure(dense, data, run.table.widths(), device=run.device),
         "compact": measure(small, data, plan.widths(), device=run.device),
     }
-    epochs = dict(run.carry["epochs"])
+    epochs = {k: int(v) if float(v).is_integer() else v for k, v in run.carry["epochs"].items()}
     report = {
         "schema": SCHEMA,
         "method": "from-scratch" if run.carry.get("scratch") else run.method.name,
