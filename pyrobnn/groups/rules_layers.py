@@ -36,6 +36,7 @@ def _refuse_weight(tracer: Tracer, call: Call) -> None:
 
 @rule("conv1d", "conv2d", "conv3d")
 def conv(tracer: Tracer, call: Call) -> None:
+    """Weighted sums over channels: fresh labels out, consumer slices in; depthwise and grouped ones pass or tie labels."""
     x, weight, bias = call.get(0, "input"), call.get(1, "weight"), call.get(2, "bias")
     name = _net_tensor(tracer, weight)
     if name is None:
@@ -60,6 +61,7 @@ def conv(tracer: Tracer, call: Call) -> None:
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def conv_transpose(tracer: Tracer, call: Call) -> None:
+    """As a convolution, with input and output axes of the weight exchanged."""
     x, weight, bias = call.get(0, "input"), call.get(1, "weight"), call.get(2, "bias")
     name = _net_tensor(tracer, weight)
     if name is None:
@@ -108,6 +110,7 @@ def _finish(tracer: Tracer, call: Call, weight: str, axis: int, rows: Tensor, po
 
 @rule("linear")
 def linear(tracer: Tracer, call: Call) -> None:
+    """Fresh labels for the output features, consumer slices for the input features."""
     x, weight, bias = call.get(0, "input"), call.get(1, "weight"), call.get(2, "bias")
     name = _net_tensor(tracer, weight)
     if name is None or weight.dim() != 2:
@@ -120,6 +123,7 @@ def linear(tracer: Tracer, call: Call) -> None:
 
 @rule("batch_norm", "instance_norm")
 def channel_norm(tracer: Tracer, call: Call) -> None:
+    """Labels pass; gamma, beta and running statistics are members of the channels."""
     x = call.get(0, "input")
     labels = tracer.vector(x, 1)
     parts = {key: call.get(at, key) for at, key in enumerate(_NORM_ARGUMENTS) if at > 0}
@@ -146,6 +150,7 @@ _NORM_ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias")
 
 @rule("layer_norm", "rms_norm")
 def layer_norm(tracer: Tracer, call: Call) -> None:
+    """Refused where it normalises over channels; elsewhere each channel goes on under a new label."""
     x = call.get(0, "input")
     labels = tracer.labels(x)
     if labels is None:
@@ -158,11 +163,13 @@ def layer_norm(tracer: Tracer, call: Call) -> None:
 
 @rule("group_norm", "local_response_norm")
 def mixing_norm(tracer: Tracer, call: Call) -> None:
+    """Channels share statistics, so none can go alone."""
     tracer.refuse(call, "normalises over channels")
 
 
 @rule("prelu")
 def prelu(tracer: Tracer, call: Call) -> None:
+    """Labels pass; one slope per channel is a member, a single slope is not."""
     x, weight = call.get(0, "input"), call.get(1, "weight")
     labels = tracer.labels(x)
     if weight.numel() > 1:
@@ -177,6 +184,7 @@ def prelu(tracer: Tracer, call: Call) -> None:
 
 @rule("index_select")
 def index_select(tracer: Tracer, call: Call) -> None:
+    """A `ChannelMap` makes fresh labels and reads its input by slots; other selections of channels are refused."""
     x, dim, index = call.get(0, "input", call.get(0, "self")), int(call.get(1, "dim")), call.get(2, "index")
     name = _net_tensor(tracer, index)
     owner = _owner(tracer, name) if name is not None else None

@@ -40,8 +40,7 @@ class FitConfig:
         batch_size: examples per step.
         lr: peak learning rate of the network's deterministic parameters.
         guide_lr: peak learning rate of the guide's parameters (default: `lr`).
-        optimizer: `"adam"` or `"sgd"` (Nesterov momentum). The guide is always fitted by Adam's rule
-            when it is `"adam"`, and shares the rule otherwise.
+        optimizer: `"adam"` or `"sgd"` (Nesterov momentum), for network and guide alike.
         momentum: of SGD, or Adam's beta1.
         weight_decay: on deterministic tensors with two or more dimensions.
         lr_schedule: factor on both rates over progress: a name, a number or a function.

@@ -27,7 +27,7 @@ def _guide(model: BayesianModel) -> MeanField:
 METHOD = Method(
     name="gaussian",
     title="mean-field Gaussian weights; filter SNR",
-    source="Blundell et al. 2015 (Bayes by Backprop) with the local reparameterisation of Kingma et al. 2015",
+    source="Blundell et al. 2015 (Bayes by Backprop); local reparameterisation (Kingma et al. 2015) in small networks",
     cut_where="smallest share of the group's squared SNR per cost saved (SNR < 1 without a target)",
     prior=lambda: Gaussian("fan_in"),
     guide=_guide,

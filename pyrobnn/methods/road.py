@@ -19,7 +19,7 @@ from pyrobnn.pruning.search import largest_cut
 
 # A round of inference brings back what the last cut lost; how much it may lose before that, in points.
 LOSS_PER_CUT = 5.0
-LARGEST_CUT = 0.35  # share of the current MACs that one round leaves at the least
+LARGEST_CUT = 0.35  # share of the current MACs and parameters that one round leaves at the least
 LARGEST_GROUP_CUT = 0.5  # share of a group that one round takes at the most, unless the budget asks for more
 SLACK = 0.4  # what tuning with plain weights still adds to the posterior mean, in points
 
@@ -47,7 +47,7 @@ def common_road(run: Run) -> None:
         run.cut(number, partial(choose, run, number))
     run.tune("tune", run.epochs.tune)
     if within_drop and run.carry["tuned"] < floor(run) and "plan" in run.carry["accepted"]:
-        run.say("tuning missed --max-drop: back to the last network that was within it")
+        run.say("tuning missed --max-drop: back to the last network that inference had brought back")
         run.restore("back from tune")
         run.tune("retune", run.epochs.retune or run.epochs.tune)
         if run.carry["tuned"] < floor(run):
@@ -101,7 +101,7 @@ def judge(run: Run, number: int, carry: Carry) -> Carry:
 
 
 def recovered(run: Run, number: int) -> bool:
-    """Whether inference brought the network back to where tuning will be within the allowed drop."""
+    """Whether inference brought the network back to where tuning can be expected within the allowed drop."""
     return number == 0 or bool(run.carry["recovered"] >= floor(run, SLACK + resolution(run)))
 
 
