@@ -150,7 +150,7 @@ _NORM_ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias")
 
 @rule("layer_norm", "rms_norm")
 def layer_norm(tracer: Tracer, call: Call) -> None:
-    """Refused where it normalises over channels; elsewhere each channel goes on under a new label."""
+    """Refused where it normalises over channels; elsewhere labels pass, renewed so that no gate sits before it."""
     x = call.get(0, "input")
     labels = tracer.labels(x)
     if labels is None:
