@@ -11,6 +11,8 @@ from torch.distributions import Bernoulli, Gamma, InverseGamma, LogNormal, Norma
 
 from pyrobnn.distributions.ard import ARD
 from pyrobnn.distributions.binary import StraightThroughBernoulli, SwitchedNormal
+from pyrobnn.distributions.capped_laplace import CappedLaplace
+from pyrobnn.distributions.folded import expected_abs, expected_capped
 from pyrobnn.distributions.log_uniform import LogUniform
 from pyrobnn.distributions.stable import HALF_LOG_2PI_E
 from pyrobnn.distributions.truncated_log_normal import TruncatedLogNormal
@@ -36,6 +38,13 @@ def _normal_two_spike(q: Normal, p: TwoSpike) -> Tensor:
     """The tightest two-component bound; see :class:`TwoSpike`."""
     off, on = component_kls(q, p)
     return -torch.logaddexp(torch.log1p(-p.mix) - off, p.mix.log() - on)
+
+
+@register_kl(Normal, CappedLaplace)
+def _normal_capped_laplace(q: Normal, p: CappedLaplace) -> Tensor:
+    """−H[q] + E[penalty] + log Z, with E|w| and E min(|w|, cap) of the folded normal."""
+    penalty = p.penalty(expected_abs(q.loc, q.scale), expected_capped(q.loc, q.scale, p.cap))
+    return penalty + p.log_normaliser - q.scale.log() - HALF_LOG_2PI_E
 
 
 @register_kl(StraightThroughBernoulli, Bernoulli)

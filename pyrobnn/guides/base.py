@@ -29,7 +29,14 @@ class PerChannel:
     axis: int = 0
 
 
-Layout = LikeTensor | PerChannel
+@dataclass(frozen=True)
+class PerKernel:
+    """A guide parameter `[rows, 1, …]` with one entry per row (axis 0) of the network tensor `name`."""
+
+    name: str
+
+
+Layout = LikeTensor | PerChannel | PerKernel
 
 
 def cut(value: Tensor, layout: Layout | None, table: ChannelTable, plan: Any) -> Tensor:
@@ -38,6 +45,10 @@ def cut(value: Tensor, layout: Layout | None, table: ChannelTable, plan: Any) ->
         return value
     if isinstance(layout, LikeTensor):
         return table.slice(layout.name, value, plan)
+    if isinstance(layout, PerKernel):
+        shape = table.facts.shapes[layout.name]
+        rows = table.slice(layout.name, value.expand(shape), plan)
+        return rows[(slice(None), *[slice(0, 1)] * (value.dim() - 1))]
     keep = plan.keep.get(layout.group)
     if keep is None:
         return value
@@ -53,7 +64,7 @@ class Guide(PyroModule):
     """Base of the package's guides.
 
     Attributes:
-        layout: `{parameter or buffer name of this guide: LikeTensor | PerChannel}`; names as in
+        layout: `{parameter or buffer name of this guide: LikeTensor | PerChannel | PerKernel}`; names as in
             `named_parameters()`. What has no entry is not cut.
     """
 
@@ -71,6 +82,14 @@ class Guide(PyroModule):
 
     def inclusion(self) -> dict[str, Tensor]:
         """Posterior inclusion probability per channel, `{group: [channels]}`, for guides that have gates."""
+        return {}
+
+    def nats(self) -> dict[str, Tensor]:
+        """What is lost if a channel goes, `{group: [channels]}`, where the guide has more to say than its inclusion."""
+        return {}
+
+    def weight_odds(self) -> dict[str, Tensor]:
+        """Log-odds that a weight is in use, `{tensor name: tensor's shape}`, for guides that decide weight by weight."""
         return {}
 
     def shrink(self, table: ChannelTable, plan: Any) -> Guide:

@@ -38,12 +38,15 @@ class SpikeSlabGuide(Guide):
     Args:
         model: a :class:`~pyrobnn.BayesianModel` with a spike-and-slab prior.
         init_inclusion: initial γ of every gate.
-        init_rho: initial ρ; −6 gives σ = 0.0025.
+        init_rho: initial ρ; −6 gives σ = 0.0025. None starts at a tenth of each tensor's root mean square.
         init_scale: initial log-scale standard deviation of the positive sites.
         gradient: of the gates: `"trapezoid"`, unbiased for losses that are quadratic in a gate, or the
             published `"straight-through"`, which on a small network with known optimum puts single
             inclusions off by 0.1; see :class:`StraightThroughBernoulli`.
         temperature: of `"straight-through"`; the other estimator has none.
+        gate_lr: factor on the guide's learning rate for the gates' logits, which have units to go where
+            the means of trained weights have hundredths.
+        scale_lr: the same for ρ and the positive sites.
 
     Attributes:
         temperature: read at every draw, so a schedule may set it.
@@ -57,12 +60,17 @@ class SpikeSlabGuide(Guide):
         model: BayesianModel,
         *,
         init_inclusion: float = 0.99,
-        init_rho: float = -6.0,
+        init_rho: float | None = -6.0,
         init_scale: float = 0.1,
         temperature: float = 0.5,
         gradient: str = "trapezoid",
+        gate_lr: float = 1.0,
+        scale_lr: float = 1.0,
     ) -> None:
         super().__init__()
+        if min(gate_lr, scale_lr) <= 0:
+            raise ConfigError(f"gate_lr and scale_lr are factors above 0, got {gate_lr} and {scale_lr}")
+        self.gate_lr, self.scale_lr = gate_lr, scale_lr
         if not 0 < init_inclusion < 1:
             raise ConfigError(f"init_inclusion must lie in (0, 1), got {init_inclusion}; 0.99 is published")
         if not init_scale > 0:
@@ -91,7 +99,7 @@ class SpikeSlabGuide(Guide):
             elif isinstance(p, torch.distributions.Normal):
                 self._slabs[name] = (float(p.loc.flatten()[0]), float(p.scale.flatten()[0]), dims)
                 self.mu[key] = nn.Parameter(value)
-                self.rho[key] = nn.Parameter(torch.full_like(value, init_rho))
+                self.rho[key] = nn.Parameter(torch.full_like(value, _start_rho(value) if init_rho is None else init_rho))
                 parts = ["mu", "rho"]
             elif isinstance(p, torch.distributions.Gamma | torch.distributions.InverseGamma):
                 self._scales[name] = dims
@@ -159,19 +167,60 @@ class SpikeSlabGuide(Guide):
             found[name] = (self.mu[site_key(name)].detach(), softplus(self.rho[site_key(name)]))
         return found
 
+    def lr_factor(self, parameter: str) -> float:
+        kind = parameter.partition(".")[0]
+        return {"mu": 1.0, "theta": self.gate_lr}.get(kind, self.scale_lr)
+
     @torch.no_grad()
     def inclusion(self) -> dict[str, Tensor]:
-        """γ per channel, `{group: [channels]}`; the median-probability model keeps γ > ½."""
+        """P(a channel is in use), `{group: [channels]}`; the median-probability model keeps those above ½.
+
+        That is γ, or in the edge variant the chance that any weight that produces the channel is on.
+        """
+        if self._edges:
+            return {group: -torch.expm1(-nats) for group, nats in self._edge_nats().items()}
         return {g: self.theta[site_key(name)].sigmoid() for name, (g, _) in self._gates.items() if g is not None}
+
+    @torch.no_grad()
+    def nats(self) -> dict[str, Tensor]:
+        """−log(1 − γ); in the edge variant each channel's part of its group's sum.
+
+        Rows of different length hold different numbers of weights: their sums are not comparable
+        between layers, their shares are.
+        """
+        if self._edges:
+            return {group: nats / nats.sum().clamp_min(1e-12) for group, nats in self._edge_nats().items()}
+        return {g: softplus(self.theta[site_key(n)]) for n, (g, _) in self._gates.items() if g is not None}
+
+    def _edge_nats(self) -> dict[str, Tensor]:
+        """−log P(all weights that produce a channel are off), `{group: [channels]}`."""
+        from pyrobnn.posterior.summary import per_unit
+
+        found = {}
+        for group in self._table[0] or []:
+            rows = [m for m in group.members if m.role == "out" and m.tensor in self._edges]
+            if rows:
+                parts = [per_unit(softplus(self._edges[m.tensor].detach()), m.axis, m.index) for m in rows]
+                found[group.name] = torch.stack(parts).sum(0)
+        return found
+
+    @property
+    def _edges(self) -> dict[str, Tensor]:
+        """The logits of the edge variant by tensor."""
+        return {
+            name.removesuffix(GATE): self.theta[site_key(name)]
+            for name, (group, _) in self._gates.items()
+            if group is None
+        }
+
+    @torch.no_grad()
+    def weight_odds(self) -> dict[str, Tensor]:
+        return {name: theta.detach().clone() for name, theta in self._edges.items()}
 
     @torch.no_grad()
     def edge_inclusion(self) -> dict[str, Tensor]:
         """γ per weight of the edge variant, `{tensor name: tensor's shape}`."""
-        return {
-            name.removesuffix(GATE): self.theta[site_key(name)].sigmoid()
-            for name, (group, _) in self._gates.items()
-            if group is None
-        }
+        return {name: theta.sigmoid() for name, theta in self._edges.items()}
 
     def zeros(self, threshold: float = 0.5) -> dict[str, tuple[int, int]]:
         """Weights that the edge variant switches off, `{tensor name: (zeros, all)}`."""
@@ -194,3 +243,8 @@ def _layout(model: BayesianModel, site: str, group: str | None) -> Layout | None
         if tensor in model.tensor_names:
             return LikeTensor(tensor)
     return PerChannel(group) if group is not None else None
+
+
+def _start_rho(value: Tensor) -> float:
+    """ρ at which softplus(ρ) is a tenth of the root mean square."""
+    return math.log(math.expm1(0.1 * (float(value.square().mean().sqrt()) or 1.0)))

@@ -20,6 +20,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from pyrobnn.distributions.chains import SupportMessages, two_level_messages
 from pyrobnn.distributions.crossing import crossing_messages
@@ -72,7 +73,9 @@ class TurboGuide(Guide):
 
     Per tensor: `loc`, `log_scale` (parameters, of μ and σ); `shape`, `rate` (ã, b̃), `support` (π̃),
     `extrinsic` (what the chains say, as log-odds), `filters` (log-odds that a filter has a support), `transitions` and
-    `divergence` (buffers, moved by :meth:`update`). All are in the state dict.
+    `divergence` (buffers, moved by :meth:`update`). `price` is the multiplier of a bound on the size of the
+    support, in nats per weight, 0 without one: q(s) then minimises the KL under that bound, and its
+    chains are still solved exactly (see :meth:`bound`). All are in the state dict.
 
     Args:
         model: a model with a `Turbo` prior.
@@ -82,6 +85,7 @@ class TurboGuide(Guide):
             a weight stay in whichever of on and off it starts, and its evidence drowns the chains: on
             planted clustered supports (256 weights, 110 observations) the chains raise F1 from 0.61
             to 0.83 with the joint form and do nothing with the published one.
+        scale_lr: factor on the guide's learning rate for log σ.
         init: initial means; default the trained weights.
 
     Attributes:
@@ -97,6 +101,7 @@ class TurboGuide(Guide):
         *,
         init_scale: float = 0.02,
         factors: str = "joint",
+        scale_lr: float = 1.0,
         init: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
@@ -107,6 +112,9 @@ class TurboGuide(Guide):
             raise ConfigError(f"factors must be 'mean-field' or 'joint', got {factors!r}")
         if init_scale <= 0:
             raise ConfigError(f"init_scale must be positive, got {init_scale}; 0.02 suits trained weights")
+        if scale_lr <= 0:
+            raise ConfigError(f"scale_lr is a factor above 0, got {scale_lr}")
+        self.scale_lr = scale_lr
         self.factors, self.structure, self.point = factors, prior.structure, False
         self._base = prior.precision
         self._names: dict[str, float] = dict(prior.squares)  # tensor → square of its unit
@@ -114,6 +122,7 @@ class TurboGuide(Guide):
         for part in ("support", "extrinsic", "shape", "rate", "filters", "transitions", "divergence"):
             setattr(self, part, _Tensors())
         self.register_buffer("off_rate", torch.tensor(prior.precision.b_off))
+        self.register_buffer("price", torch.zeros(()))
         start = {**model.initial_values(), **(init or {})}
         for name in self._names:
             key = site_key(name)
@@ -159,6 +168,9 @@ class TurboGuide(Guide):
             draws[name] = pyro.sample(name, weight)
         return draws
 
+    def lr_factor(self, parameter: str) -> float:
+        return self.scale_lr if parameter.startswith("log_scale.") else 1.0
+
     # Closed-form updates
 
     def precision_prior(self, name: str) -> PrecisionPrior:
@@ -194,9 +206,9 @@ class TurboGuide(Guide):
         shape = inclusion * on + (1 - inclusion) * off
         self.shape[key], self.rate[key] = shape, shape / mean
 
-    def messages(self, name: str, evidence: Tensor) -> SupportMessages:
-        """Module B for one tensor: sum-product on its chains, evidence of the tensor's shape."""
-        evidence = evidence.reshape(matrix_shape(evidence.shape))
+    def messages(self, name: str, evidence: Tensor, price: float | None = None) -> SupportMessages:
+        """Module B for one tensor: sum-product on its chains, evidence (before the price) of the tensor's shape."""
+        evidence = evidence.reshape(matrix_shape(evidence.shape)) - (self.price if price is None else price)
         solve = two_level_messages if self.structure == "two-level" else crossing_messages
         return solve(evidence, *self.transitions_of(name).values())
 
@@ -223,7 +235,7 @@ class TurboGuide(Guide):
             for _ in range(inner if self.factors == "mean-field" else 0):
                 self._set_precision(name, square)
                 if inner > 1:
-                    self.support[key] = (self.extrinsic[key] + self._evidence(name, square)).sigmoid()
+                    self.support[key] = (self.extrinsic[key] + self._evidence(name, square) - self.price).sigmoid()
             evidence = self._evidence(name, square)
             found = self.messages(name, evidence)
             if learn:
@@ -241,6 +253,43 @@ class TurboGuide(Guide):
             inside += float(support.sum())
             total += support.numel()
         return SupportChange(moved / total, inside / total)
+
+    @torch.no_grad()
+    def bound(self, count: int, *, tolerance: float = 0.05, tries: int = 12) -> float:
+        """Find the price at which no more than `count` weights have π̃ > ½; takes effect at the next update.
+
+        The size of the support falls as the price rises; the search widens from the present price until
+        it brackets `count`, then bisects. Every try solves all chains once.
+
+        Args:
+            count: the bound.
+            tolerance: ends the search when the size is at most that share below the bound.
+            tries: number of tries at the most.
+
+        Returns:
+            The price, never negative: a bound that does not bind costs nothing.
+        """
+        evidence = self.weight_evidence()
+        low: float | None = None
+        high: float | None = None
+        trial, step = float(self.price), 2.0
+        for _ in range(tries):
+            posteriors = (self.messages(name, own, trial).posterior for name, own in evidence.items())
+            size = sum(int((odds > 0).sum()) for odds in posteriors)
+            if size > count:
+                low = trial
+            else:
+                high = trial
+                if size >= (1 - tolerance) * count or trial <= 0:
+                    break
+            if high is None:
+                trial, step = trial + step, 2 * step
+            elif low is None:
+                trial, step = max(0.0, trial - step), 2 * step
+            else:
+                trial = (low + high) / 2
+        self.price.fill_(trial if high is None else high)
+        return float(self.price)
 
     def _precision_kl(self, name: str, square: Tensor) -> Tensor:
         """⟨KL(q(ρ) ‖ p(ρ|s))⟩ + ½Σ(ln⟨ρ⟩ − ⟨ln ρ⟩).
@@ -303,6 +352,35 @@ class TurboGuide(Guide):
                 dead = dead.to(off) * rows.prod(-1)
             found[group] = 1 - dead
         return found
+
+    @torch.no_grad()
+    def nats(self) -> dict[str, Tensor]:
+        """Each channel's share of its group's evidence for a support, `{group: [channels]}`.
+
+        A filter's evidence is the sum over its weights of what each says for being on. Filters of
+        different length are not comparable by it (it grows with their number of weights), shares are.
+        """
+        found = {}
+        filters = {name: softplus(odds).flatten(1).sum(-1) for name, odds in self.weight_odds().items()}
+        for group, producers in self._producers.items():
+            total = torch.zeros(())
+            for name, index in producers:
+                odds = filters[name]
+                rows = odds[index.clamp_min(0).to(odds.device)].masked_fill(index.to(odds.device) < 0, 0.0)
+                total = total.to(odds) + rows.sum(-1)
+            found[group] = total / total.sum().clamp_min(1e-12)
+        return found
+
+    @torch.no_grad()
+    def weight_odds(self) -> dict[str, Tensor]:
+        """Posterior log-odds of the support per weight, `{tensor name: tensor's shape}`."""
+        evidence = self.weight_evidence()
+        return {name: self.extrinsic[site_key(name)] + own - self.price for name, own in evidence.items()}
+
+    @torch.no_grad()
+    def weight_evidence(self) -> dict[str, Tensor]:
+        """What each weight alone says for its support, in nats, without the chains and the price."""
+        return {name: self._evidence(name, self._square(name)) for name in self._names}
 
     @torch.no_grad()
     def support_masks(self, threshold: float = 0.5) -> dict[str, Tensor]:

@@ -20,7 +20,8 @@ class PricedKL(Event):
 
     The weight of a channel of group g is multiplier * price_g / (mean price over all channels), where
     price_g is the share of the dense MACs (or parameters) that goes if one more channel of g goes,
-    given the channels that the posterior still needs (SNR of at least 1). Every `every` steps the
+    given the channels that the posterior still needs (inclusion probability of at least 1/2 where the
+    guide has gates, else SNR of at least 1; for a gate both are the same). Every `every` steps the
     multiplier grows by `rate` if more than the goal is needed and falls by `rate` if less is: dual
     ascent on the constraint, in log space.
 
@@ -35,6 +36,7 @@ class PricedKL(Event):
         every: steps between updates.
         bounds: range of the multiplier.
         floor: lowest weight relative to the mean price, so that cheap channels are not free.
+        site: which sites are priced, those named `<group>.<site>`; other sites keep their weight.
 
     Raises:
         ConfigError: no goal, or a rate that is not positive.
@@ -50,14 +52,21 @@ class PricedKL(Event):
         every: int = 20,
         bounds: tuple[float, float] = (0.05, 1e4),
         floor: float = 0.1,
+        site: str = "noise",
     ) -> None:
         if not goal or rate <= 0:
             raise ConfigError(f"pricing needs a goal and a positive rate, got {goal} and {rate}")
         self.goal, self.dense = dict(goal), dense
         self.multiplier, self.rate, self.every, self.bounds, self.floor = start, rate, every, bounds, floor
+        self.site = site
+        self.weights: dict[str, float] = {}  # what each group's KL was last multiplied with
 
     def on_start(self, loop: Loop) -> None:
-        self._apply(loop, self._needed(loop))
+        if loop.step and self.weights:  # resumed between two updates: with the weights of the last one
+            sites = {f"{group}.{self.site}": weight for group, weight in self.weights.items()}
+            loop.objective.site_weights.update(sites)
+        else:
+            self._apply(loop, self._needed(loop))
 
     def on_batch_end(self, loop: Loop) -> None:
         if loop.step % self.every:
@@ -73,14 +82,15 @@ class PricedKL(Event):
         return Budget(loop.model.groups, self.goal.get("macs"), self.goal.get("params"), self.dense)  # type: ignore[arg-type]
 
     def _needed(self, loop: Loop) -> dict[str, Tensor]:
-        """Per group, the channels whose noise carries signal; at least one."""
+        """Per group, the channels that carry signal; at least one."""
         masks = {group.name: torch.ones(group.channels, dtype=torch.float64) for group in loop.model.groups or []}
-        for site, (mean, sd) in loop.guide.moments().items():
-            group = loop.model.group_of_site(site)
-            if group is not None and mean.dim() == 1:
-                snr = (mean.abs() / sd.clamp_min(1e-12)).cpu()
-                masks[group] = (snr >= 1).double()
-                masks[group][snr.argmax()] = 1.0
+        inclusion, moments = loop.guide.inclusion(), loop.guide.moments()
+        for group in masks:
+            if group in inclusion:
+                masks[group] = _at_least_one(inclusion[group].cpu(), 0.5)
+            elif f"{group}.{self.site}" in moments:
+                mean, sd = moments[f"{group}.{self.site}"]
+                masks[group] = _at_least_one((mean.abs() / sd.clamp_min(1e-12)).cpu(), 1.0)
         return masks
 
     def _apply(self, loop: Loop, needed: dict[str, Tensor]) -> None:
@@ -88,14 +98,22 @@ class PricedKL(Event):
         channels = {group.name: group.channels for group in loop.model.groups or []}
         total = sum(channels.values())
         mean = sum(prices[name] * n for name, n in channels.items()) / max(1, total)
-        for site in loop.guide.moments():
-            group = loop.model.group_of_site(site)
-            if group in prices:
-                relative = max(prices[group] / max(mean, 1e-30), self.floor)
-                loop.objective.site_weights[site] = self.multiplier * relative
+        sites = loop.guide.moments()
+        for group, price in prices.items():
+            if f"{group}.{self.site}" in sites:
+                relative = max(price / max(mean, 1e-30), self.floor)
+                self.weights[group] = self.multiplier * relative
+                loop.objective.site_weights[f"{group}.{self.site}"] = self.weights[group]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"multiplier": self.multiplier}
+        return {"multiplier": self.multiplier, "weights": dict(self.weights)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.multiplier = float(state["multiplier"])
+        self.multiplier, self.weights = float(state["multiplier"]), dict(state["weights"])
+
+
+def _at_least_one(statistic: Tensor, line: float) -> Tensor:
+    """Mask of the channels on or above the line, and of the highest one."""
+    mask = (statistic >= line).double()
+    mask[statistic.argmax()] = 1.0
+    return mask

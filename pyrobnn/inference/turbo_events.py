@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pyrobnn.errors import ConfigError
@@ -29,6 +30,7 @@ class TurboUpdates(Event):
         off_rate_start: b̄ of the first update, in the unit of the prior's rates; None keeps it fixed.
         anneal: number of updates until b̄ has its final value.
         point_epochs: length of the deterministic first phase (weights at their means); 0 for none.
+        size: the largest support allowed after an update, a function of the running fit; None for no bound.
 
     Raises:
         ConfigError: settings out of range, or a guide of another kind.
@@ -43,6 +45,7 @@ class TurboUpdates(Event):
         off_rate_start: float | None = 1e-1,
         anneal: int = 5,
         point_epochs: int = 0,
+        size: Callable[[Loop], int] | None = None,
     ) -> None:
         if every < 1 or inner < 1 or anneal < 1 or point_epochs < 0:
             raise ConfigError(
@@ -53,7 +56,7 @@ class TurboUpdates(Event):
             raise ConfigError(f"off_rate_start must be positive or None, got {off_rate_start}")
         self.every, self.inner, self.learn = every, inner, learn
         self.off_rate_start, self.anneal = off_rate_start, anneal
-        self.point_epochs = point_epochs
+        self.point_epochs, self.size = point_epochs, size
         self.updates = 0
         self._final_rate: float | None = None
 
@@ -73,6 +76,8 @@ class TurboUpdates(Event):
         if loop.epoch % self.every == 0:
             self.updates += 1
             self._set_rate(guide)
+            if self.size is not None:
+                loop.history[-1]["price"] = guide.bound(self.size(loop))
             moved = guide.update(inner=self.inner, learn=self.learn)
             loop.history[-1].update(support_change=moved.change, support=moved.share)
             guide.share_with(loop.model.prior)

@@ -127,6 +127,13 @@ class Prior:
         """The prior of the smaller network; override when per-channel settings are held."""
         return self
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was read from the first network (units, widths) and holds for the smaller ones after it."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` returned; before a model is built with this prior."""
+
     def __call__(self, view: NetView) -> dict[str, Tensor]:
         """Run the sample statements; return the tensors to hand to the network."""
         raise TypeError(f"{type(self).__name__} must define __call__(view)")

@@ -5,10 +5,11 @@ Jantre, Bhattacharya and Maiti (2021, 2023); formulas follow the authors' releas
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import pyro.distributions as dist
@@ -19,6 +20,9 @@ from pyrobnn.errors import ConfigError
 from pyrobnn.priors.base import NetView, Prior, Selection, kernels, selected
 from pyrobnn.priors.gaussian import fan_in
 from pyrobnn.priors.noise import _like, chosen_groups
+
+if TYPE_CHECKING:
+    from pyrobnn.groups import ChannelTable
 
 SLABS = ("ig", "gl", "ghs")
 
@@ -53,6 +57,7 @@ class _Gated(Prior):
     inclusion: float | str = 1e-4
     sigma0: float = 1.0
     select: Selection | None = field(default=kernels, kw_only=True)
+    relative: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         named = self.inclusion == "theory"
@@ -61,10 +66,28 @@ class _Gated(Prior):
         if not 0 < self.sigma0 < math.inf:
             raise ConfigError(f"sigma0, the slab's standard deviation, must be positive, got {self.sigma0}")
         self._names: list[str] = []
+        self._units: dict[str, float] = {}
+        self._chances: dict[str, float] = {}  # of the theory, by group or tensor, at the first widths
 
     def random(self, net: nn.Module) -> list[str]:
         self._names = [] if self.select is None else selected(net, self.select)
+        tensors = dict(net.named_parameters())
+        for name in self._names:
+            if name not in self._units:  # a cut tensor keeps the unit it had
+                rms = float(tensors[name].detach().float().square().mean().sqrt()) or 1.0
+                self._units[name] = rms if self.relative else 1.0
         return self._names
+
+    def shrink(self, table: ChannelTable, plan: Any) -> Prior:
+        small = copy.copy(self)
+        small._units, small._chances = dict(self._units), dict(self._chances)
+        return small
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"units": dict(self._units), "chances": dict(self._chances)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._units, self._chances = dict(state["units"]), dict(state["chances"])
 
     def initial(self, view: NetView) -> dict[str, Tensor]:
         return {name: view.tensors[name].detach() for name in self._names}
@@ -73,7 +96,7 @@ class _Gated(Prior):
         values = {}
         for name in self._names:
             value = view.tensors[name]
-            zero, scale = value.new_zeros(()), value.new_full((), self.sigma0)
+            zero, scale = value.new_zeros(()), value.new_full((), self.sigma0 * self._units[name])
             slab = dist.Normal(zero.expand(value.shape), scale.expand(value.shape))
             values[name] = pyro.sample(name, slab.to_event(value.dim()))
         return values
@@ -110,6 +133,8 @@ class SpikeSlab(_Gated):
         inclusion: λ, or `"theory"` for :func:`theory_inclusion` per group.
         sigma0: σ₀.
         slab: `"ig"`, `"gl"` or `"ghs"`.
+        relative: measure σ₀ in units of each tensor's root mean square at the start, so that trained
+            weights are typical of their slab in every layer.
         c: bound of κ in the horseshoe.
         groups: names or patterns of gated groups; None for all.
         select: which weights are random; None keeps them all deterministic, with gates alone.
@@ -131,9 +156,11 @@ class SpikeSlab(_Gated):
 
     def prior_inclusion(self, group: Any, view: NetView) -> float:
         """λ of one group."""
-        if self.inclusion == "theory":
-            return theory_inclusion(group.channels, group_rows(group, view)[1])
-        return float(self.inclusion)
+        if self.inclusion != "theory":
+            return float(self.inclusion)
+        if group.name not in self._chances:
+            self._chances[group.name] = theory_inclusion(group.channels, group_rows(group, view)[1])
+        return self._chances[group.name]
 
     def initial(self, view: NetView) -> dict[str, Tensor]:
         """Trained weights; gates open; scales at which κ is (nearly) 1."""
@@ -191,6 +218,7 @@ class EdgeSpikeSlab(_Gated):
     Args:
         inclusion: λ, or `"theory"` for :func:`theory_inclusion` per tensor.
         sigma0: σ₀.
+        relative: measure σ₀ in units of each tensor's root mean square at the start.
         select: which weights are gated and random.
 
     Raises:
@@ -202,6 +230,14 @@ class EdgeSpikeSlab(_Gated):
         if self.select is None:
             raise ConfigError("EdgeSpikeSlab gates the selected weights and needs a selection, got None")
 
+    def prior_inclusion(self, name: str, tensor: Tensor) -> float:
+        """λ of one tensor's weights."""
+        if self.inclusion != "theory":
+            return float(self.inclusion)
+        if name not in self._chances:
+            self._chances[name] = theory_inclusion(tensor.shape[0], fan_in(tensor))
+        return self._chances[name]
+
     def initial(self, view: NetView) -> dict[str, Tensor]:
         start = super().initial(view)
         return {**start, **{f"{name}.gate": torch.ones_like(value) for name, value in start.items()}}
@@ -209,8 +245,7 @@ class EdgeSpikeSlab(_Gated):
     def __call__(self, view: NetView) -> dict[str, Tensor]:
         values = self._weights(view)
         for name, value in values.items():
-            known = self.inclusion != "theory"
-            odds = float(self.inclusion) if known else theory_inclusion(value.shape[0], fan_in(view.tensors[name]))
+            odds = self.prior_inclusion(name, view.tensors[name])
             gate = dist.Bernoulli(value.new_full((), odds)).expand(view.tensors[name].shape)
             values[name] = value * pyro.sample(f"{name}.gate", gate.to_event(view.tensors[name].dim()))
         return values

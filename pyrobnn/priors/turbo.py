@@ -190,6 +190,12 @@ class Turbo(WeightPrior):
         small.learned, small.squares, small._keep_units = dict(self.learned), dict(self.squares), True
         return small
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"squares": dict(self.squares)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.squares, self._keep_units = dict(state["squares"]), True
+
     def transitions_of(self, name: str) -> Transitions:
         """What EM has learned for this tensor, or the setting."""
         return self.learned.get(name, self.transitions)

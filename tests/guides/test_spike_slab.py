@@ -19,6 +19,7 @@ from pyrobnn.guides.spike_slab import SpikeSlabGuide
 from pyrobnn.inference.elbo import ELBO
 from pyrobnn.likelihoods import Gaussian
 from pyrobnn.model import BayesianModel
+from pyrobnn.posterior.summary import summarize
 from pyrobnn.priors.noise import ARDNoise
 from pyrobnn.priors.spike_slab import EdgeSpikeSlab, SpikeSlab
 from pyrobnn.pruning import PruningPlan
@@ -132,7 +133,7 @@ def test_shrink_cuts_everything_and_goes_on(prior) -> None:
 def test_edge_variant_reports_zeros() -> None:
     model = model_with(EdgeSpikeSlab(0.1))
     guide = SpikeSlabGuide(model)
-    assert guide.inclusion() == {}
+    assert set(guide.inclusion()) == {"0", "2"}
     with torch.no_grad():
         guide.theta["2|weight|gate"].view(-1)[:100] = -1.0
     assert guide.zeros() == {"0.weight": (0, 36), "2.weight": (100, 216), "5.weight": (0, 72)}
@@ -305,3 +306,44 @@ def test_gate_and_slab_together_are_exact_where_mean_field_is() -> None:
     included = exact > 0.2  # rarely included slabs get little gradient
     assert torch.allclose(mean[0][included], shrink * s[included], atol=0.08)
     assert torch.allclose(sd[0][included], torch.tensor(math.sqrt(shrink)), atol=0.05)
+
+
+# What the cut and the optimiser read
+
+
+def test_edges_make_channels() -> None:
+    """A channel is in use while any weight that produces it is: by Monte Carlo over one filter's gates."""
+    model = model_with(EdgeSpikeSlab(0.1))
+    guide = SpikeSlabGuide(model)
+    with torch.no_grad():
+        guide.theta["0|weight|gate"].copy_(torch.randn(4, 1, 3, 3) - 2)
+    off = 1 - guide.edge_inclusion()["0.weight"][2].flatten().double()
+    draws = (torch.rand(200_000, 9, dtype=torch.float64) >= off).any(-1).double().mean()
+    assert float(guide.inclusion()["0"][2]) == pytest.approx(float(draws), abs=0.005)
+    assert float(guide.inclusion()["0"][2]) == pytest.approx(1 - float(off.prod()), abs=1e-5)
+    nats = guide.nats()["0"]
+    assert float(nats.sum()) == pytest.approx(1.0)
+    rows = -(1 - guide.inclusion()["0"].double()).log()
+    assert torch.allclose(nats.double(), rows / rows.sum(), atol=1e-4)
+    odds = guide.weight_odds()["0.weight"]
+    assert torch.equal(odds > 0, guide.edge_inclusion()["0.weight"] > 0.5)
+
+
+def test_nats_of_gates_are_not_clipped() -> None:
+    guide = SpikeSlabGuide(model_with(SpikeSlab(0.1)))
+    with torch.no_grad():
+        guide.theta["0|gate"].copy_(torch.tensor([-30.0, 0.0, 30.0, 40.0]))
+    assert torch.allclose(guide.nats()["0"], torch.tensor([0.0, math.log(2), 30.0, 40.0]))
+    summary = summarize(model_with(SpikeSlab(0.1)), guide).channels["0"]
+    assert torch.allclose(summary.nats, guide.nats()["0"]) and summary.statistic == "inclusion"
+
+
+def test_learning_rates_by_part() -> None:
+    guide = SpikeSlabGuide(model_with(SpikeSlab(0.1, slab="gl")), gate_lr=20.0, scale_lr=5.0, init_rho=None)
+    rates = {name.partition(".")[0]: guide.lr_factor(name) for name, _ in guide.named_parameters()}
+    assert rates == {"theta": 20.0, "mu": 1.0, "rho": 5.0, "log_loc": 5.0, "log_scale": 5.0}
+    for name, weight in net().named_parameters():
+        if weight.dim() > 1:  # a tenth of the tensor's root mean square
+            assert torch.allclose(guide.moments()[name][1], 0.1 * weight.square().mean().sqrt())
+    with pytest.raises(ConfigError, match="factors above 0"):
+        SpikeSlabGuide(model_with(SpikeSlab(0.1)), gate_lr=0.0)

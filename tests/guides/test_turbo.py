@@ -402,3 +402,95 @@ def test_wrong_use_is_refused() -> None:
         TurboUpdates().on_start(FakeLoop(plain, MeanField(plain)))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="one value"):
         HeldFactor(torch.zeros(2), torch.zeros(())).expand([3])
+
+
+# What the read-off looks at
+
+
+def net_pair() -> tuple[BayesianModel, TurboGuide]:
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3))
+    with torch.no_grad():
+        net[0].weight[1] *= 1e-4  # a filter without support
+        net[2].weight[:, 2:] *= 1e-4
+    model = BayesianModel(net, Turbo(), data_size=100, groups=channel_groups(net, torch.zeros(2, 1, 6, 6)))
+    return model, TurboGuide(model, scale_lr=5.0, init_scale=1e-4)
+
+
+def test_odds_of_weights_are_those_of_the_support() -> None:
+    guide = net_pair()[1]
+    odds, support = guide.weight_odds(), guide.support_masks()
+    for name in ("0.weight", "2.weight", "5.weight"):
+        key = name.replace(".", "|")
+        assert torch.allclose(odds[name].sigmoid(), guide.support[key], atol=1e-4)
+        assert torch.equal(odds[name] > 0, support[name])
+        assert torch.allclose(odds[name] - guide.weight_evidence()[name], guide.extrinsic[key], atol=1e-3)
+    assert not bool(support["0.weight"][1].any()) and bool(support["0.weight"][0].any())
+
+
+def test_nats_are_shares_of_the_evidence_of_a_group() -> None:
+    guide = net_pair()[1]
+    nats = guide.nats()
+    for group, name in (("0", "0.weight"), ("2", "2.weight")):
+        rows = torch.stack([torch.log1p(filter.double().exp()).sum() for filter in guide.weight_odds()[name]])
+        assert torch.allclose(nats[group].double(), rows / rows.sum(), atol=1e-5)
+    assert int(nats["0"].argmin()) == 1 and float(nats["0"].sum()) == pytest.approx(1.0)
+
+
+def test_a_later_round_keeps_the_unit_of_the_first() -> None:
+    model, guide = net_pair()
+    plan = PruningPlan({"0": [0, 2], "2": [1, 3]}, {"0": 4, "2": 6})
+    small, _ = shrink(model, guide, plan)
+    prior = Turbo()
+    prior.load_state_dict(model.prior.state_dict())
+    later = TurboGuide(BayesianModel(small.deterministic({}), prior, data_size=100, groups=small.groups))
+    for name in ("0.weight", "2.weight", "5.weight"):
+        assert later.precision_prior(name) == guide.precision_prior(name)
+
+
+def test_scales_have_their_own_learning_rate() -> None:
+    guide = net_pair()[1]
+    assert {guide.lr_factor(name) for name, _ in guide.named_parameters() if name.startswith("log_scale")} == {5.0}
+    assert {guide.lr_factor(name) for name, _ in guide.named_parameters() if name.startswith("loc")} == {1.0}
+    with pytest.raises(ConfigError, match="scale_lr"):
+        TurboGuide(net_pair()[0], scale_lr=0.0)
+
+
+def test_a_bound_on_the_support_by_exhaustive_search() -> None:
+    """The price is the smallest (to the tolerance) at which at most `count` weights stay; 0 where nothing binds."""
+    guide = net_pair()[1]
+    with torch.no_grad():
+        for value in guide.loc.values():
+            value.copy_(0.3 * torch.randn_like(value).exp() * torch.randn_like(value).sign())
+    guide.update()
+    free = sum(int(mask.sum()) for mask in guide.support_masks().values())
+
+    def size() -> int:
+        guide.update()
+        return sum(int((odds > 0).sum()) for odds in guide.weight_odds().values())
+
+    for count in (free // 2, free // 4, free // 2):  # up and down again
+        price = guide.bound(count, tries=30)
+        assert price > 0 and count >= size() >= 0.8 * count
+        guide.price.fill_(price - 1.0)
+        assert size() > count  # a nat less is too little
+    assert guide.bound(2 * free) == 0.0 and size() == free
+
+
+def test_a_price_gives_the_best_support_of_its_expected_size() -> None:
+    """KL + Σ π̃ price is least at the updated q(s): the KL itself is that to the prior without the price."""
+    model, guide = linear_pair("joint")
+    guide.update(inner=1)
+    free = total_kl(model, guide)
+    guide.price.fill_(2.0)
+    guide.update(inner=1)
+    chains = TwoLevelChain(*guide.transitions_of("0.weight").values(), 2, 3)
+    supports = torch.tensor(list(itertools.product([0.0, 1.0], repeat=6))).reshape(-1, 2, 3)
+    evidence = guide.weight_evidence()["0.weight"]
+    log_prior = chains.log_prob(supports)
+    log_q = (log_prior + (supports * (evidence - 2.0)).sum((-1, -2))).log_softmax(0)
+    exact = float((log_q.exp() * (log_q - log_prior)).sum())
+    assert float(kl_parts(model, guide)["0.weight.support"]) == pytest.approx(exact, abs=1e-4)
+    marginal = (log_q.exp()[:, None, None] * supports).sum(0)
+    assert torch.allclose(guide.support["0|weight"], marginal, atol=1e-5)
+    assert total_kl(model, guide) > free

@@ -12,8 +12,10 @@ from torch import nn
 import pyrobnn as pb
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.noise import NormalNoise
+from pyrobnn.guides.spike_slab import SpikeSlabGuide
 from pyrobnn.inference.pricing import PricedKL
 from pyrobnn.priors.noise import ARDNoise
+from pyrobnn.priors.spike_slab import SpikeSlab
 
 
 def _loop(step: int = 20) -> Any:
@@ -73,6 +75,29 @@ def test_prices_change_as_neighbours_disappear() -> None:
     assert ratio["2.noise"] < ratio["0.noise"]  # the second layer's filters have got cheaper
 
 
+def test_gates_are_priced_alone_and_needed_from_one_half_on() -> None:
+    loop = _loop()
+    table = loop.model.groups
+    model = pb.BayesianModel(loop.model.net, SpikeSlab(0.1, slab="gl"), data_size=100, groups=table)
+    guide = SpikeSlabGuide(model)
+    loop = SimpleNamespace(model=model, guide=guide, step=20, objective=SimpleNamespace(site_weights={}))
+    event = PricedKL({"macs": 0.5}, _cost(loop), rate=0.1, floor=0.0, site="gate")
+    event.on_start(loop)
+    assert loop.objective.site_weights.keys() == {"0.gate", "2.gate"}
+    event.on_batch_end(loop)
+    assert event.multiplier == pytest.approx(1.1)
+    with torch.no_grad():  # half of the first group: 11/22 of the MACs, and the price of the second goes with it
+        guide.theta["0|gate"].copy_(torch.tensor([-0.1, 0.1, -5.0, 5.0]))
+    before = dict(loop.objective.site_weights)
+    event.on_batch_end(loop)
+    ratio = {site: loop.objective.site_weights[site] / before[site] for site in before}
+    assert ratio["2.gate"] < ratio["0.gate"]
+    with torch.no_grad():
+        guide.theta["0|gate"].fill_(-5.0)  # at least one channel counts as needed
+    masks = event._needed(loop)
+    assert masks["0"].sum() == 1 and masks["2"].sum() == 6
+
+
 def test_state_and_bad_settings() -> None:
     loop = _loop()
     event = PricedKL({"params": 0.5}, _cost(loop))
@@ -81,5 +106,13 @@ def test_state_and_bad_settings() -> None:
     other = PricedKL({"params": 0.5}, _cost(loop))
     other.load_state_dict(event.state_dict())
     assert other.multiplier == event.multiplier != 1.0
+    with torch.no_grad():  # what is needed has changed since: a resumed fit goes on with the weights it had
+        loop.guide.log_scale["0|noise"][1:] = 3.0
+    again = SimpleNamespace(**{**vars(loop), "step": 27, "objective": SimpleNamespace(site_weights={})})
+    other.on_start(again)
+    assert again.objective.site_weights == loop.objective.site_weights
+    again.step = 0  # a new fit reads its own
+    other.on_start(again)
+    assert again.objective.site_weights != loop.objective.site_weights
     with pytest.raises(ConfigError, match="goal"):
         PricedKL({}, (1.0, 1.0))

@@ -13,8 +13,11 @@ from torch import nn
 
 from pyrobnn.errors import ConfigError
 from pyrobnn.groups import channel_groups
+from pyrobnn.guides.spike_slab import SpikeSlabGuide
+from pyrobnn.inference.shrink import shrink
 from pyrobnn.model import BayesianModel
 from pyrobnn.priors.spike_slab import EdgeSpikeSlab, SpikeSlab, group_rows, theory_inclusion
+from pyrobnn.pruning import PruningPlan
 
 
 def net(norm: bool = False) -> nn.Sequential:
@@ -160,3 +163,22 @@ def test_edge_variant_gates_every_weight() -> None:
 def test_settings_are_checked(make) -> None:
     with pytest.raises(ConfigError):
         make()
+
+
+def test_relative_slabs_keep_their_unit_when_the_network_is_cut() -> None:
+    model = model_with(SpikeSlab("theory", 2.0, relative=True))
+    sites = model.sites()
+    for name in WEIGHTS:
+        rms = dict(net().named_parameters())[name].square().mean().sqrt()
+        assert torch.allclose(sites[name]["fn"].base_dist.scale, 2.0 * rms)
+    plan = PruningPlan({"0": [1], "3": [0, 2, 5]}, {"0": 4, "3": 6})
+    small, _ = shrink(model, SpikeSlabGuide(model), plan)
+    # The same from saved state, as a later round starts: units and λ are those of the first network.
+    prior = SpikeSlab("theory", 2.0, relative=True)
+    prior.load_state_dict(model.prior.state_dict())
+    later = BayesianModel(small.deterministic({}), prior, data_size=10, groups=small.groups)
+    for found in (small.sites(), later.sites()):
+        for name in WEIGHTS:
+            assert float(found[name]["fn"].base_dist.scale.max()) == float(sites[name]["fn"].base_dist.scale.max())
+        for gate in ("0.gate", "3.gate"):
+            assert float(found[gate]["fn"].base_dist.probs.max()) == float(sites[gate]["fn"].base_dist.probs.max())
