@@ -123,8 +123,8 @@ def _statistic(summary: ChannelSummary, rule: str, threshold: float | None) -> t
         return summary.snr, 0.5 if threshold is None else threshold
     if summary.statistic == "inclusion":
         return summary.snr, 0.5 if threshold is None else threshold
-    if summary.statistic == "magnitude":
-        # A point estimate has no noise to compare with: relative to the group's root mean square.
+    if summary.statistic in ("magnitude", "score"):
+        # There is no noise to compare with: relative to the group's root mean square.
         relative = summary.snr / summary.snr.square().mean().sqrt().clamp_min(1e-12)
         return relative, 0.1 if threshold is None else threshold
     return summary.snr, 1.0 if threshold is None else threshold

@@ -83,6 +83,11 @@ def save_sparse(
     return {name: entry["form"] for name, entry in entries.items()}
 
 
+def is_sparse(metadata: Mapping[str, str] | None) -> bool:
+    """Whether a safetensors file with this metadata is in compressed form."""
+    return metadata is not None and _KEY in metadata
+
+
 def load_sparse(path: str | Path) -> dict[str, Tensor]:
     """Read what :func:`save_sparse` wrote; every tensor is dense and bit-equal to the one saved.
 

@@ -1,0 +1,37 @@
+"""The channels' statistic, epoch by epoch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from pyrobnn.inference.events import Event
+from pyrobnn.posterior.summary import summarize
+
+if TYPE_CHECKING:
+    from pyrobnn.inference.fit import Loop
+
+
+class ChannelHistory(Event):
+    """Reads every channel's SNR (or inclusion probability) at the end of each epoch.
+
+    Attributes:
+        records: one `{group: statistic [channels]}` per epoch, in the coordinates of that epoch's network.
+        kinds: `{group: statistic}`, what the numbers are; see :class:`~pyrobnn.posterior.kept.ChannelSummary`.
+    """
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Tensor]] = []
+        self.kinds: dict[str, str] = {}
+
+    def on_epoch_end(self, loop: Loop) -> None:
+        channels = summarize(loop.model, loop.guide, draws=0).channels
+        self.records.append({name: channel.snr for name, channel in channels.items()})
+        self.kinds = {name: channel.statistic for name, channel in channels.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"records": list(self.records), "kinds": dict(self.kinds)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.records, self.kinds = list(state["records"]), dict(state["kinds"])
