@@ -8,6 +8,7 @@ from pyrobnn.moments import (
     rules_pool,
     rules_shape,
 )
+from pyrobnn.moments.full import FullMoments
 from pyrobnn.moments.handler import MomentMessenger
 from pyrobnn.moments.likelihood import (
     MomentCategorical,
@@ -21,6 +22,7 @@ from pyrobnn.moments.registry import rule
 from pyrobnn.moments.tensor import Moments
 
 __all__ = [
+    "FullMoments",
     "MomentCategorical",
     "MomentMessenger",
     "MomentOptions",

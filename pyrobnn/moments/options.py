@@ -14,6 +14,7 @@ _CHOICES = {
     "relu": ("exact", "first_order"),
     "smooth": ("quadrature", "first_order"),
     "max_pool": ("argmax", "clark"),
+    "covariance": ("diagonal", "full", "published"),
 }
 
 
@@ -29,6 +30,8 @@ class MomentOptions:
             ``"first_order"``.
         max_pool: ``"argmax"`` gathers the variance where the mean is largest ("co-pooling");
             ``"clark"`` takes the moments of a maximum of Gaussians, two at a time (Clark, 1961).
+        covariance: ``"diagonal"`` keeps a variance per activation; ``"full"`` and ``"published"`` the covariance
+            inside every map, for small networks (:mod:`pyrobnn.moments.full`).
         nodes: number of Gauss-Hermite nodes, 2 to 64.
     """
 
@@ -36,6 +39,7 @@ class MomentOptions:
     smooth: Literal["quadrature", "first_order"] = "quadrature"
     max_pool: Literal["argmax", "clark"] = "argmax"
     nodes: int = 10
+    covariance: Literal["diagonal", "full", "published"] = "diagonal"
 
     def __post_init__(self) -> None:
         for field, choices in _CHOICES.items():

@@ -10,12 +10,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyrobnn.errors import NetError
+from pyrobnn.moments.full import FullMoments
+from pyrobnn.moments.options import moment_options
 from pyrobnn.moments.tensor import Moments
 
 Value = Tensor | tuple[Tensor, Tensor]
 
 
-def propagate(net: nn.Module, tensors: Mapping[str, Value], x: Value) -> tuple[Tensor, Tensor]:
+def propagate(
+    net: nn.Module, tensors: Mapping[str, Value], x: Value, *, covariance: str = "diagonal"
+) -> tuple[Tensor, Tensor]:
     """Mean and variance of the network's output under independent Gaussian weights, without sampling.
 
     Args:
@@ -24,12 +28,17 @@ def propagate(net: nn.Module, tensors: Mapping[str, Value], x: Value) -> tuple[T
         tensors: ``{parameter name: value}``; a value is a plain tensor, a :class:`Moments`, or a pair
             ``(mean, variance)``. Parameters that are not named keep the network's own value.
         x: input ``[B, ...]``, or a pair ``(mean, variance)`` for an uncertain input.
+        covariance: ``"diagonal"``, or ``"full"`` or ``"published"`` for a covariance inside every map (small
+            networks; :mod:`pyrobnn.moments.full`).
 
     Returns:
-        mean and variance of the output, ``[B, ...]``; the variance is fp32 and zero if nothing was random.
+        mean and variance of the output, ``[B, ...]``; the variance is fp32 and zero if nothing was random. With
+        a full covariance the second is the covariance of each example's outputs, ``[B, D, D]``.
 
     Raises:
-        NetError: an operation has no rule (named with its module), or the output is not one tensor.
+        NetError: an operation has no rule (named with its module), a map is too large for a full covariance,
+            or the output is not one tensor.
+        ConfigError: an unknown ``covariance``.
 
     Example:
         >>> net = nn.Linear(2, 1, bias=False)
@@ -40,12 +49,16 @@ def propagate(net: nn.Module, tensors: Mapping[str, Value], x: Value) -> tuple[T
     values = {name: _as_weight(name, value) for name, value in tensors.items()}
     if isinstance(x, tuple):
         x = Moments(*x)
-    output = functional_call(net, values, (x,))
+    with moment_options(covariance=covariance):
+        output = functional_call(net, values, (x,))
+    if isinstance(output, FullMoments):
+        return output.loc, output.covariance
     if isinstance(output, Moments):
         return output.loc, output.variance
     if not isinstance(output, Tensor):
         raise NetError(f"propagate: expected the net to return one tensor, got {type(output).__name__}.")
-    return output, torch.zeros_like(output, dtype=torch.float32)
+    zero = torch.zeros_like(output, dtype=torch.float32)
+    return output, zero if covariance == "diagonal" else torch.diag_embed(zero.flatten(1))
 
 
 def _as_weight(name: str, value: Value) -> Tensor:

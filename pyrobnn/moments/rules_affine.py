@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyrobnn.moments.options import current_options
 from pyrobnn.moments.registry import rule
 from pyrobnn.moments.tensor import Moments, activation, deferred, is_weight, parts, plain
 
@@ -98,12 +99,16 @@ def _affine(
         weight = weight.sample_weight()  # independent noise at each use would cut the link between them
     if local and not isinstance(weight, Moments):
         return func(x, weight, plain(bias), *rest)
+    if not local and current_options().covariance != "diagonal":
+        from pyrobnn.moments.full import affine
+
+        return affine(func, x, weight, bias, rest)
     (mu, v), (m, s2), (b, b2) = parts(x), parts(weight), parts(bias)
     mean = func(mu, m, b, *rest)
 
     def variance(scale: Tensor | None) -> Tensor:
         with full_precision(mean):
-            return _variance(func, mu, v, m, s2, b2, rest, shape, scale).expand(mean.shape)
+            return _variance(func, mu, v, m, s2, b2, rest, shape, scale, mean).expand(mean.shape)
 
     if not local:
         return deferred(mean, variance) if func in _CONV else activation(mean, variance(None))
@@ -122,8 +127,12 @@ def _variance(
     rest: tuple[Any, ...],
     shape: Callable[[Tensor], Tensor],
     scale: Tensor | None,
+    like: Tensor,
 ) -> Tensor:
-    """scale · (v * (M² + σ²) + μ² * σ² + σ_b²), leaving out what is zero; ``scale`` is per filter."""
+    """scale · (v * (M² + σ²) + μ² * σ² + σ_b²), leaving out what is zero; ``scale`` is per filter.
+
+    ``like`` has the memory layout that the result should have.
+    """
     m2 = square(m)
     if scale is not None:
         rows = scale.view(-1, *([1] * (m.dim() - 1)))
@@ -133,9 +142,12 @@ def _variance(
     if s2 is None:
         terms = [] if v is None else [func(v, m2, None, *rest)]
     elif _per_filter(func, s2):
-        terms = [] if v is None else [func(v, m2, None, *rest)]
         second = square(mu) if v is None else torch.addcmul(v, wide(mu), wide(mu))
-        terms.append(_filter_spread(func, second, s2, rest))
+        box, sigma = _filter_spread(func, second, s2, rest)
+        if v is None:
+            terms = [_outer_product(box, sigma, like)]
+        else:  # in place: a product of its own would be another pass, in the layout of one channel
+            terms = [func(v, m2, None, *rest).addcmul_(box, sigma)]
     else:
         terms = [] if v is None else [func(v, m2 + s2, None, *rest)]
         terms.append(func(square(mu), s2, None, *rest))
@@ -160,11 +172,13 @@ def _per_filter(func: Callable[..., Any], s2: Tensor) -> bool:
     return bool(taps) and not any(taps) and (func in _CONV or func is F.linear)
 
 
-def _filter_spread(func: Callable[..., Any], second: Tensor, s2: Tensor, rest: tuple[Any, ...]) -> Tensor:
-    """second * σ² for one σ² per filter: sum over channels, box-sum over the window, scale."""
+def _filter_spread(
+    func: Callable[..., Any], second: Tensor, s2: Tensor, rest: tuple[Any, ...]
+) -> tuple[Tensor, Tensor]:
+    """second * σ² for one σ² per filter, as two factors: the sum over channels and window, and σ²."""
     sigma = s2.flatten(1)[:, 0]
     if func is F.linear:
-        return second.sum(-1, keepdim=True) * sigma
+        return second.sum(-1, keepdim=True), sigma
     groups = rest[3] if len(rest) > 3 else 1
     batched = second.dim() == _CONV[func] + 2
     if not batched:
@@ -174,8 +188,14 @@ def _filter_spread(func: Callable[..., Any], second: Tensor, s2: Tensor, rest: t
     box = func(total, ones, None, *rest[:3], groups)
     if groups > 1:
         box = box.repeat_interleave(s2.shape[0] // groups, dim=1)
-    spread = box * sigma.view(-1, *([1] * _CONV[func]))
-    return spread if batched else spread.squeeze(0)
+    return box if batched else box.squeeze(0), sigma.view(-1, *([1] * _CONV[func]))
+
+
+def _outer_product(total: Tensor, sigma: Tensor, like: Tensor) -> Tensor:
+    """total · σ², in the layout of ``like``: one channel alone has none."""
+    if like.dim() > 2 and like.shape[-1] > 1 and like.stride(1) == 1:
+        return (total.movedim(1, -1) * sigma.flatten()).movedim(-1, 1)
+    return total * sigma
 
 
 def _filters_then_space(dims: int) -> Callable[[Tensor], Tensor]:

@@ -29,6 +29,11 @@ def _tuple(x: Any, n: int) -> tuple[int, ...]:
 
 
 def _gather(variance: Tensor, indices: Tensor, dims: int) -> Tensor:
+    """Entries of `variance` at flat positions, in the memory order of `indices` (no copy for channels last)."""
+    if dims == 2 and indices.dim() == 4 and not indices.is_contiguous():
+        rows = [t.permute(0, 2, 3, 1).flatten(1, 2) for t in (variance, indices)]
+        shape = (indices.shape[0], *indices.shape[2:], indices.shape[1])
+        return rows[0].gather(1, rows[1]).view(shape).permute(0, 3, 1, 2)
     flat = variance.flatten(-dims)
     return flat.gather(-1, indices.flatten(-dims)).view(indices.shape)
 
