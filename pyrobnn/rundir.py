@@ -10,16 +10,20 @@ import torch
 from torch import nn
 
 from pyrobnn.errors import CheckpointError, NetError
-from pyrobnn.nets import build_spec, read_weights, save_weights
+from pyrobnn.nets import build_spec, read_weights
+from pyrobnn.nets.weights import save_tensors
 from pyrobnn.posterior.arviz import save_netcdf
+from pyrobnn.posterior.bayesian_net import BayesianNet
 from pyrobnn.posterior.summary import Posterior
 from pyrobnn.pruning import PruningPlan, resize_to
+from pyrobnn.pruning.storage import save_compact
 from pyrobnn.report.page import standard_figures, write_page
 from pyrobnn.report.report import SCHEMA, read_json, write_json
 
 COMPACT = "compact.safetensors"
 COMPACT_JSON = "compact.json"
 REPORT = "report.json"
+BAYESIAN = "bayesian.safetensors"
 PLAN = "plan.json"
 CHECKPOINT = "checkpoint.pt"
 DENSE = "dense.safetensors"
@@ -37,14 +41,17 @@ def write_run(
     report: dict[str, Any],
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    bayesian: BayesianNet | None = None,
 ) -> None:
     """Write all files of a finished run; `report.json` comes last, so it marks a complete run."""
     out.mkdir(parents=True, exist_ok=True)
-    save_weights(net, out / COMPACT, mean=mean, std=std, trained_on=report["trained_on"])
+    save_compact(net, out / COMPACT, mean=mean, std=std, trained_on=report["trained_on"])
     write_json(
         out / COMPACT_JSON,
         {"schema": SCHEMA, "spec": spec, "mean": list(mean), "std": list(std), "widths": report["compact"]["widths"]},
     )
+    if bayesian is not None:
+        save_tensors(bayesian.state(), out / BAYESIAN, data_size=bayesian.model.data_size)
     plan.save(out / PLAN)
     if posterior is not None and posterior.channels:
         save_netcdf(posterior, out / POSTERIOR)
@@ -80,6 +87,30 @@ def load_compact(path: str | Path, factory: Callable[[], nn.Module] | None = Non
             f"{path} holds a network of a class of your own: pass factory=, a function that builds the dense network"
         )
     return resize_to(dense, tensors).eval()
+
+
+def load_bayesian(path: str | Path, factory: Callable[[], nn.Module] | None = None) -> BayesianNet:
+    """The compact network of a run directory with the posterior of its weights, without pickle.
+
+    Args:
+        path: a run made with `bayesian_epochs`.
+        factory: as for :func:`load_compact`.
+
+    Raises:
+        CheckpointError: files missing or damaged, or the run has no such posterior.
+        NetError: as for :func:`load_compact`.
+    """
+    path = Path(path)
+    net = load_compact(path, factory)
+    if not (path / BAYESIAN).is_file():
+        raise CheckpointError(
+            f"{path} holds no posterior of the compact network: add one with --resume --bayesian-epochs N"
+        )
+    state, metadata = read_weights(path / BAYESIAN)
+    size = metadata.get("data_size", "")
+    if not size.isdigit():
+        raise CheckpointError(f"{path / BAYESIAN} is damaged (no data_size): run pyrobnn compress again")
+    return BayesianNet.from_state(net, state, data_size=int(size))
 
 
 def read_description(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,15 +85,19 @@ def load_weights(net: nn.Module, path: str | Path) -> WeightsInfo:
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Reads tensors (on the CPU) and metadata of a safetensors file.
+    """Reads tensors (on the CPU) and metadata of a safetensors file, plain or compressed.
 
     Raises:
         CheckpointError: The file is missing or damaged.
     """
+    from pyrobnn.pruning.sparse import is_sparse, load_sparse, load_sparse_metadata
+
     if not Path(path).is_file():
         raise CheckpointError(f"weights file {path} not found: expected a .safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
+            if is_sparse(file.metadata()):
+                return load_sparse(path), load_sparse_metadata(path)
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
@@ -111,13 +115,18 @@ def save_weights(net: nn.Module, path: str | Path, **metadata: Any) -> None:
         **metadata: Entries of the file, written as strings; sequences become ``a,b,c``. `load_weights`
             understands ``mean``, ``std`` and ``trained_on``.
     """
+    save_tensors(net.state_dict(), path, **metadata)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, **metadata: Any) -> None:
+    """Writes named tensors as :func:`save_weights` writes those of a network."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # Clones, because safetensors refuses tensors that share memory (tied weights).
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in net.state_dict().items()}
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, partial, metadata={key: _text(value) for key, value in metadata.items()})
+        save_file(tensors, partial, metadata={key: as_text(value) for key, value in metadata.items()})
         partial.chmod(0o644)  # safetensors writes for the owner alone, unlike the other files of a run
         os.replace(partial, target)
     finally:
@@ -146,7 +155,8 @@ def _floats(metadata: dict[str, str], key: str, path: str | Path) -> tuple[float
         ) from error
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A metadata entry: sequences become `a,b,c`."""
     if isinstance(value, Iterable) and not isinstance(value, str):
         return ",".join(str(part) for part in value)
     return str(value)

@@ -12,7 +12,8 @@ posterior           draws ``(chain, draw, …)`` of channel-level and other smal
 constant_data       ``<site>_loc`` and ``<site>_scale`` of every site; per channel
                     group ``<group>_channel_snr`` (or ``_inclusion``,
                     ``_magnitude``), ``_kept`` and, where known, ``_nats``,
-                    ``_evidence``, ``_loc``, ``_scale``, ``_history``, all over
+                    ``_evidence``, ``_loc``, ``_scale``, ``_history``, and
+                    ``<group>_norm_history`` where filter norms were recorded, over
                     ``<group>_original``, the channels of the original net;
                     ``group_channels`` and ``group_kept`` over ``group``
 posterior_          predictive draws, when the posterior carries them
@@ -55,6 +56,26 @@ def import_arviz() -> Any:
         warnings.simplefilter("ignore", FutureWarning)
         import arviz
     return arviz
+
+
+def pareto_khat(log_weights: Tensor) -> float:
+    """Shape of the generalised Pareto distribution fitted to the tail of importance weights (PSIS).
+
+    Args:
+        log_weights: `[S]`, unnormalised; draws are taken to be independent.
+
+    Returns:
+        k-hat; -inf where all weights are equal and there is no tail to fit.
+    """
+    values = log_weights.detach().cpu().double().numpy()
+    if np.ptp(values) < 1e-9:
+        return -np.inf
+    az = import_arviz()
+    if hasattr(az, "psislw"):
+        return float(az.psislw(values.copy())[1])
+    from arviz_stats.base import array_stats  # ArviZ 1.x
+
+    return float(array_stats.psislw(values.copy())[1])
 
 
 def to_arviz(posterior: Posterior, *, weight_draws: bool | Collection[str] = False) -> Any:
@@ -276,6 +297,9 @@ def _channels(posterior: Posterior) -> xr.Dataset:
         history = _history(posterior.history, group, n)
         if history is not None:
             variables[f"{name}_channel_history"] = (("epoch", dim), history, attrs)
+        norms = _norm_history(posterior.trajectories, group, n)
+        if norms is not None:
+            variables[f"{name}_norm_history"] = (("record", dim), norms, attrs)
     channels: Iterable[ChannelSummary] = posterior.channels.values()
     variables["group_channels"] = (("group",), np.array([len(c.kept) for c in channels]))
     variables["group_kept"] = (("group",), np.array([int(c.kept.sum()) for c in channels]))
@@ -293,6 +317,18 @@ def _history(history: list[dict[str, Tensor]], group: str, channels: int) -> np.
         if complete[i] and row is not None:
             table[i] = _array(row)
     return table
+
+
+def _norm_history(trajectories: list[dict[str, dict[str, Tensor]]], group: str, channels: int) -> np.ndarray | None:
+    """``[records of all rounds, channels]``; NaN where a filter had been cut."""
+    tables = []
+    for entry in trajectories:
+        if group in entry:
+            norms = _array(entry[group]["norms"])
+            table = np.full((len(norms), channels), np.nan, np.float32)
+            table[:, _array(entry[group]["units"]).astype(int)] = norms
+            tables.append(table)
+    return np.concatenate(tables) if tables else None
 
 
 def _predictive(predictive: dict[str, Any] | None) -> dict[str, xr.Dataset]:

@@ -41,12 +41,12 @@ class ChannelSummary:
     Attributes:
         group: name of the channel group.
         snr: `[channels]`, what the cut rule reads: a signal-to-noise ratio, an inclusion probability
-            or a magnitude, as `statistic` says, at the time of the decision.
+            a magnitude or a method's own score, as `statistic` says, at the time of the decision.
         nats: `[channels]`, what is lost if the channel goes, to rank channels by under a budget. For
             channel-level sites half the squared SNR (the Savage-Dickey ratio to leading order), for
             inclusions the log odds. Weight-level sites are not comparable in nats between layers of
             different size: there it is the channel's share of the group's summed squared SNR.
-        statistic: `snr`, `inclusion` or `magnitude`.
+        statistic: `snr`, `inclusion`, `magnitude` or `score`.
         kept: `[channels]`, the decision.
         threshold: the cut line, if a fixed one was used.
         round: of the last decision on this group.
@@ -78,6 +78,10 @@ class Posterior:
         predictive: optional arrays `{"probs": [S, B, classes], "log_likelihood": [S, B], "observed": [B]}`.
         history: one `{group: statistic [channels]}` per recorded epoch or round.
         net_widths: `{group: (before, after)}`.
+        trajectories: one entry per round of a method that keeps a history of filter norms, `{group:
+            {"norms": [records, channels], "pairs": [P, 2] (goes, stays), "units": [channels]}}`; pairs in the
+            order in which they lose a filter and in positions of the round's network, `units` the same
+            filters in original coordinates.
     """
 
     sites: dict[str, SiteSummary]
@@ -86,6 +90,7 @@ class Posterior:
     predictive: dict[str, Tensor] | None = None
     history: list[dict[str, Tensor]] = field(default_factory=list)
     net_widths: dict[str, tuple[int, int]] = field(default_factory=dict)
+    trajectories: list[dict[str, dict[str, Tensor]]] = field(default_factory=list)
 
     def plot(self, ax: Axes | None = None, **options: Any) -> Axes:
         """SNR (or inclusion) per channel and group, with the cut line; returns the axes."""
@@ -136,4 +141,5 @@ class Posterior:
             channels=channels,
             net_widths=widths,
             history=self.history + later.history,
+            trajectories=self.trajectories + later.trajectories,
         )

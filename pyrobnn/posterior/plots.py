@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from pyrobnn.errors import ConfigError, DataError
+from pyrobnn.posterior.plots_history import snr_lines, trajectories
 from pyrobnn.posterior.plots_net import accuracy_macs, filter_maps, reliability_diagram, width_graph
 from pyrobnn.posterior.plots_style import (
     CUT,
@@ -41,12 +42,14 @@ __all__ = [
     "forest",
     "inclusion_histogram",
     "reliability_diagram",
+    "snr_lines",
     "snr_plot",
     "snr_ridge",
+    "trajectories",
     "width_graph",
 ]
 
-NAMES = {"snr": "signal-to-noise ratio", "inclusion": "inclusion probability", "magnitude": "magnitude"}
+NAMES = {"snr": "signal-to-noise ratio", "inclusion": "inclusion probability", "magnitude": "magnitude", "score": "score"}
 MAX_ROWS = 40
 
 

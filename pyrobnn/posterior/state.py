@@ -21,6 +21,7 @@ def to_state(posterior: Posterior) -> dict[str, Any]:
         "predictive": posterior.predictive,
         "history": list(posterior.history),
         "net_widths": {name: list(pair) for name, pair in posterior.net_widths.items()},
+        "trajectories": [{name: dict(parts) for name, parts in entry.items()} for entry in posterior.trajectories],
     }
 
 
@@ -33,4 +34,5 @@ def from_state(state: dict[str, Any]) -> Posterior:
         predictive=state["predictive"],
         history=state["history"],
         net_widths={name: (pair[0], pair[1]) for name, pair in state["net_widths"].items()},
+        trajectories=state.get("trajectories", []),
     )

@@ -28,7 +28,7 @@ def site_moments(model: BayesianModel, guide: Any, draws: int = 256) -> SiteMome
     guides, AutoNormal on real sites, AutoDelta, most hand-written ones); else by the law of total
     variance over `draws` runs of the guide, with a seed of its own (the global RNG state is kept).
     """
-    guide = _find_guide(model, guide)
+    guide = find_guide(model, guide)
     if isinstance(guide, Guide | NoLatents):
         return guide.moments()
     with torch.random.fork_rng(devices=[]):
@@ -56,12 +56,13 @@ def _moments_by_running(model: BayesianModel, guide: Any, draws: int) -> SiteMom
     return {site: (mean[site], (within[site] + between[site] / (draws - 1)).sqrt()) for site in sites}
 
 
-def _find_guide(model: BayesianModel, guide: Any) -> Any:
+def find_guide(model: BayesianModel, guide: Any) -> Any:
     """A function that `fit` has trained stands for the module that holds its parameters."""
     return guide if isinstance(guide, nn.Module) else model.function_guides.get(guide, guide)
 
 
-def _run_guide(guide: Any, model: BayesianModel) -> Any:
+def run_guide(guide: Any, model: BayesianModel) -> Any:
+    """The trace of one draw from a guide, without gradients; nothing else sees its sites."""
     # PyroModules are read through their own parameters, whichever road trained them, so that
     # nothing is written to (or taken from) a global store that another model may have used.
     scope = local_params(guide) if isinstance(guide, nn.Module) else nullcontext()
@@ -70,7 +71,7 @@ def _run_guide(guide: Any, model: BayesianModel) -> Any:
 
 
 def _moments_of_run(guide: Any, model: BayesianModel, sites: list[str]) -> SiteMoments:
-    trace = _run_guide(guide, model)
+    trace = run_guide(guide, model)
     found = {}
     for name in sites:
         if name not in trace.nodes:
@@ -118,9 +119,12 @@ def summarize(model: BayesianModel, guide: Any, *, draws: int = 100, seed: int =
         )
     priors = {name: base_distribution(site["fn"]) for name, site in model.sites().items()}
     channels = {}
-    inclusion = guide.inclusion() if isinstance(guide, Guide) else {}
+    inclusion, nats = (guide.inclusion(), guide.nats()) if isinstance(guide, Guide) else ({}, {})
     for group in model.groups or []:
-        channels[group.name] = _channel_summary(model, group, sites, inclusion, priors)
+        summary = _channel_summary(model, group, sites, inclusion, priors)
+        if group.name in nats:
+            summary.nats = nats[group.name].detach().cpu().float()
+        channels[group.name] = summary
     posterior = Posterior(sites, channels)
     posterior.net_widths = {name: (len(c.snr), len(c.snr)) for name, c in channels.items()}
     if draws:
@@ -249,14 +253,14 @@ def channel_draws(model: BayesianModel, guide: Any, draws: int, seed: int = 0) -
     A weight-level posterior gives `{group}.norm`: the L2 norm of each channel's filter, one draw at a time
     (memory grows with the channels, not with the weights).
     """
-    guide = _find_guide(model, guide)
+    guide = find_guide(model, guide)
     if isinstance(guide, NoLatents):
         return {}
     found: dict[str, list[Tensor]] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for _ in range(draws):
-            trace = _run_guide(guide, model)
+            trace = run_guide(guide, model)
             for name, node in trace.nodes.items():
                 if node["type"] == "sample" and model.group_of_site(name) is not None and node["value"].dim() == 1:
                     found.setdefault(name, []).append(node["value"].cpu().float())

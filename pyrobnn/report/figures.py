@@ -70,6 +70,8 @@ def standard_figures(
             1.2 + 0.3 * rows,
             lambda ax: plots.snr_ridge(history, step=step, threshold=line, ax=ax),
         )
+    if posterior.trajectories:
+        add("Histories of filters", plain, 4, lambda ax: plots.trajectories(posterior, ax=ax))
     if groups:
         rows = min(sum(len(c.kept) for c in groups.values()), 24)
         add(

@@ -116,6 +116,8 @@ def page(
         _cards(report, dense, compact),
         _validation(report),
         _section("Measured on the nets", _numbers(dense, compact)),
+        _section("What accuracy does not show", _robustness(as_dict(report.get("robustness")))),
+        _section("The posterior of the compact net", _bayesian(as_dict(report.get("bayesian")), compact)),
         _section("What was done", _settings(report)),
         _section("Rounds", _rounds(report.get("rounds") or [])),
         _section("Pictures", _pictures(figures or {})),
@@ -238,6 +240,42 @@ def _numbers(dense: Mapping[str, Any], compact: Mapping[str, Any]) -> str:
             both = change(a, b) if is_number(a) and is_number(b) else DASH
             rows.append([name, *(show(v) if is_number(v) else DASH for v in (a, b)), both])
     return _table(["", "dense", "compact", "change"], rows) if rows else ""
+
+
+def _robustness(found: Mapping[str, Any]) -> str:
+    if not is_number(found.get("agreement")):
+        return ""
+    rows = []
+    for row in found.get("noise") or []:
+        a, b = row.get("dense"), row.get("compact")
+        if is_number(a) and is_number(b):
+            change = _signed(100 * (b - a), 2, " points")
+            rows.append([f"σ = {_flat(row.get('sigma'))}", _percent(a), _percent(b), change])
+    table = _table(["Gaussian pixel noise", "dense", "compact", "change"], rows) if rows else ""
+    return (
+        f"<p>Dense and compact net name the same class for {_percent(found['agreement'])} of the test images. "
+        f"Accuracy under noise, σ in units of the pixel range:</p>\n{table}"
+    )
+
+
+def _bayesian(found: Mapping[str, Any], compact: Mapping[str, Any]) -> str:
+    keys = [key for key in ("accuracy", "nll", "ece") if is_number(found.get(key)) and is_number(compact.get(key))]
+    if not keys:
+        return ""
+    labels = {
+        "accuracy": "Test accuracy",
+        "nll": "Negative log-likelihood (nats)",
+        "ece": "Expected calibration error, 15 bins",
+    }
+    rows = []
+    for key in keys:
+        show = (lambda v: f"{v:.4f}") if key == "nll" else _percent
+        rows.append([labels[key], show(compact[key]), show(found[key])])
+    return (
+        f"<p>A Gaussian per weight, fitted around the compact net at KL weight {_flat(found.get('kl_weight'))}; "
+        f"predictions average {_flat(found.get('draws'))} draws.</p>\n"
+        + _table(["", "weights at their values", "averaged over the posterior"], rows)
+    )
 
 
 def _flat(value: Any) -> str:

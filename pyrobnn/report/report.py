@@ -7,15 +7,19 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from pyrobnn.data import Data
 from pyrobnn.errors import CheckpointError
+from pyrobnn.pruning.storage import stored_bytes
 from pyrobnn.report.cost import count
 from pyrobnn.report.metrics import evaluate, latency_ms
+
+if TYPE_CHECKING:
+    from pyrobnn.posterior.bayesian_net import BayesianNet
 
 SCHEMA = 1
 _PACKAGES = ("pyrobnn", "torch", "torchvision", "pyro-ppl", "numpy", "arviz")
@@ -36,7 +40,12 @@ def versions() -> dict[str, str]:
 
 
 def measure(
-    net: nn.Module, data: Data, widths: dict[str, int], *, device: torch.device | str = "cpu"
+    net: nn.Module,
+    data: Data,
+    widths: dict[str, int],
+    *,
+    device: torch.device | str = "cpu",
+    trained_on: str = "all",
 ) -> dict[str, Any]:
     """Test accuracy, NLL, ECE and cost of one network, in fp32; the test set is read here and nowhere else.
 
@@ -45,6 +54,7 @@ def measure(
         data: its test part is used.
         widths: channels per group, for the record.
         device: where to measure.
+        trained_on: what the saved file says; `bytes` is that file's size.
     """
     net = net.to(device).eval()
     metrics = evaluate(net, data.test, device=device, precision="fp32")
@@ -57,9 +67,28 @@ def measure(
         "params": cost.params,
         "nonzero_params": cost.nonzero_params,
         "macs": cost.macs,
-        "bytes": cost.bytes,
+        "bytes": stored_bytes(net, mean=data.mean, std=data.std, trained_on=trained_on),
         "latency_ms": latency_ms(net, example),
         "widths": dict(widths),
+    }
+
+
+def measure_posterior(net: BayesianNet, data: Data, *, draws: int = 50) -> dict[str, Any]:
+    """Test figures of a posterior's averaged predictions, in fp32; one draw costs what the compact net costs.
+
+    Args:
+        net: the Bayesian network.
+        data: its test part is used.
+        draws: posterior draws.
+    """
+    found = net.predict(data.test, draws=draws)
+    metrics = found.metrics(data.test.labels)
+    return {
+        "accuracy": metrics.accuracy,
+        "nll": metrics.nll,
+        "ece": metrics.ece,
+        "mutual_information": float(found.mutual_information.mean()),
+        "draws": draws,
     }
 
 

@@ -54,6 +54,7 @@ class FakePosterior:
     predictive: dict[str, Any] | None = None
     history: list[dict[str, Tensor]] = field(default_factory=list)
     net_widths: dict[str, int] = field(default_factory=dict)
+    trajectories: list[dict[str, dict[str, Tensor]]] = field(default_factory=list)
 
 
 WEIGHT_DIMS = ("filter", "in_channel", "kh", "kw")

@@ -37,7 +37,7 @@ def posterior(groups: dict[str, int], statistic: str = "snr", seed: int = 0) -> 
     )
     history = [{k: c.snr * 2.0**-e for k, c in channels.items()} for e in range(30)]
     return SimpleNamespace(
-        sites={site.name: site}, channels=channels, draws={}, history=history, net_widths={}
+        sites={site.name: site}, channels=channels, draws={}, history=history, net_widths={}, trajectories=[]
     )
 
 

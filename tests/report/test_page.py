@@ -169,7 +169,7 @@ def test_standard_figures_are_those_with_data() -> None:
         found = channel(statistic)
         return SimpleNamespace(
             channels={"a": found}, sites=sites, draws={}, history=[{"a": found.snr}] * 3,
-            net_widths={"a": (8, 4)},
+            net_widths={"a": (8, 4)}, trajectories=[],
         )
 
     gates = pages.standard_figures(posterior("inclusion"), {})
@@ -184,5 +184,5 @@ def test_standard_figures_are_those_with_data() -> None:
     # validation accuracy of the rounds is not drawn against test accuracy of the dense net
     curve = everything["Accuracy against MACs, round by round"].axes[0]
     assert curve.get_ylabel() == "validation accuracy (%)" and len(curve.lines) == 1
-    nothing = SimpleNamespace(channels={}, sites={}, draws={}, history=[], net_widths={})
+    nothing = SimpleNamespace(channels={}, sites={}, draws={}, history=[], net_widths={}, trajectories=[])
     assert pages.standard_figures(nothing, {}) == {}   # type: ignore[arg-type]

@@ -1,0 +1,141 @@
+"""A network with a mean-field Gaussian posterior over its weights: what is left of a posterior after the cut.
+
+The compact network was made from posterior means, then tuned as a plain network. Its posterior lives on
+as an independent Gaussian per weight: located at the tuned weight, as wide as the posterior of the kept
+coordinates was (:func:`~pyrobnn.posterior.draws.surviving_scales`), then fitted again by SVI. Whatever the method placed its
+latents on (weights, channel noise, gates), they all act on the tensors that the network is called with,
+so one description serves all methods. Channel noise moves all weights of a channel together; this
+dependence is not kept, and the refit decides how wide each weight is without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyrobnn.data import Data, Split
+from pyrobnn.errors import CheckpointError
+from pyrobnn.guides.base import site_key
+from pyrobnn.guides.mean_field import MeanField
+from pyrobnn.inference.fit import FitConfig, fit
+from pyrobnn.inference.predict import predict
+from pyrobnn.likelihoods import Likelihood
+from pyrobnn.methods.schedule import is_large
+from pyrobnn.model import BayesianModel
+from pyrobnn.posterior.summary import deterministic_net
+from pyrobnn.priors.gaussian import Gaussian
+from pyrobnn.report.scores import PredictiveAccumulator
+
+LOG_SCALE = "log_scale."  # prefix of the posterior's tensors in a state
+
+
+@dataclass
+class BayesianNet:
+    """A network, its Gaussian weight posterior, and predictions that average over it.
+
+    Attributes:
+        model: a :class:`~pyrobnn.BayesianModel` with the prior N(0, 2 / fan-in) on the weights of
+            convolutions and linear layers; biases and normalisation are point estimates.
+        guide: its :class:`~pyrobnn.guides.MeanField` guide.
+    """
+
+    model: BayesianModel
+    guide: MeanField
+
+    @classmethod
+    def around(
+        cls,
+        net: nn.Module,
+        *,
+        data_size: int,
+        scales: Mapping[str, Tensor] | None = None,
+        likelihood: Likelihood | None = None,
+    ) -> BayesianNet:
+        """A posterior located at the weights of a trained network, which is copied.
+
+        Args:
+            net: a plain network.
+            data_size: number of training examples N.
+            scales: posterior standard deviation by tensor name, where one is known; coordinates without
+                one (or with 0) get a tenth of their tensor's root mean square.
+            likelihood: of the targets; categorical by default.
+        """
+        model = BayesianModel(net, Gaussian("fan_in"), data_size=data_size, likelihood=likelihood)
+        guide = MeanField(model, init_scale=0.1, scale_lr=25.0 if is_large(net) else 10.0)
+        for name, (loc, usual) in guide.moments().items():
+            known = (scales or {}).get(name)
+            if known is not None:
+                guide.set_scale(name, loc, torch.where(known > 0, known.to(usual), usual))
+        return cls(model, guide)
+
+    def fit(self, data: Data, config: FitConfig | None = None, **options: Any) -> BayesianNet:
+        """Fit by SVI; changes (and returns) this net.
+
+        Args:
+            data: training data.
+            config: settings, by default those of :func:`settings`.
+            **options: of :func:`~pyrobnn.fit`.
+        """
+        result = fit(self.model, self.guide, data, config=config or FitConfig(**settings(self.model.net)), **options)
+        self.model = result.model.cpu()
+        self.model.autocast = None  # figures are measured in fp32
+        self.guide.cpu()
+        return self
+
+    def predict(
+        self, x: Tensor | Split, *, draws: int = 50, estimator: str = "weight", seed: int = 0, batch_size: int = 500
+    ) -> PredictiveAccumulator:
+        """Averaged class probabilities and uncertainties of images; see :func:`~pyrobnn.predict`."""
+        return predict(
+            self.model, self.guide, x, draws=draws, estimator=estimator, seed=seed, batch_size=batch_size
+        )
+
+    def mean_net(self) -> nn.Module:
+        """The plain network at the posterior means, in evaluation mode."""
+        return deterministic_net(self.model, self.guide).eval()
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors of the mean network, and `log_scale.<tensor>` of every random one."""
+        found = {name: value.detach().cpu().contiguous() for name, value in self.mean_net().state_dict().items()}
+        for name in self.guide.moments():
+            found[LOG_SCALE + name] = self.guide.log_scale[site_key(name)].detach().cpu().contiguous()
+        return found
+
+    @classmethod
+    @torch.no_grad()
+    def from_state(
+        cls, net: nn.Module, state: Mapping[str, Tensor], *, data_size: int, likelihood: Likelihood | None = None
+    ) -> BayesianNet:
+        """What :meth:`state` wrote, around a network of the same shapes (it is copied).
+
+        Raises:
+            CheckpointError: tensors are missing or have other shapes.
+        """
+        means = {name: value for name, value in state.items() if not name.startswith(LOG_SCALE)}
+        try:
+            found = cls.around(net, data_size=data_size, likelihood=likelihood)
+            for name in found.guide.moments():
+                found.guide.loc[site_key(name)].copy_(means[name])
+                found.guide.log_scale[site_key(name)].copy_(state[LOG_SCALE + name])
+            found.model.net.load_state_dict(means)
+        except (RuntimeError, KeyError) as error:
+            raise CheckpointError(f"the posterior does not fit this network: {str(error).splitlines()[0]}") from error
+        found.model.eval()
+        return found
+
+
+def settings(net: nn.Module) -> dict[str, Any]:
+    """How the posterior around a trained network is fitted, as fields of :class:`~pyrobnn.FitConfig`.
+
+    A cold posterior, at the KL weights of `--method gaussian`: at weight 1 mean-field posteriors of trained
+    networks come out too wide in a few epochs, and underconfident. Compact LeNet-5 on MNIST, four epochs,
+    validation: ECE 0.021, 0.008, 0.005 and NLL 0.047, 0.032, 0.030 at weights 1, 0.3 and 0.1 (0.003 and
+    0.032 without a posterior).
+    """
+    if is_large(net):
+        return {"lr": 1e-4, "guide_lr": 1e-4, "lr_schedule": "cosine", "kl_schedule": 0.01, "estimator": "weight"}
+    return {"lr": 1e-3, "guide_lr": 1e-3, "lr_schedule": "cosine", "kl_schedule": 0.1, "estimator": "local"}
