@@ -49,6 +49,10 @@ def compress(
     target_params: Annotated[
         float | None, typer.Option("--target-params", help="Fraction of the dense parameters that may be left.")
     ] = None,
+    target_nonzero: Annotated[
+        float | None,
+        typer.Option("--target-nonzero", help="Fraction that may be other than zero, where single weights are zeroed."),
+    ] = None,
     max_drop: Annotated[
         float | None, typer.Option("--max-drop", help="Percentage points of validation accuracy that may be lost.")
     ] = None,
@@ -66,6 +70,9 @@ def compress(
         typer.Option("--from-scratch", help="Train the compact architecture of --plan from fresh weights (a control)."),
     ] = False,
     plan: Annotated[Path | None, typer.Option("--plan", help="plan.json for --from-scratch.")] = None,
+    bayesian_epochs: Annotated[
+        int, typer.Option("--bayesian-epochs", help="Passes for a posterior of the compact weights, on top of --epochs.")
+    ] = 0,
     precision: Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")] = "auto",
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in --out.")] = False,
@@ -83,6 +90,7 @@ def compress(
         weights=weights,
         target_macs=target_macs,
         target_params=target_params,
+        target_nonzero=target_nonzero,
         max_drop=max_drop,
         epochs=epochs,
         minutes=minutes,
@@ -92,6 +100,7 @@ def compress(
         round_to=round_to,
         estimator=estimator,
         from_scratch=PruningPlan.load(plan) if plan is not None else None,
+        bayesian_epochs=bayesian_epochs,
         precision=precision,
         device=device,
         out=out,
@@ -118,6 +127,16 @@ def summary_table(report: dict[str, Any]) -> Table:
     for key, label, digits in (("nll", "NLL", 4), ("ece", "ECE", 4), ("latency_ms", "latency (ms)", 2)):
         change = small[key] - dense[key]
         table.add_row(label, f"{dense[key]:.{digits}f}", f"{small[key]:.{digits}f}", f"{change:+.{digits}f}")
+    bayesian, robust = report.get("bayesian"), report.get("robustness")
+    if bayesian is not None:
+        table.add_row("NLL, ECE, posterior", "", f"{bayesian['nll']:.4f}, {bayesian['ece']:.4f}", "")
+    for row in robust["noise"] if robust is not None else ():
+        change = f"{100 * (row['compact'] - row['dense']):+.2f} pt"
+        table.add_row(
+            f"with noise {row['sigma']:g}", f"{100 * row['dense']:.2f} %", f"{100 * row['compact']:.2f} %", change
+        )
+    if robust is not None:
+        table.add_row("same answer", "", f"{100 * robust['agreement']:.2f} %", "")
     phases = ", ".join(f"{n} {phase}" for phase, n in report["epochs_by_phase"].items())
     table.caption = (
         f"{report['epochs']} epochs ({phases}), {report['seconds']:.0f} s, seed {report['seed']}, {report['precision']}"
@@ -201,7 +220,13 @@ def evaluate(
 
     report, description = read_report(run), read_description(run)
     loaded = load_data(data or report["data"]).with_normalisation(description["mean"], description["std"])
-    figures = measure(load_compact(run), loaded, description["widths"], device=resolve_device(device))
+    figures = measure(
+        load_compact(run),
+        loaded,
+        description["widths"],
+        device=resolve_device(device),
+        trained_on=report.get("trained_on", "all"),
+    )
     view = Table(title=f"{escape(str(run))}, measured again")
     for column in ("", "report.json", "now"):
         view.add_column(column, justify="left" if not column else "right")

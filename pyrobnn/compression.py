@@ -16,18 +16,21 @@ from pyrobnn.data import Data, load_data
 from pyrobnn.errors import ConfigError
 from pyrobnn.groups import channel_groups
 from pyrobnn.inference.precision import resolve_device, resolve_precision
-from pyrobnn.likelihoods import Likelihood
-from pyrobnn.methods.base import Request
+from pyrobnn.likelihoods import Categorical, Likelihood
+from pyrobnn.methods.base import Method, Request
 from pyrobnn.methods.journal import Journal
-from pyrobnn.methods.registry import get_method
+from pyrobnn.methods.registry import METHODS, get_method
 from pyrobnn.methods.road import common_road, scratch_road
 from pyrobnn.methods.run import Run
 from pyrobnn.methods.schedule import share_out
+from pyrobnn.methods.survive import survive
 from pyrobnn.nets import build_spec, check_fits, load_weights, net_spec, save_weights
+from pyrobnn.posterior.bayesian_net import BayesianNet, settings
 from pyrobnn.posterior.summary import Posterior
 from pyrobnn.pruning import PruningPlan
 from pyrobnn.pruning.criteria import Limits, plan_for_budget
-from pyrobnn.report.report import SCHEMA, measure, reduction, versions
+from pyrobnn.report.report import SCHEMA, measure, measure_posterior, reduction, versions
+from pyrobnn.report.robustness import robustness
 from pyrobnn.rundir import CHECKPOINT, DENSE, claim, find_spec, write_run
 
 UNCLEAN = (
@@ -46,6 +49,7 @@ class Result:
         report: the content of `report.json`, all measured on `compact` (and on `dense` beside it).
         posterior: site and channel summaries; see `posterior.plot()` and `posterior.to_arviz()`.
         plan: kept units per group, in the coordinates of `dense`.
+        bayesian: the compact network with the posterior of its weights, if `bayesian_epochs` were asked for.
     """
 
     compact: nn.Module
@@ -53,6 +57,7 @@ class Result:
     report: dict[str, Any]
     posterior: Posterior
     plan: PruningPlan
+    bayesian: BayesianNet | None
     _spec: dict[str, Any] | None
     _mean: tuple[float, ...]
     _std: tuple[float, ...]
@@ -73,6 +78,7 @@ class Result:
             spec=self._spec,
             plan=self.plan,
             posterior=self.posterior,
+            bayesian=self.bayesian,
             report=self.report,
             mean=self._mean,
             std=self._std,
@@ -82,12 +88,13 @@ class Result:
 def compress(
     net: nn.Module | str,
     data: Any,
-    method: str = "gaussian",
+    method: str | Method = "gaussian",
     *,
     weights: str | Path | None = None,
     trained: bool = False,
     target_macs: float | None = None,
     target_params: float | None = None,
+    target_nonzero: float | None = None,
     max_drop: float | None = None,
     epochs: int | None = None,
     minutes: float | None = None,
@@ -97,6 +104,7 @@ def compress(
     round_to: int | None = None,
     estimator: str | None = None,
     from_scratch: PruningPlan | None = None,
+    bayesian_epochs: int = 0,
     precision: str = "auto",
     device: str = "auto",
     likelihood: Likelihood | None = None,
@@ -109,10 +117,12 @@ def compress(
     Args:
         net: a module, or a name that :func:`pyrobnn.nets.build` knows. It is copied.
         data: a :class:`~pyrobnn.data.Data`, or anything that :func:`~pyrobnn.load_data` takes.
-        method: see `pyrobnn methods`.
+        method: a name, see `pyrobnn methods`; or a :class:`~pyrobnn.methods.base.Method` of your own.
         weights: safetensors file of the dense network.
         trained: the module is trained already (on all training images, as far as is known).
         target_macs, target_params: fraction of the dense figure that may be left, in (0, 1).
+        target_nonzero: fraction of the dense parameters that may be other than zero, for methods that zero single
+            weights (`turbo-vbi`, `ss-edge`).
         max_drop: percentage points of validation accuracy that may be lost; the smallest network within.
         epochs: full passes over the training data in all; or `minutes` of wall-clock time.
         seed: of initial weights, shuffling, augmentation and sampling.
@@ -121,6 +131,8 @@ def compress(
         estimator: `weight`, `local` or `moments`; default by method.
         from_scratch: a control: train the compact architecture of this plan from fresh weights, for
             `epochs` passes, with no posterior and no dense network.
+        bayesian_epochs: passes for the posterior of the compact network's weights (`result.bayesian`), after
+            and on top of `epochs`; 0 for none. With `resume` a finished run can be given one.
         precision: `auto`, `fp32` or `bf16`. device: `auto`, `cpu`, `cuda` or `mps`.
         likelihood: of the targets; categorical by default.
         out: run directory, written as the run goes on (checkpoint after each epoch).
@@ -133,8 +145,9 @@ def compress(
     Raises:
         PyrobnnError: any bad input, in one line that says what to do.
     """
+    chosen = method if isinstance(method, Method) else get_method(method)
     request = Request(
-        method,
+        chosen.name,
         target_macs,
         target_params,
         max_drop,
@@ -146,8 +159,13 @@ def compress(
         estimator,
         precision,
         device,
+        target_nonzero,
     )
-    chosen = get_method(method)
+    if target_nonzero is not None and chosen.zeros is None:
+        able = ", ".join(name for name, other in METHODS.items() if other.zeros is not None)
+        raise ConfigError(f"--target-nonzero needs a method that zeroes single weights ({able}), got {chosen.name}")
+    if bayesian_epochs < 0:
+        raise ConfigError(f"--bayesian-epochs must be 0 or more, got {bayesian_epochs}")
     source = data if isinstance(data, str | Path) else None
     data = load_data(data)
     net, spec = _network(net, data, seed)
@@ -161,13 +179,15 @@ def compress(
         trained_on = "all"
     check_fits(net, data.example, data.num_classes)
     clean = trained_on != "all"
-    if not clean and request.has_budget:
+    if not clean and (request.has_budget or request.target_nonzero is not None):
         data = without_validation(data)  # nothing is chosen on data, so all training images may train
-    elif not clean and request.max_drop is not None:
+    elif not clean and (request.max_drop is not None or chosen.stops):
         warnings.warn(UNCLEAN, UserWarning, stacklevel=2)
-    if request.max_drop is not None and not request.has_budget and not len(data.valid):
-        raise ConfigError("--max-drop needs validation images: load the data with valid_fraction above 0")
+    if (request.max_drop is not None or chosen.stops) and not request.has_budget and not len(data.valid):
+        raise ConfigError("stopping by accuracy (--max-drop, or a method's own rule) needs validation images: load the data with valid_fraction above 0")
     table = channel_groups(net, data.example, protect=tuple(protect))
+    if chosen.usable is not None and from_scratch is None:
+        table = chosen.usable(net, table)
     if not table:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(table.refused.items())[:3])
         raise ConfigError(f"no channel of this network can be cut ({reasons or 'no groups found'})")
@@ -206,6 +226,8 @@ def compress(
     else:
         (chosen.road or common_road)(run)
     journal.step("finished", lambda carry: {"seconds": journal.seconds})
+    if bayesian_epochs:
+        survive(run, bayesian_epochs)
     return _finish(run, spec, source, path, trained_on, clean)
 
 
@@ -236,6 +258,13 @@ def without_validation(data: Data) -> Data:
     )
 
 
+def _rule(run: Run) -> str:
+    """What decided which channels went."""
+    if run.request.has_budget:
+        return "budget"
+    return run.method.rule if run.request.max_drop is None else "max-drop"
+
+
 def _finish(
     run: Run, spec: dict[str, Any] | None, source: Any, path: Path | None, trained_on: str, clean: bool
 ) -> Result:
@@ -243,9 +272,19 @@ def _finish(
     dense, small = run.net("dense").cpu().eval(), run.net().cpu().eval()
     plan, posterior, data = run.plan, run.posterior(), run.data
     figures = {
-        "dense": measure(dense, data, run.table.widths(), device=run.device),
-        "compact": measure(small, data, plan.widths(), device=run.device),
+        "dense": measure(dense, data, run.table.widths(), device=run.device, trained_on=trained_on),
+        "compact": measure(small, data, plan.widths(), device=run.device, trained_on=trained_on),
     }
+    likelihood = run.likelihood or Categorical()
+    others: dict[str, Any] = {}
+    if isinstance(likelihood, Categorical):
+        others["robustness"] = robustness(dense, small, data.test, device=run.device)
+    state = run.carry.get("bayesian")
+    bayesian = None
+    if state is not None:
+        bayesian = BayesianNet.from_state(small, state, data_size=len(data.train), likelihood=run.likelihood)
+        if isinstance(likelihood, Categorical):
+            others["bayesian"] = {**measure_posterior(bayesian, data), "kl_weight": settings(small)["kl_schedule"]}
     epochs = {k: int(v) if float(v).is_integer() else v for k, v in run.carry["epochs"].items()}
     report = {
         "schema": SCHEMA,
@@ -253,7 +292,7 @@ def _finish(
         "model": spec["model"] if spec else type(run.template).__name__,
         "data": str(source) if source is not None else data.name,
         "seed": run.request.seed,
-        "rule": run.method.rule if not run.request.target else ("budget" if run.request.has_budget else "max-drop"),
+        "rule": _rule(run),
         "target": run.request.target,
         "validation_clean": clean,
         "trained_on": trained_on,
@@ -265,12 +304,14 @@ def _finish(
         "versions": versions(),
         **figures,
         "reduction": reduction(figures["dense"], figures["compact"]),
+        **others,
+        **({"zeros": run.carry["zeros"]} if "zeros" in run.carry else {}),
         "rounds": run.carry["rounds"],
         "validation": {"dense": run.carry.get("base"), "compact": run.carry.get("tuned")},
         "settings": run.settings(),
         "refused": dict(run.table.refused),
     }
-    result = Result(small.cpu(), dense.cpu(), report, posterior, plan, spec, data.mean, data.std)
+    result = Result(small.cpu(), dense.cpu(), report, posterior, plan, bayesian, spec, data.mean, data.std)
     if path is not None:
         if not run.trained:
             save_weights(dense, path / DENSE, mean=data.mean, std=data.std, trained_on="train")

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from pyrobnn.errors import ConfigError
 from pyrobnn.inference.events import Event
 from pyrobnn.inference.schedules import Constant, Schedule
 from pyrobnn.model import BayesianModel
+from pyrobnn.posterior.kept import Posterior
 from pyrobnn.priors.base import Prior
+
+if TYPE_CHECKING:
+    from pyrobnn.groups import ChannelTable
+    from pyrobnn.methods.run import Run
+    from pyrobnn.methods.zeros import Zeros
 
 
 @dataclass(frozen=True)
@@ -33,9 +41,10 @@ class Request:
     estimator: str | None = None
     precision: str = "auto"
     device: str = "auto"
+    target_nonzero: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("target_macs", "target_params"):
+        for name in ("target_macs", "target_params", "target_nonzero"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
                 flag = "--" + name.replace("_", "-")
@@ -63,7 +72,7 @@ class Request:
     @property
     def target(self) -> dict[str, float]:
         """The targets given, for the report."""
-        names = ("target_macs", "target_params", "max_drop")
+        names = ("target_macs", "target_params", "target_nonzero", "max_drop")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
@@ -76,6 +85,28 @@ def _no_events(run: Any, number: int) -> list[Event]:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What a method may look at when channels are judged, after one round's fit.
+
+    Attributes:
+        run: of the run directory, data and settings.
+        number: of the round, from 0.
+        net: the plain network at the posterior means, BatchNorm statistics measured again.
+        model, guide: the fitted pair.
+        events: of the fit, with what they remember.
+        posterior: what :func:`~pyrobnn.summarize` made of the pair.
+    """
+
+    run: Run
+    number: int
+    net: nn.Module
+    model: BayesianModel
+    guide: Any
+    events: list[Event]
+    posterior: Posterior
+
+
+@dataclass(frozen=True)
 class Method:
     """One published system (or our own) as data.
 
@@ -84,7 +115,7 @@ class Method:
         title: one line for `pyrobnn methods`.
         source: the paper, and how much of it could be read.
         cut_where: the rule in words.
-        prior: makes the prior.
+        prior: makes the prior; None for point weights (a control, or MAP by weight decay).
         guide: makes the guide of a model.
         rule, threshold: the cut rule of :func:`~pyrobnn.plan` where no target is given.
         infer: settings of the fits of the posterior (fields of
@@ -94,10 +125,18 @@ class Method:
             a large one; 1 is the ELBO.
         infer_share: part of the epochs after dense training that goes to inference.
         rounds: number of train-and-cut rounds.
+        infer_share_large, rounds_large: the same for large networks, where they differ.
         events: makes the events of one round, given the run and the round's number (from 0); what
             they remember goes on from round to round.
         estimator, estimator_large: default estimators, for small and for large networks.
+        read: judges the channels where the posterior's own statistic is not what the method reads;
+            returns the posterior with its scores. None: what `summarize` found.
+        usable: the groups that the method can judge, of a network and its table; the others are refused
+            with their reason, before anything is trained. None: all.
+        stops: without a target, stops by itself when validation accuracy would be lost.
         distil: weight of distillation from the dense network during inference.
+        zeros: for methods that decide weight by weight: which single weights of the cut network stay, given
+            the run (see :mod:`pyrobnn.methods.zeros`); the others are zero from then on.
         road: how the method goes from a dense to a compact network; None is the common road.
     """
 
@@ -105,7 +144,7 @@ class Method:
     title: str
     source: str
     cut_where: str
-    prior: Callable[[], Prior]
+    prior: Callable[[], Prior | None]
     guide: Callable[[BayesianModel], Any]
     rule: str = "snr"
     threshold: float | None = None
@@ -114,8 +153,14 @@ class Method:
     kl: Callable[[int, bool], Schedule] = _full_kl
     infer_share: float = 0.4
     rounds: int = 4
+    infer_share_large: float | None = None
+    rounds_large: int | None = None
     events: Callable[[Any, int], list[Event]] = _no_events
     estimator: str = "weight"
     estimator_large: str = "weight"
+    read: Callable[[Reading], Posterior] | None = None
+    usable: Callable[[nn.Module, ChannelTable], ChannelTable] | None = None
+    stops: bool = False
     distil: float = 0.5
+    zeros: Callable[[Any], Zeros] | None = None
     road: Callable[..., None] | None = None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
+
+from torch import Tensor
 
 from pyrobnn.guides.noise import NormalNoise, TruncatedLogNormalNoise
 from pyrobnn.inference.events import Event
 from pyrobnn.inference.pricing import PricedKL
-from pyrobnn.methods.base import Method
+from pyrobnn.methods.base import Method, Reading
+from pyrobnn.posterior.kept import Posterior
 from pyrobnn.priors.noise import ARDNoise, LogUniformNoise
 
 
@@ -25,6 +29,31 @@ def priced(run: Any, number: int) -> list[Event]:
     return [PricedKL(round_goal(run, number), run.dense_cost)]
 
 
+def ard_loss(snr: Tensor, weight: float) -> Tensor:
+    """Nats of log-likelihood lost without a channel, read off its fitted noise under a weighted ARD KL.
+
+    Where w * 1/2 log(1 + mu^2 / sigma^2) balances a likelihood of curvature h in the noise, the
+    stationary sigma gives 1/2 h mu^2 = 1/2 w SNR^4 / (1 + SNR^2). So the price in w does not count
+    twice when the loss is divided by the cost saved.
+    """
+    square = snr.square()
+    return 0.5 * weight * square.square() / (1 + square)
+
+
+def log_uniform_loss(snr: Tensor, weight: float) -> Tensor:
+    """The same under a weighted log-uniform KL, -w log sigma away from its bounds: 1/2 w SNR^2."""
+    return 0.5 * weight * snr.square()
+
+
+def _unpriced(reading: Reading, loss: Any) -> Posterior:
+    """The posterior with `nats` as lost by the likelihood, whatever the channel's KL was priced with."""
+    weights = next(event.weights for event in reading.events if isinstance(event, PricedKL))
+    posterior = reading.posterior
+    for name, summary in posterior.channels.items():
+        posterior.channels[name] = replace(summary, nats=loss(summary.snr, weights.get(name, 1.0)))
+    return posterior
+
+
 ARD = Method(
     name="ard",
     title="ARD channel noise, KL priced by cost, budget by dual ascent",
@@ -35,7 +64,12 @@ ARD = Method(
     infer={"lr": 1e-3, "guide_lr": 1e-2, "lr_schedule": "constant"},
     infer_large={"lr": 3e-4, "guide_lr": 5e-3},
     rounds=8,
+    infer_share=0.3,
+    # Deep networks lose little to noise and need their epochs for tuning.
+    rounds_large=4,
+    infer_share_large=0.25,
     events=priced,
+    read=lambda reading: _unpriced(reading, ard_loss),
     distil=0.7,
 )
 
@@ -49,6 +83,11 @@ SBP = Method(
     infer={"lr": 1e-3, "guide_lr": 1e-2, "lr_schedule": "constant"},
     infer_large={"lr": 3e-4, "guide_lr": 5e-3},
     rounds=8,
+    infer_share=0.3,
+    # Deep networks lose little to noise and need their epochs for tuning.
+    rounds_large=4,
+    infer_share_large=0.25,
     events=priced,
+    read=lambda reading: _unpriced(reading, log_uniform_loss),
     distil=0.7,
 )

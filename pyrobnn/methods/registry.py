@@ -5,11 +5,29 @@ from __future__ import annotations
 import difflib
 
 from pyrobnn.errors import ConfigError
-from pyrobnn.methods import gaussian, noise, rbp
+from pyrobnn.methods import bayes_l1, controls, gaussian, hbfp, noise, rbp, self_compression, spike_slab, turbo_vbi
 from pyrobnn.methods.base import Method
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (noise.ARD, noise.SBP, rbp.RBP, rbp.RBP_SPIKE, gaussian.METHOD)
+    method.name: method
+    for method in (
+        noise.ARD,
+        noise.SBP,
+        rbp.RBP,
+        rbp.RBP_SPIKE,
+        spike_slab.SS_IG,
+        spike_slab.SS_GL,
+        spike_slab.SS_GHS,
+        spike_slab.SS_EDGE,
+        turbo_vbi.METHOD,
+        gaussian.METHOD,
+        bayes_l1.METHOD,
+        hbfp.HBFP,
+        hbfp.HBFP_BAYES,
+        *controls.CONTROLS,
+        self_compression.METHOD,
+        self_compression.METHOD_SNR,
+    )
 }
 
 

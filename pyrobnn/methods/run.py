@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,19 +15,23 @@ from torch import Tensor, nn
 from pyrobnn.data import Data
 from pyrobnn.groups import ChannelTable
 from pyrobnn.guides.function import NoLatents
+from pyrobnn.inference.events import Event
 from pyrobnn.inference.fit import FitConfig, FitResult, fit
-from pyrobnn.inference.precision import channels_last, resolve_device, resolve_precision
+from pyrobnn.inference.precision import channels_last, cpu_has_bf16, resolve_device, resolve_precision
 from pyrobnn.inference.progress import console
+from pyrobnn.inference.record import ChannelHistory
 from pyrobnn.inference.schedules import OneCycle
 from pyrobnn.inference.shrink import shrink
 from pyrobnn.inference.terms import Distillation
 from pyrobnn.likelihoods import Likelihood
-from pyrobnn.methods.base import Method, Request
+from pyrobnn.methods.base import Method, Reading, Request
 from pyrobnn.methods.journal import Carry, Journal
 from pyrobnn.methods.schedule import Epochs, is_large
+from pyrobnn.methods.zeros import KeepZeros
 from pyrobnn.model import BayesianModel
 from pyrobnn.posterior.state import from_state, to_state
 from pyrobnn.posterior.summary import Posterior, deterministic_net, summarize
+from pyrobnn.priors.base import Prior
 from pyrobnn.pruning import PruningPlan, compact, resize_to
 from pyrobnn.pruning.batchnorm import reestimate_batchnorm
 from pyrobnn.report.metrics import evaluate
@@ -138,11 +142,13 @@ class Run:
     def point_config(self, step: str, epochs: int, *, tuning: bool) -> FitConfig:
         """Settings for training plain weights: SGD one-cycle for deep normalised nets, Adam else."""
         if self.large:
-            lr = 0.05 if tuning else 0.1
+            lr = 0.025 if tuning else 0.1  # few epochs: not far from where the dense network was
             return self.config(
                 step, epochs, optimizer="sgd", lr=lr, weight_decay=5e-4, lr_schedule=OneCycle(0.15 if tuning else 0.3)
             )
-        return self.config(step, epochs, lr=2e-3, lr_schedule=OneCycle(0.2, floor=0.01), weight_decay=0.0)
+        # What is left after a cut is small and takes larger steps than the dense network.
+        lr = 6e-3 if tuning else 2e-3
+        return self.config(step, epochs, lr=lr, lr_schedule=OneCycle(0.2, floor=0.01), weight_decay=0.0)
 
     def fit(self, step: str, model: BayesianModel, guide: Any, config: FitConfig, **options: Any) -> FitResult:
         """A fit whose epochs are in the journal."""
@@ -158,18 +164,25 @@ class Run:
             **options,
         )
 
-    def train_point(self, step: str, net: nn.Module, epochs: int, *, teacher: nn.Module | None) -> nn.Module:
+    def train_point(
+        self, step: str, net: nn.Module, epochs: int, *, teacher: nn.Module | None, events: Sequence[Event] = ()
+    ) -> nn.Module:
         """Train a plain network, with distillation if there is a teacher."""
         model = BayesianModel(net, data_size=len(self.data.train), likelihood=self.likelihood)
-        terms = [] if teacher is None else [self.distillation(teacher, 0.7)]
+        terms = [] if teacher is None else self.taught_by(teacher, 0.7)
         config = self.point_config(step, epochs, tuning=teacher is not None)
-        result = self.fit(step, model, NoLatents(), config, terms=terms)
+        result = self.fit(step, model, NoLatents(), config, terms=terms, events=events)
         return deterministic_net(result.model, result.guide)
 
-    def distillation(self, teacher: nn.Module, weight: float) -> Distillation:
-        """Soft targets from the dense network."""
+    def taught_by(self, teacher: nn.Module, weight: float) -> list[Distillation]:
+        """Soft targets from the dense network; its pass is in bfloat16 where that is quicker, unless fp32 was asked for."""
+        if not weight:
+            return []
+        autocast = self.autocast
+        if self.request.precision == "auto" and self.device.type == "cpu" and cpu_has_bf16():
+            autocast = torch.bfloat16
         teacher = channels_last(teacher.to(self.device))
-        return Distillation(teacher, weight=weight, temperature=4.0, autocast=self.autocast)
+        return [Distillation(teacher, weight=weight, temperature=4.0, autocast=autocast)]
 
     def threshold(self) -> float | None:
         """The cut line of the method's own rule, where no target sets another one."""
@@ -199,6 +212,8 @@ class Run:
         """Model and guide of the current network, where the last round left them."""
         net = self.net()
         prior: Any = self.method.prior()
+        if self.carry.get("prior") is not None:
+            prior.load_state_dict(self.carry["prior"])
         if only is not None:
             prior = replace(prior, groups=[only])
         model = BayesianModel(
@@ -271,21 +286,30 @@ class Run:
             settings = {**self.method.infer, **(self.method.infer_large if self.large else {})}
             settings["kl_schedule"] = self.method.kl(number, self.large)
             config = replace(config, validate=False, **settings)
-            terms = [self.distillation(self.net("dense"), self.method.distil)] if self.method.distil else []
+            terms = self.taught_by(self.net("dense"), self.method.distil)
             events = self.method.events(self, number)
             for event, state in zip(events, carry.get("events", []), strict=False):
                 event.load_state_dict(state)
-            result = self.fit(step, model, guide, config, terms=terms, events=events)
+            history = ChannelHistory()
+            result = self.fit(step, model, guide, config, terms=terms, events=[*events, history])
             posterior = summarize(result.model, result.guide, seed=self.seed(step))
             if only is not None:
                 posterior.channels = {only: posterior.channels[only]}
             spent = {**carry["epochs"], "infer": round(carry["epochs"]["infer"] + passes, 3)}
             net = self.refreshed(deterministic_net(result.model, result.guide))
+            if self.method.read is not None:
+                reading = Reading(self, number, net, result.model, result.guide, events, posterior)
+                posterior = self.method.read(reading)
+            kinds = {name: channel.statistic for name, channel in posterior.channels.items()}
+            same = all(history.kinds[name] == kind for name, kind in kinds.items())
+            earlier = [{name: record[name] for name in kinds} for record in history.records[:-1]] if same else []
             return {
                 "net": state_of(net),
                 "point": state_of(result.model.net),
+                "prior": result.model.prior.state_dict() if isinstance(result.model.prior, Prior) else None,
                 "guide": {k: v.detach().cpu() for k, v in result.guide.state_dict().items()},
                 "latest": to_state(posterior),
+                "earlier": earlier,
                 "events": [event.state_dict() for event in events],
                 "epochs": spent,
                 "recovered": self.validation_accuracy(net) if len(self.data.valid) else None,
@@ -305,7 +329,9 @@ class Run:
             after = before.compose(plan)
             latest = from_state(carry["latest"]).decide(plan, self.threshold(), round=number)
             merged = latest if "posterior" not in carry else self.posterior().merge(latest, before)
-            merged.history = [*self.posterior().history, _in_original(latest, before)]
+            read = {name: channel.snr for name, channel in latest.channels.items()}
+            records = [_in_original(record, before) for record in (*carry["earlier"], read)]
+            merged.history = [*self.posterior().history, *records]
             net = compact(self.net(), plan, None, groups=self.current_table())
             changed: Carry = {
                 "net": state_of(self.refreshed(net)),
@@ -336,13 +362,19 @@ class Run:
         self.journal.step(f"cut {number + 1}", function)
 
     def tune(self, name: str, epochs: int) -> None:
-        """Fine-tune the current plain network with distillation from the dense one."""
+        """Fine-tune the current plain network with distillation from the dense one.
+
+        What the method zeroes weight by weight is zeroed first and stays so.
+        """
 
         def function(carry: Carry) -> Carry:
-            net = self.train_point(name, self.net(), epochs, teacher=self.net("dense"))
+            zeros = None if self.method.zeros is None else self.method.zeros(self)
+            events = [] if zeros is None else [KeepZeros(zeros.keep)]
+            net = self.train_point(name, self.net(), epochs, teacher=self.net("dense"), events=events)
             spent = {**carry["epochs"], "tune": carry["epochs"]["tune"] + epochs}
             accuracy = self.validation_accuracy(net) if len(self.data.valid) else None
-            return {"net": state_of(net), "epochs": spent, "tuned": accuracy}
+            found = {"net": state_of(net), "epochs": spent, "tuned": accuracy}
+            return found if zeros is None else {**found, "zeros": zeros.report}
 
         self.journal.step(name, function)
 
@@ -363,11 +395,11 @@ class Run:
         self.journal.step(name, function)
 
 
-def _in_original(posterior: Posterior, plan: PruningPlan) -> dict[str, Tensor]:
+def _in_original(record: dict[str, Tensor], plan: PruningPlan) -> dict[str, Tensor]:
     """The statistic of every channel in original coordinates, NaN where it was already cut."""
     found = {}
-    for name, summary in posterior.channels.items():
+    for name, values in record.items():
         full = torch.full((plan.channels[name],), float("nan"))
-        full[torch.as_tensor(plan.keep[name], dtype=torch.long)] = summary.snr
+        full[torch.as_tensor(plan.keep[name], dtype=torch.long)] = values
         found[name] = full
     return found

@@ -71,9 +71,11 @@ def share_out(method: Method, request: Request, data: Data, net: nn.Module, *, t
     dense = 0 if trained else max(1, round(total * (0.7 if large else 0.24)))
     rest = max(2, total - dense)
     retune = rest // 4 if request.max_drop is not None and not request.has_budget and rest >= 8 else 0
-    tune = retune or min(rest - 1, max(1, round(rest * (1 - method.infer_share))))
+    share = method.infer_share_large if large and method.infer_share_large is not None else method.infer_share
+    most = method.rounds_large if large and method.rounds_large is not None else method.rounds
+    tune = retune or min(rest - 1, max(1, round(rest * (1 - share))))
     for_rounds = max(1, rest - tune - retune)
-    rounds = max(1, min(method.rounds, for_rounds))
+    rounds = max(1, min(most, for_rounds))
     infer = tuple(for_rounds // rounds + (k < for_rounds % rounds) for k in range(rounds))
     return Epochs(dense, infer, tune, retune, batch)
 

@@ -1,0 +1,128 @@
+"""`hbfp`: History Based Filter Pruning (Basha et al. 2024), and its reading on a posterior.
+
+Found in the authors' code: the L1 norm of every filter is recorded over training; pairs of filters with
+the smallest Manhattan distance of their trajectories are chosen in each layer; a regulariser is to make
+them more similar; one of each pair goes; the network is trained again and keeps a new history.
+Ours: a regulariser that has a gradient, several records an epoch, budgets (the pair's distance is what a
+filter's removal loses), and `hbfp-bayes`, whose history is of expected norms under a mean-field posterior.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pyrobnn.guides.function import NoLatents
+from pyrobnn.guides.mean_field import MeanField
+from pyrobnn.inference.events import Event
+from pyrobnn.inference.history_events import NormHistory, SimilarPairs
+from pyrobnn.inference.schedules import WarmUp
+from pyrobnn.methods.base import Method, Reading
+from pyrobnn.methods.iterative import iterative_road
+from pyrobnn.methods.run import Run
+from pyrobnn.methods.schedule import is_large
+from pyrobnn.methods.widths import planned_road
+from pyrobnn.model import BayesianModel
+from pyrobnn.posterior.kept import Posterior
+from pyrobnn.priors.gaussian import Gaussian
+from pyrobnn.pruning.scores import scored
+
+SHARE = 0.8  # of every layer's filters that a round keeps without a target
+
+
+def pair_fraction(run: Any) -> float:
+    """The share of a layer's filters that a round can be expected to cut: costs go with products of two widths."""
+    request = run.request
+    if not request.has_budget:
+        return 1 - SHARE
+    targets = [value for value in (request.target_macs, request.target_params) if value is not None]
+    return float(1 - min(targets) ** (0.5 / len(run.epochs.infer)))
+
+
+def history_road(run: Run) -> None:
+    """To a budget by widths that the first history plans; otherwise the loop of the paper."""
+    (planned_road if run.request.has_budget else iterative_road)(run)
+
+
+def _read(reading: Reading) -> Posterior:
+    """What a filter's removal loses is the distance of its pair; the history goes with the posterior."""
+    history, similar = reading.events
+    assert isinstance(history, NormHistory) and isinstance(similar, SimilarPairs)
+    plan, table = reading.run.plan, reading.model.groups
+    assert table is not None
+    posterior = scored(reading.posterior, {name: order.scores() for name, order in similar.orders.items()}, table)
+    posterior.trajectories = [
+        {
+            name: {
+                "norms": history.norms[name],
+                "pairs": order.pairs,
+                "units": torch.as_tensor(plan.keep[name], dtype=torch.long),
+            }
+            for name, order in similar.orders.items()
+        }
+    ]
+    return posterior
+
+
+def hbfp(
+    *,
+    bayesian: bool = False,
+    drop: str = "lower",
+    gradient: bool = True,
+    weight: float = 0.1,
+    distance: str = "norm",
+    per_epoch: int = 4,
+    name: str | None = None,
+) -> Method:
+    """The method with its options.
+
+    Args:
+        bayesian: mean-field Gaussian weights with expected norms; else point weights (MAP, the Gaussian
+            prior being the weight decay).
+        drop: `"lower"` or `"higher"` (the authors' code), which filter of a pair goes.
+        gradient: False makes the regulariser a constant, as in the authors' code.
+        weight: λ of the regulariser.
+        distance: `"norm"`, or `"kl"` between the filters' posteriors (with `bayesian`).
+        per_epoch: records of the history.
+        name: of the result, for reports.
+    """
+
+    def events(run: Any, number: int) -> list[Event]:
+        history = NormHistory(number, per_epoch=per_epoch, distance=distance)
+        return [history, SimilarPairs(history, pair_fraction(run), weight=weight, drop=drop, gradient=gradient)]
+
+    def mean_field(model: BayesianModel) -> MeanField:
+        return MeanField(model, init_scale=0.1, scale_lr=25.0 if is_large(model.net) else 1.0)
+
+    def cold(number: int, large: bool) -> WarmUp:
+        return WarmUp(0.5 if number == 0 else 0.0, 0.0, 0.01 if large else 0.1)
+
+    what = "expected L1 norms under mean-field Gaussian weights" if bayesian else "L1 norms"
+    # Norms have to move for a history to say something: plain weights take the rate of their training.
+    point = {"optimizer": "sgd", "lr": 0.01, "weight_decay": 5e-4, "lr_schedule": "constant"}
+    return Method(
+        name=name or ("hbfp-bayes" if bayesian else "hbfp"),
+        title=f"history of {what}; one filter of each closest pair goes",
+        source="Basha et al. 2024 (released code); gradient of the regulariser"
+        + (" and posterior ours" if bayesian else " ours"),
+        cut_where="closest pair of trajectories, widths planned once for a budget (20 % of each layer a round without a target)",
+        prior=(lambda: Gaussian("fan_in")) if bayesian else (lambda: None),
+        guide=mean_field if bayesian else (lambda model: NoLatents()),
+        rule="fraction",
+        threshold=SHARE,
+        infer={"lr": 1e-3, "guide_lr": 1e-3, "lr_schedule": "constant", "weight_decay": 0.0 if bayesian else 1e-4},
+        infer_large={"lr": 2e-4, "guide_lr": 2e-4} if bayesian else point,
+        kl=cold,
+        rounds=8,
+        infer_share=0.4,
+        events=events,
+        estimator="local" if bayesian else "weight",
+        read=_read,
+        stops=True,
+        road=history_road,
+    )
+
+
+HBFP = hbfp()
+HBFP_BAYES = hbfp(bayesian=True)

@@ -1,0 +1,48 @@
+"""The road of the iterative methods: cut the lowest few filters of every layer and train, until accuracy goes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from pyrobnn.methods.road import common_road, floor, judge
+from pyrobnn.methods.run import Run
+from pyrobnn.posterior.state import from_state
+from pyrobnn.pruning import PruningPlan
+from pyrobnn.pruning.criteria import plan
+
+
+def iterative_road(run: Run) -> None:
+    """With a target the common road; without one, the loop of the papers, which stops by itself.
+
+    Every round trains, checks that validation accuracy is still what can be expected to come back (the
+    dense network's, less what tuning adds and what so few images can show), and cuts the same small share
+    of every layer. The first round that fails is taken back. Two thirds of the tuning epochs go to the
+    result; the rest is for the network before it, should tuning not bring the accuracy back.
+    """
+    if run.request.target:
+        common_road(run)
+        return
+    run.start()
+    run.accept("accept dense")
+    for number in range(len(run.epochs.infer)):
+        run.infer(number)
+        run.journal.step(f"judge {number + 1}", partial(judge, run, number))
+        if not run.carry["judged"][number]:
+            run.restore(f"back from {number + 1}")
+            break
+        run.accept(f"accept {number + 1}")
+        run.cut(number, partial(_lowest, run))
+    last = run.epochs.tune // 3
+    run.tune("tune", run.epochs.tune - last)
+    if last and run.carry["tuned"] < floor(run) and "plan" in run.carry["accepted"]:
+        run.say("tuning did not bring the accuracy back: one round less")
+        run.restore("back from tune")
+        run.tune("retune", last)
+
+
+def _lowest(run: Run) -> PruningPlan:
+    """All but the lowest share of every group, one unit at the least."""
+    posterior = from_state(run.carry["latest"])
+    request, share = run.request, run.method.threshold
+    assert share is not None
+    return plan(posterior, "fraction", share, min_channels=request.min_channels, round_to=request.round_to)

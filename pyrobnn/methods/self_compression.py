@@ -1,0 +1,152 @@
+"""`self-compression`: a network that carries variances and so finds its own redundant kernels.
+
+Carannante, Dera, Rasool and Bouaynaya (2021), on extended variational inference. Found: the first two
+moments go through all layers, kernels are ranked by their Frobenius norm, and a loop removes as many
+kernels as have a norm near zero, until there is none. Found in the first authors' code: one variance per
+kernel, the prior N(0, I), an L1 norm in the KL. Reconstructed: what "near zero" is (the largest gap), and
+that the survivors keep their posterior. Ours: diagonal covariances, the tolerance on validation data, the
+budget, and the norm behind a normalisation.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pyrobnn.guides.kernel import KernelMeanField
+from pyrobnn.inference.schedules import WarmUp
+from pyrobnn.methods.base import Method
+from pyrobnn.methods.journal import Carry
+from pyrobnn.methods.road import choose, floor, judge
+from pyrobnn.methods.schedule import is_large
+from pyrobnn.model import BayesianModel
+from pyrobnn.posterior.state import from_state, to_state
+from pyrobnn.priors.tensor_normal import TensorNormal
+from pyrobnn.pruning import PruningPlan
+from pyrobnn.pruning.criteria import Limits
+from pyrobnn.pruning.kernels import rank_kernels, redundancy_plan
+
+if TYPE_CHECKING:
+    from pyrobnn.methods.run import Run
+
+
+# A moment step of a deep network costs three plain ones. Half a pass an epoch is enough to rank kernels that
+# start from trained weights; what inference does not use is not spent.
+LARGE_PASS = 0.5
+
+
+def self_compression_road(run: Run, statistic: str = "norm") -> None:
+    """Train, count the redundant kernels, rebuild with the survivors, until none is redundant; then tune.
+
+    What is redundant follows from what was asked for. Nothing: the kernels below the largest gap of the
+    norms (with `statistic="snr"`, below 0 dB). A tolerance (`--max-drop`): as many of the smallest as
+    validation accuracy allows to remove; a network that does not recover from a removal is taken back,
+    and the loop ends. A budget: the smallest, down to a geometric step of it in each round.
+    """
+    run.start()
+    budget = run.request.has_budget
+    tolerant = run.request.max_drop is not None and not budget
+    if tolerant:
+        run.accept("accept dense")
+    for number, passes in enumerate(_passes(run)):
+        run.infer(number, epochs=passes)
+        run.journal.step(f"rank {number + 1}", partial(_rank, run, statistic))
+        if tolerant:
+            run.journal.step(f"judge {number + 1}", partial(judge, run, number))
+            if not run.carry["judged"][number]:
+                run.restore(f"back from {number + 1}")
+                break
+            run.accept(f"accept {number + 1}")
+        run.journal.step(f"count {number + 1}", partial(_count, run, number))
+        run.cut(number, partial(_found, run))
+        if not budget and run.carry["redundant"][number] == 0:
+            run.say(f"round {number + 1}: no kernel is redundant")
+            break
+    run.tune("tune", run.epochs.tune)
+    if tolerant and run.carry["tuned"] < floor(run) and "plan" in run.carry["accepted"]:
+        run.say("tuning missed --max-drop: back to the last network that inference had brought back")
+        run.restore("back from tune")
+        run.tune("retune", run.epochs.retune or run.epochs.tune)
+
+
+def _passes(run: Run) -> list[float]:
+    """Epochs by round. Where kernels are to vanish by themselves, the first round takes half of all.
+
+    There the posterior has to settle before anything can be counted; later rounds start from what the
+    survivors have. Large networks see half of the images in each planned epoch.
+    """
+    planned = run.epochs.infer
+    total = sum(planned)
+    if run.large:
+        return [LARGE_PASS * epochs for epochs in planned]
+    if run.request.target or len(planned) == 1:
+        return [float(epochs) for epochs in planned]
+    first = math.ceil(total / 2)
+    rounds = min(len(planned) - 1, total - first)
+    return [float(first), *((total - first) // rounds + (k < (total - first) % rounds) + 0.0 for k in range(rounds))]
+
+
+def _rank(run: Run, statistic: str, carry: Carry) -> Carry:
+    """The last posterior, its channels ranked as kernels."""
+    return {"latest": to_state(rank_kernels(from_state(carry["latest"]), run.current_table(), statistic))}
+
+
+def _count(run: Run, number: int, carry: Carry) -> Carry:
+    """The plan of this round and how many kernels it removes."""
+    request = run.request
+    if request.target:
+        plan = choose(run, number)
+    else:
+        limits = Limits(request.min_channels, request.round_to)
+        plan = redundancy_plan(from_state(carry["latest"]), limits)
+    removed = sum(plan.channels[name] - len(units) for name, units in plan.keep.items())
+    return {"found": plan.to_json(), "redundant": [*carry.get("redundant", []), removed]}
+
+
+def _found(run: Run) -> PruningPlan:
+    return PruningPlan.from_json(run.carry["found"])
+
+
+def _kl(number: int, large: bool) -> WarmUp:
+    """Small networks reach the ELBO itself in the first round; deep normalised ones keep a cold posterior.
+
+    Kernels become redundant only where the KL is heard: at weight 0.1, which `gaussian` uses, none falls
+    by itself. Deep networks have more weights than examples; there the full KL costs accuracy at once.
+    """
+    return WarmUp(0.5 if number == 0 else 0.0, 0.0, 0.01 if large else 1.0)
+
+
+def _guide(model: BayesianModel) -> KernelMeanField:
+    """Scales are one per kernel and have orders of magnitude to go in few steps, so they are quick."""
+    return KernelMeanField(model, init_scale=0.1, scale_lr=25.0 if is_large(model.net) else 5.0)
+
+
+METHOD = Method(
+    name="self-compression",
+    title="moments through the network (extended VI); kernels that vanish by themselves",
+    source="Carannante et al. 2021; code of Dera et al.; gap rule, diagonal covariance and tolerance ours",
+    cut_where="kernel norm below the largest gap (near zero)",
+    prior=lambda: TensorNormal("fan_in"),
+    guide=_guide,
+    rule="gap",
+    infer={"lr": 1e-3, "guide_lr": 1e-3, "lr_schedule": "constant"},
+    infer_large={"lr": 2e-4, "guide_lr": 2e-4},
+    kl=_kl,
+    rounds=12,
+    infer_share=0.3,
+    estimator="moments",
+    estimator_large="moments",
+    stops=True,
+    road=self_compression_road,
+)
+
+METHOD_SNR = replace(
+    METHOD,
+    name="self-compression-snr",
+    title="the same loop, kernels ranked by their signal-to-noise ratio",
+    cut_where="SNR of the kernel < 1 (0 dB)",
+    rule="snr",
+    road=partial(self_compression_road, statistic="snr"),
+)

@@ -1,0 +1,40 @@
+"""After the road: the posterior of what was kept, around the compact network."""
+
+from __future__ import annotations
+
+from pyrobnn.methods.journal import Carry
+from pyrobnn.methods.run import Run
+from pyrobnn.posterior.bayesian_net import BayesianNet, settings
+from pyrobnn.posterior.draws import surviving_scales
+
+
+def survive(run: Run, epochs: int) -> None:
+    """Fit a Gaussian posterior around the tuned compact network, as a step of its own.
+
+    It starts as wide as the posterior of the kept coordinates was. Roads that fold their noise away
+    round by round (`rbp`) and controls carry none to the end; there it starts at a tenth of the weights.
+    The compact network itself stays as it is.
+    """
+
+    def function(carry: Carry) -> Carry:
+        net, scales = run.net().cpu(), None
+        if carry.get("guide") is not None:
+            model, guide = run.bayesian()
+            scales = surviving_scales(model.cpu(), guide.cpu(), seed=run.seed("survive"))
+        fitted = BayesianNet.around(net, data_size=len(run.data.train), scales=scales, likelihood=run.likelihood)
+        config = run.config("bayesian", epochs, **{**settings(net), "validate": False})
+        fitted.fit(
+            run.data,
+            config,
+            save=run.journal.save_fit,
+            state=run.journal.fit_state,
+            progress=run.progress,
+            title="bayesian",
+        )
+        return {
+            "bayesian": fitted.state(),
+            "epochs": {**carry["epochs"], "bayesian": epochs},
+            "seconds": run.journal.seconds,
+        }
+
+    run.journal.step("bayesian", function)

@@ -1,0 +1,74 @@
+"""Widths that are planned once for the whole budget and then approached round by round."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from pyrobnn.methods.journal import Carry
+from pyrobnn.methods.run import Run
+from pyrobnn.posterior.state import from_state
+from pyrobnn.pruning import PruningPlan
+from pyrobnn.pruning.criteria import Limits, plan_for_budget
+
+
+def planned_road(run: Run) -> None:
+    """The common road to a budget, but for how it is shared between the layers.
+
+    The first round's scores plan the widths of the last one; every round then cuts all layers by the
+    same part of the way (geometrically), choosing which channels by its own scores. A budget that is
+    shared anew in every round depends on its own earlier cuts: what was cut once cannot come back, and
+    small layers end with one or two channels while wide ones stay (tried on LeNet-5).
+    """
+    run.start()
+    rounds = len(run.epochs.infer)
+    for number in range(rounds):
+        run.infer(number)
+        if number == 0:
+            run.journal.step("widths", partial(_final_widths, run))
+        run.cut(number, partial(_choose, run, number, rounds))
+    run.tune("tune", run.epochs.tune)
+
+
+def _nats(run: Run) -> dict[str, torch.Tensor]:
+    return {name: summary.nats for name, summary in from_state(run.carry["latest"]).channels.items()}
+
+
+def _to_budget(run: Run) -> PruningPlan:
+    request = run.request
+    return plan_for_budget(
+        _nats(run),
+        run.current_table(),
+        target_macs=request.target_macs,
+        target_params=request.target_params,
+        limits=Limits(request.min_channels, request.round_to),
+        dense=run.dense_cost,
+    )
+
+
+def _final_widths(run: Run, carry: Carry) -> Carry:
+    return {"final_widths": _to_budget(run).widths()}
+
+
+def _choose(run: Run, number: int, rounds: int) -> PruningPlan:
+    """The best channels of every group, as many as this round's widths say; the last round meets the budget."""
+    limits, final = Limits(run.request.min_channels, run.request.round_to), run.carry["final_widths"]
+    keep: dict[str, list[int]] = {}
+    score: dict[str, list[float] | None] = {}
+    channels: dict[str, int] = {}
+    for name, nats in _nats(run).items():
+        dense = run.table[name].channels
+        wanted = round(dense * (final[name] / dense) ** ((number + 1) / rounds))
+        count = limits.allowed(len(nats), max(wanted, final[name]))
+        keep[name] = sorted(torch.argsort(nats, descending=True, stable=True)[:count].tolist())
+        score[name], channels[name] = nats.tolist(), len(nats)
+    reason = dict.fromkeys(keep, f"widths planned for the budget, round {number + 1} of {rounds}")
+    chosen = PruningPlan(keep=keep, channels=channels, score=score, reason=reason)
+    if number + 1 < rounds:
+        return chosen
+    left = run.left(run.plan.compose(chosen))
+    targets = {"macs": run.request.target_macs, "params": run.request.target_params}
+    met = all(left[kind] <= value + 1e-12 for kind, value in targets.items() if value is not None)
+    # Where units of one group differ in cost, equal widths need not meet the budget.
+    return chosen if met else _to_budget(run)
