@@ -7,14 +7,22 @@ on from its last checkpoint. Weights are looked for beside the data: `$PYROBNN_D
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import pyrobnn as pb
+from pyrobnn.compression import without_validation
+from pyrobnn.guides.function import NoLatents
+from pyrobnn.inference.fit import FitConfig
+from pyrobnn.inference.schedules import OneCycle
+from pyrobnn.nets import save_weights
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -23,13 +31,19 @@ RUNS = HERE.parent / "runs" / "bench"
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: `compress(net, data, **options)` for each seed."""
+    """One line of a table: `compress(net, data, **options)` for each seed.
+
+    With `dense` the run starts from a dense network that was trained once for so many epochs, on all
+    training images, and is shared by the rows that ask for the same; its epochs and seconds are in the
+    result file (`dense_training`).
+    """
 
     name: str
     net: str
     data: str
     options: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
+    dense: int = 0
     seeds: tuple[int, ...] = (0,)
 
 
@@ -44,10 +58,34 @@ def run(rows: list[Row]) -> None:
                 continue
             print(f"== {name}", flush=True)
             options = dict(row.options)
+            extra: dict[str, Any] = {"script": Path(sys.argv[0]).stem}
             if row.weights is not None:
                 options["weights"] = weights(row.weights)
+            elif row.dense:
+                options["weights"], extra["dense_training"] = dense(row.net, row.data, seed, row.dense)
             pb.compress(row.net, row.data, seed=seed, out=RUNS / name, resume=(RUNS / name).exists(), **options)
-            shutil.copyfile(RUNS / name / "report.json", RESULTS / f"{name}.json")
+            report = json.loads((RUNS / name / "report.json").read_text())
+            (RESULTS / f"{name}.json").write_text(json.dumps({**report, **extra}, indent=2) + "\n")
+
+
+def dense(net: str, data: str, seed: int, epochs: int) -> tuple[Path, dict[str, float]]:
+    """The dense network of a seed, trained once on all training images: its file, and what it took."""
+    path = RUNS / f"dense-{net}-{data}-e{epochs}-s{seed}.safetensors"
+    note = path.with_suffix(".json")
+    if not note.exists():
+        loaded = without_validation(pb.load_data(data))
+        channels, size, _ = loaded.image_shape
+        torch.manual_seed(seed)
+        module = pb.nets.build(net, in_channels=channels, image_size=size, num_classes=loaded.num_classes)
+        model = pb.BayesianModel(module, data_size=len(loaded.train))
+        config = FitConfig(epochs=epochs, lr=2e-3, lr_schedule=OneCycle(0.2, floor=0.01), seed=seed, validate=False)
+        start = time.perf_counter()
+        result = pb.fit(model, NoLatents(), loaded, config=config, title=f"dense {seed}")
+        RUNS.mkdir(parents=True, exist_ok=True)
+        trained = pb.deterministic_net(result.model, result.guide)
+        save_weights(trained, path, mean=loaded.mean, std=loaded.std, trained_on="all")
+        note.write_text(json.dumps({"epochs": epochs, "seconds": round(time.perf_counter() - start, 1)}))
+    return path, json.loads(note.read_text())
 
 
 def weights(name: str) -> Path:

@@ -6,7 +6,7 @@ import json
 import re
 from collections import defaultdict
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 from pyrobnn.methods.registry import METHODS
@@ -14,6 +14,7 @@ from pyrobnn.methods.registry import METHODS
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 SCRIPTS = {"gaussian": "gaussian", "ard": "channel_noise", "sbp": "channel_noise", "rbp": "channel_noise"}
+SCRIPTS |= {"bayes-l1": "scores", "hbfp": "scores", "hbfp-bayes": "scores"}
 
 
 def results_table() -> str:
@@ -36,11 +37,43 @@ def results_table() -> str:
             f"{100 * mean(r['compact']['accuracy'] for r in reports):.2f} %",
             f"−{100 * mean(r['reduction']['macs'] for r in reports):.1f} %",
             f"−{100 * mean(r['reduction']['params'] for r in reports):.1f} %",
-            f"{first['epochs']:g}",
-            f"{mean(r['seconds'] for r in reports) / 60:.0f}",
-            f"`{name}-s*.json`, `make bench NAME={SCRIPTS.get(first['method'], first['method'])}`",
+            f"{_whole(first, 'epochs'):g}",
+            f"{mean(_whole(r, 'seconds') for r in reports) / 60:.0f}",
+            f"`{name}-s*.json`, `make bench NAME={first.get('script') or SCRIPTS[first['method']]}`",
         ]
         lines.append("| " + " | ".join(columns) + " |")
+    return "\n".join(lines)
+
+
+def _whole(report: dict[str, Any], key: str) -> float:
+    """Epochs or seconds, with those of a dense network that rows share."""
+    return float(report[key]) + float(report.get("dense_training", {}).get(key, 0))
+
+
+def equal_macs_table() -> str:
+    """Methods and controls at equal MACs and epochs, best first; every accuracy is the mean over its seeds."""
+    runs: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for path in sorted((HERE / "results" / "equal_macs").glob("*-s[0-9]*.json")):
+        report = json.loads(path.read_text())
+        runs[report["method"]][f"{report['model']}, {Path(report['data']).stem}"].append(report)
+    columns = sorted({network for reports in runs.values() for network in reports})
+
+    def accuracy(reports: list[dict[str, Any]]) -> str:
+        values = [100 * r["compact"]["accuracy"] for r in reports]
+        spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+        return f"{mean(values):.2f}{spread} ({len(values)})" if values else "–"
+
+    def rank(method: str) -> tuple[float, ...]:
+        return tuple(-mean(r["compact"]["accuracy"] for r in runs[method][c]) if runs[method][c] else 0 for c in columns)
+
+    lines = [
+        "| method | " + " | ".join(f"{c}: accuracy, % (seeds)" for c in columns) + " | widths, seed 0 |",
+        "|---" * (len(columns) + 2) + "|",
+    ]
+    for method in sorted(runs, key=rank):
+        first = (runs[method][columns[0]] or [None])[0]
+        widths = "–" if first is None else "-".join(str(w) for w in first["compact"]["widths"].values())
+        lines.append(f"| `{method}` | " + " | ".join(accuracy(runs[method][c]) for c in columns) + f" | {widths} |")
     return "\n".join(lines)
 
 
@@ -61,6 +94,6 @@ def fill(text: str, name: str, content: str) -> str:
 
 if __name__ == "__main__":
     readme = README.read_text(encoding="utf-8")
-    for section, table in (("methods", methods_table()), ("results", results_table())):
+    for section, table in (("methods", methods_table()), ("results", results_table()), ("equal_macs", equal_macs_table())):
         readme = fill(readme, section, table)
     README.write_text(readme, encoding="utf-8")

@@ -1,0 +1,148 @@
+"""Every method against every control at equal MACs: does the posterior beat magnitude?
+
+LeNet-5/MNIST at 6 % of the MACs, seeds 0-2: one dense network per seed (6 epochs), from which every
+method and control goes on for 8 epochs, 3 for inference in 3 rounds and 5 for tuning. ResNet-20/CIFAR-10
+at 60 % from given weights, the same 8 epochs, seed 0; then the best two methods, `l1` and `random` with
+seeds 1 and 2 (those two are chosen by the test accuracy of seed 0, the data left being none; the later
+seeds are the fair part of that comparison). From-scratch rows train the architecture that the best method
+found, for as many epochs (LeNet: with those of the dense network). Methods are taken from the registry.
+
+    python benchmarks/equal_macs.py [PART]     # goes on with what is unfinished; only names that hold PART
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from rows import RESULTS, RUNS, weights
+from torch import nn
+
+import pyrobnn as pb
+from pyrobnn.guides.function import NoLatents
+from pyrobnn.inference.fit import FitConfig
+from pyrobnn.inference.schedules import OneCycle
+from pyrobnn.methods.base import Method
+from pyrobnn.methods.controls import CONTROLS
+from pyrobnn.methods.registry import METHODS
+from pyrobnn.nets import save_weights
+
+FOLDER = RESULTS / "equal_macs"
+SEEDS = (0, 1, 2)
+DENSE_EPOCHS, EPOCHS, INFER = 6, 8, 3
+
+
+@dataclass(frozen=True)
+class Table:
+    """One network: its data and their shape, the share of the MACs that is left, where its weights come from."""
+
+    net: str
+    data: str
+    shape: tuple[int, int, int]
+    left: float
+    given: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.net}-{self.data}"
+
+    def build(self) -> nn.Module:
+        return pb.nets.build(self.net, in_channels=self.shape[0], image_size=self.shape[1])
+
+    def weights(self, seed: int) -> Path:
+        return dense(self, seed) if self.given is None else weights(self.given)
+
+
+LENET = Table("lenet5", "mnist", (1, 28, 28), 0.06)
+RESNET = Table("resnet20", "cifar10", (3, 32, 32), 0.60, "resnet20_cifar10.safetensors")
+
+
+def dense(table: Table, seed: int) -> Path:
+    """The dense network of a seed, trained once."""
+    path = RUNS / f"equal_macs-dense-{table.net}-s{seed}.safetensors"
+    if not path.exists():
+        loaded = pb.load_data(table.data)
+        torch.manual_seed(seed)
+        model = pb.BayesianModel(table.build(), data_size=len(loaded.train))
+        config = FitConfig(epochs=DENSE_EPOCHS, lr=2e-3, lr_schedule=OneCycle(0.2, floor=0.01), seed=seed)
+        fit = pb.fit(model, NoLatents(), loaded, config=config, title=f"dense {seed}")
+        trained = pb.deterministic_net(fit.model, fit.guide)
+        RUNS.mkdir(parents=True, exist_ok=True)
+        save_weights(trained, path, mean=loaded.mean, std=loaded.std, trained_on="train")
+    return path
+
+
+def comparable(table: Table) -> list[Method]:
+    """The registered methods that can treat this network, all with the same share of the epochs."""
+    net = table.build()
+    groups = pb.channel_groups(net, torch.randn(2, *table.shape))
+    able = [m for m in METHODS.values() if m.usable is None or len(m.usable(net, groups))]
+    same = {"infer_share": INFER / EPOCHS, "rounds": INFER, "infer_share_large": None, "rounds_large": None}
+    return [replace(method, **same) for method in able]  # type: ignore[arg-type]
+
+
+def result(table: Table, name: str, seed: int) -> dict[str, Any] | None:
+    """The report of a finished run."""
+    path = FOLDER / f"{table.name}-{name}-s{seed}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def one(table: Table, name: str, seed: int, **options: Any) -> None:
+    """Run (or go on with) one row, unless it is done or was not asked for."""
+    label = f"{table.name}-{name}-s{seed}"
+    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    if wanted not in label or (FOLDER / f"{label}.json").exists():
+        return
+    print(f"== {label}", flush=True)
+    out = RUNS / f"equal_macs-{label}"
+    pb.compress(table.net, table.data, seed=seed, out=out, resume=(out / "checkpoint.pt").exists(), **options)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(out / "report.json", FOLDER / f"{label}.json")
+
+
+def ranking(table: Table, seeds: tuple[int, ...], accuracy: Callable[[dict[str, Any]], float]) -> list[str]:
+    """The methods that are no controls, best mean accuracy first; empty while one of them is unfinished."""
+    controls = {method.name for method in CONTROLS}
+    names = [method.name for method in comparable(table) if method.name not in controls]
+    reports = {name: [result(table, name, seed) for seed in seeds] for name in names}
+    if any(report is None for found in reports.values() for report in found):
+        return []
+    return sorted(names, key=lambda name: -mean(accuracy(r) for r in reports[name] if r is not None))
+
+
+def from_scratch(table: Table, best: str, seed: int, epochs: int) -> None:
+    """The architecture of the best method's plan, trained from fresh weights."""
+    path = RUNS / f"equal_macs-{table.name}-{best}-s{seed}" / "plan.json"
+    if path.exists():
+        one(table, "from-scratch", seed, from_scratch=pb.PruningPlan.load(path), epochs=epochs)
+
+
+def main() -> None:
+    for seed in SEEDS:
+        for method in comparable(LENET):
+            start = LENET.weights(seed)
+            one(LENET, method.name, seed, method=method, weights=start, target_macs=LENET.left, epochs=EPOCHS)
+    for name in ranking(LENET, SEEDS, lambda report: report["validation"]["compact"])[:1]:
+        for seed in SEEDS:
+            from_scratch(LENET, name, seed, DENSE_EPOCHS + EPOCHS)
+    by_name = {method.name: method for method in comparable(RESNET)}
+    for name, method in by_name.items():
+        one(RESNET, name, 0, method=method, weights=RESNET.weights(0), target_macs=RESNET.left, epochs=EPOCHS)
+    best = ranking(RESNET, SEEDS[:1], lambda report: report["compact"]["accuracy"])[:2]
+    for seed in SEEDS:
+        for name in [*best, "l1", "random"]:
+            start = RESNET.weights(seed)
+            one(RESNET, name, seed, method=by_name[name], weights=start, target_macs=RESNET.left, epochs=EPOCHS)
+        for name in best[:1]:
+            from_scratch(RESNET, name, seed, EPOCHS)
+
+
+if __name__ == "__main__":
+    main()
