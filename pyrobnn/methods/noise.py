@@ -25,8 +25,13 @@ def round_goal(run: Any, number: int) -> dict[str, float]:
 
 
 def priced(run: Any, number: int) -> list[Event]:
-    """KL by marginal price, with the multiplier set by dual ascent on the round's goal."""
-    return [PricedKL(round_goal(run, number), run.dense_cost)]
+    """KL by marginal price, with the multiplier set by dual ascent on the round's goal.
+
+    Without a budget there is nothing to insist on: the KL never counts more than the ELBO says, or
+    inference could not bring back what the last cut lost.
+    """
+    most = 1e4 if run.request.has_budget else 1.0
+    return [PricedKL(round_goal(run, number), run.dense_cost, bounds=(0.05, most))]
 
 
 def ard_loss(snr: Tensor, weight: float) -> Tensor:

@@ -17,15 +17,20 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from pyrobnn.guides.spike_slab import SpikeSlabGuide
+from pyrobnn.inference.elbo import base_distribution
 from pyrobnn.inference.events import Event
 from pyrobnn.inference.pricing import PricedKL
 from pyrobnn.inference.schedules import WarmUp
-from pyrobnn.methods.base import Method
+from pyrobnn.methods.base import Method, Reading
 from pyrobnn.methods.noise import round_goal
 from pyrobnn.methods.schedule import is_large
 from pyrobnn.methods.zeros import SupportPrice, choose_zeros, zero_goal
 from pyrobnn.model import BayesianModel
+from pyrobnn.posterior.kept import Posterior
 from pyrobnn.priors.spike_slab import EdgeSpikeSlab, SpikeSlab
 
 if TYPE_CHECKING:
@@ -75,6 +80,32 @@ def _priced(run: Run, number: int) -> list[Event]:
     ]
 
 
+def gate_loss(nats: Tensor, prior_logit: Tensor, weight: float) -> Tensor:
+    """Nats of log-likelihood lost without a channel, read off its fitted gate under a weighted KL.
+
+    Where w KL(γ ‖ λ) balances a loss Δ that closing the gate costs, logit γ = logit λ + Δ / w. So the price
+    in w does not count twice when the loss is divided by the cost saved.
+
+    Args:
+        nats: −log(1 − γ), `[channels]`.
+        prior_logit: logit λ.
+        weight: w.
+    """
+    logit = nats + torch.log(-torch.expm1(-nats.clamp_min(1e-30)))
+    return (weight * (logit - prior_logit)).clamp_min(0.0)
+
+
+def _unpriced(reading: Reading) -> Posterior:
+    """The posterior with `nats` as lost by the likelihood, where the gates' KL was priced."""
+    weights = next((event.weights for event in reading.events if isinstance(event, PricedKL)), {})
+    sites, posterior = reading.model.sites(), reading.posterior
+    for name, summary in posterior.channels.items():
+        if name in weights:
+            prior = base_distribution(sites[f"{name}.gate"]["fn"]).logits.detach().cpu()
+            posterior.channels[name] = replace(summary, nats=gate_loss(summary.nats, prior, weights[name]))
+    return posterior
+
+
 SS_IG = Method(
     name="ss-ig",
     title="spike-and-slab channels, isotropic Gaussian slab",
@@ -88,6 +119,7 @@ SS_IG = Method(
     kl=_kl,
     rounds=5,
     events=_priced,
+    read=_unpriced,
     estimator="local",
 )
 
@@ -120,5 +152,6 @@ SS_EDGE = replace(
     cut_where="no weight of the channel included; single weights: inclusion < 1/2, zeroed",
     prior=partial(EdgeSpikeSlab, 0.5, relative=True),
     events=_edge_events,
+    read=None,
     zeros=choose_zeros,
 )
