@@ -22,17 +22,13 @@ from statistics import mean
 from typing import Any
 
 import torch
-from rows import RESULTS, RUNS, weights
+from rows import RESULTS, RUNS, dense, weights
 from torch import nn
 
 import pyrobnn as pb
-from pyrobnn.guides.function import NoLatents
-from pyrobnn.inference.fit import FitConfig
-from pyrobnn.inference.schedules import OneCycle
 from pyrobnn.methods.base import Method
 from pyrobnn.methods.controls import CONTROLS
 from pyrobnn.methods.registry import METHODS
-from pyrobnn.nets import save_weights
 
 FOLDER = RESULTS / "equal_macs"
 SEEDS = (0, 1, 2)
@@ -57,26 +53,11 @@ class Table:
         return pb.nets.build(self.net, in_channels=self.shape[0], image_size=self.shape[1])
 
     def weights(self, seed: int) -> Path:
-        return dense(self, seed) if self.given is None else weights(self.given)
+        return dense(self.net, self.data, seed, DENSE_EPOCHS)[0] if self.given is None else weights(self.given)
 
 
 LENET = Table("lenet5", "mnist", (1, 28, 28), 0.06)
 RESNET = Table("resnet20", "cifar10", (3, 32, 32), 0.60, "resnet20_cifar10.safetensors")
-
-
-def dense(table: Table, seed: int) -> Path:
-    """The dense network of a seed, trained once."""
-    path = RUNS / f"equal_macs-dense-{table.net}-s{seed}.safetensors"
-    if not path.exists():
-        loaded = pb.load_data(table.data)
-        torch.manual_seed(seed)
-        model = pb.BayesianModel(table.build(), data_size=len(loaded.train))
-        config = FitConfig(epochs=DENSE_EPOCHS, lr=2e-3, lr_schedule=OneCycle(0.2, floor=0.01), seed=seed)
-        fit = pb.fit(model, NoLatents(), loaded, config=config, title=f"dense {seed}")
-        trained = pb.deterministic_net(fit.model, fit.guide)
-        RUNS.mkdir(parents=True, exist_ok=True)
-        save_weights(trained, path, mean=loaded.mean, std=loaded.std, trained_on="train")
-    return path
 
 
 def comparable(table: Table) -> list[Method]:

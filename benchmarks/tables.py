@@ -36,13 +36,20 @@ def results_table() -> str:
             f"{100 * mean(r['dense']['accuracy'] for r in reports):.2f} %",
             f"{100 * mean(r['compact']['accuracy'] for r in reports):.2f} %",
             f"−{100 * mean(r['reduction']['macs'] for r in reports):.1f} %",
-            f"−{100 * mean(r['reduction']['params'] for r in reports):.1f} %",
+            _parameters(reports),
             f"{_whole(first, 'epochs'):g}",
             f"{mean(_whole(r, 'seconds') for r in reports) / 60:.0f}",
             f"`{name}-s*.json`, `make bench NAME={first.get('script') or SCRIPTS[first['method']]}`",
         ]
         lines.append("| " + " | ".join(columns) + " |")
     return "\n".join(lines)
+
+
+def _parameters(reports: list[dict[str, Any]]) -> str:
+    """What was cut; and, where single weights are zero, what is gone in all."""
+    cut, gone = (mean(r["reduction"][key] for r in reports) for key in ("params", "nonzero_params"))
+    zeros = f" (with zeros −{100 * gone:.1f} %)" if gone - cut > 5e-4 else ""
+    return f"−{100 * cut:.1f} %{zeros}"
 
 
 def _whole(report: dict[str, Any], key: str) -> float:
