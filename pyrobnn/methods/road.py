@@ -35,6 +35,7 @@ def common_road(run: Run) -> None:
     within_drop = run.request.max_drop is not None and not run.request.has_budget
     if within_drop:
         run.accept("accept dense")
+        run.accept("hold dense", "held_state")
     for number in range(len(run.epochs.infer)):
         run.infer(number)
         if within_drop:
@@ -44,11 +45,15 @@ def common_road(run: Run) -> None:
                 run.restore(f"back from {number + 1}")
                 break
             run.accept(f"accept {number + 1}")
+            if run.carry["held"][number]:
+                run.accept(f"hold {number + 1}", "held_state")
         run.cut(number, partial(choose, run, number))
     run.tune("tune", run.epochs.tune)
     if within_drop and run.carry["tuned"] < floor(run) and "plan" in run.carry["accepted"]:
-        run.say("tuning missed --max-drop: back to the last network that inference had brought back")
-        run.restore("back from tune")
+        # The last network that held the drop before any tuning; if none did, the last that came near.
+        slot = "held_state" if "plan" in run.carry["held_state"] else "accepted"
+        run.say("tuning missed --max-drop: back to a larger network, which inference had brought back")
+        run.restore("back from tune", slot)
         run.tune("retune", run.epochs.retune or run.epochs.tune)
         if run.carry["tuned"] < floor(run):
             short = 100 * (floor(run) - run.carry["tuned"])
@@ -96,8 +101,12 @@ def resolution(run: Run) -> float:
 
 
 def judge(run: Run, number: int, carry: Carry) -> Carry:
-    """Add the round's verdict to those before."""
-    return {"judged": [*carry.get("judged", []), recovered(run, number)]}
+    """Add the round's verdict to those before, and whether it held the drop with nothing left to tuning."""
+    held = number == 0 or bool(run.carry["recovered"] >= floor(run))
+    return {
+        "judged": [*carry.get("judged", []), recovered(run, number)],
+        "held": [*carry.get("held", []), held],
+    }
 
 
 def recovered(run: Run, number: int) -> bool:

@@ -378,19 +378,19 @@ class Run:
 
         self.journal.step(name, function)
 
-    def accept(self, name: str) -> None:
+    def accept(self, name: str, slot: str = "accepted") -> None:
         """Remember the current state as one to come back to."""
         keys = ("net", "plan", "posterior", "rounds", "guide", "point")
-        self.journal.step(name, lambda carry: {"accepted": {key: carry[key] for key in keys if key in carry}})
+        self.journal.step(name, lambda carry: {slot: {key: carry[key] for key in keys if key in carry}})
 
-    def restore(self, name: str) -> None:
-        """Go back to the accepted state."""
+    def restore(self, name: str, slot: str = "accepted") -> None:
+        """Go back to a state that was accepted."""
 
         def function(carry: Carry) -> Carry:
             blank: Carry = {"plan": None}
             if "posterior" in carry:  # accepted before the first cut: nothing of what it read was decided
                 blank["posterior"] = to_state(self.posterior().decide(PruningPlan.full(self.table)))
-            return {**blank, **carry["accepted"]}
+            return {**blank, **carry[slot]}
 
         self.journal.step(name, function)
 
