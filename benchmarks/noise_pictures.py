@@ -30,13 +30,10 @@ def draw(method: str) -> Path:
     if not checkpoint.exists():
         sys.exit(f"{checkpoint} not found: first run `python benchmarks/channel_noise.py {ROW.format(method)}`")
     posterior = from_state(load_checkpoint(checkpoint)["carry"]["posterior"])
-    figure = Figure(figsize=(3.6 * len(posterior.channels), 3.4), layout="constrained")
+    figure = Figure(figsize=(3.8 * len(posterior.channels), 3.4), layout="constrained")
     panels = figure.subplots(1, len(posterior.channels), squeeze=False)[0]
     for ax, (name, channel) in zip(panels, posterior.channels.items(), strict=True):
-        plots.snr_lines(posterior.history, name, threshold=0.5 if channel.statistic == "inclusion" else 1.0, ax=ax)
-        if channel.statistic == "inclusion":
-            ax.set_ylabel(f"inclusion probability of {name}")
-            ax.set_yscale("linear")
+        plots.snr_lines(posterior, name, threshold=0.5 if channel.statistic == "inclusion" else 1.0, ax=ax)
     path = IMAGES / f"snr-{method}.png"
     figure.savefig(path, dpi=110)
     return path

@@ -90,41 +90,40 @@ def trajectories(
 
 
 def snr_lines(
-    history: Sequence[Mapping[str, Tensor]],
-    group: str | None = None,
-    *,
-    threshold: float | None = 1.0,
-    ax: Axes | None = None,
+    posterior: Posterior, group: str | None = None, *, threshold: float | None = 1.0, ax: Axes | None = None
 ) -> Axes:
-    """SNR of every channel of one group, epoch by epoch, with the cut line.
+    """SNR (or inclusion probability) of every channel of one group, epoch by epoch, with the cut line.
 
-    A line ends where its channel was cut: orange; channels that stay to the end are blue.
+    Channels that stay are blue; those that were cut are orange, up to the last epoch that they saw.
 
     Args:
-        history: one ``{group: SNR [channels]}`` per record, NaN once cut, as in ``posterior.history``.
-        group: its name; by default the first that was recorded.
-        threshold: where to draw the cut line; None for no line (a budget has none that is fixed).
+        posterior: with a history, as runs have it.
+        group: its name; by default the first one.
+        threshold: where to draw the line of the fixed rule; None for no line. A budget cuts above or below it.
         ax: axes to draw into.
 
     Raises:
         DataError: nothing was recorded for the group.
     """
-    names = [name for record in history for name in record]
-    chosen = group if group is not None else names[0] if names else ""
-    records = [(number, to_numpy(record[chosen])) for number, record in enumerate(history, 1) if chosen in record]
-    if not records:
+    chosen = next(iter(posterior.channels), "") if group is None else group
+    history = enumerate(posterior.history, start=1)
+    records = [(number, to_numpy(record[chosen])) for number, record in history if chosen in record]
+    if not records or chosen not in posterior.channels:
         raise DataError(f"expected an SNR history of {group or 'any group'}, got none; fit with a history")
-    time = np.array([number for number, _ in records])
-    values = np.stack([value for _, value in records]).clip(1e-3)
-    stays = np.isfinite(values[-1])
+    channel = posterior.channels[chosen]
+    time, values = np.array([number for number, _ in records]), np.stack([value for _, value in records])
+    probability = channel.statistic == "inclusion"
+    values = values if probability else values.clip(1e-3)
+    stays = to_numpy(channel.kept) > 0.5
     ax = get_axes(ax, 5.0, 3.4)
-    for color, these, label in ((CUT, ~stays, "cut before the end"), (KEPT, stays, "still there")):
+    for color, these, label in ((CUT, ~stays, "cut"), (KEPT, stays, "kept")):
         lines = ax.plot(time, values[:, these], color=color, linewidth=0.8, alpha=0.7, marker=".", markersize=3)
         if lines:
             lines[0].set_label(f"{label} ({these.sum()})")
     if threshold is not None:
         ax.axhline(threshold, color=LINE, linestyle="--", linewidth=1, label="cut line")
-    ax.set_yscale("log")
-    tidy(ax, "epoch of inference", f"SNR of {chosen}")
+    ax.set_yscale("linear" if probability else "log")
+    ax.locator_params(axis="x", integer=True)
+    tidy(ax, "epoch of inference", f"{'inclusion probability' if probability else 'SNR'} of {chosen}")
     legend_above(ax, 3)
     return ax
