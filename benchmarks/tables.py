@@ -64,6 +64,8 @@ def equal_macs_table() -> str:
         report = json.loads(path.read_text())
         runs[report["method"]][f"{report['model']}, {Path(report['data']).stem}"].append(report)
     columns = sorted({network for reports in runs.values() for network in reports})
+    if not columns:
+        return "No row of this table is finished yet."
 
     def accuracy(reports: list[dict[str, Any]]) -> str:
         values = [100 * r["compact"]["accuracy"] for r in reports]
