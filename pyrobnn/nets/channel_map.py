@@ -21,7 +21,7 @@ class ChannelMap(nn.Module):
         out_channels: Channels that go out, at least ``offset + in_channels``.
         offset: Zero channels in front of the copied ones.
 
-    Shapes: ``[B, in_channels, H, W] -> [B, out_channels, H, W]``.
+    Shapes: ``[B, in_channels, ...] -> [B, out_channels, ...]``.
 
     >>> ChannelMap(2, 4, offset=1)(torch.ones(1, 2, 1, 1)).flatten().tolist()
     [0.0, 1.0, 1.0, 0.0]
@@ -42,7 +42,7 @@ class ChannelMap(nn.Module):
         self.register_buffer("weight", copied.to(torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.index_select(1, self.index) * self.weight.to(x.dtype).view(1, -1, 1, 1)
+        return x.index_select(1, self.index) * self.weight.to(x.dtype).view(1, -1, *[1] * (x.dim() - 2))
 
     def extra_repr(self) -> str:
         return f"out_channels={self.index.numel()}, copied={int(self.weight.count_nonzero())}"
