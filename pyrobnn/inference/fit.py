@@ -229,7 +229,7 @@ class Loop:
 
     def _bad_gradient(self) -> str:
         named = [*self.model.net.named_parameters(), *self.guide.named_parameters()]
-        return next((n for n, p in named if p.grad is not None and not torch.isfinite(p.grad).all()), "?")
+        return next((n for n, p in named if p.grad is not None and not torch.isfinite(p.grad).all()), "all parameters together")
 
     def run_epoch(self, report: Callable[[int, float], None]) -> None:
         """One pass over the training data, then the events."""
