@@ -214,10 +214,12 @@ def _channel_map(tracer: Tracer, call: Call, index_name: str, module: nn.Module)
 
 @rule("multi_head_attention_forward", "scaled_dot_product_attention", "native_multi_head_attention")
 def attention(tracer: Tracer, call: Call) -> None:
+    """Refused: every channel reads every other."""
     tracer.refuse(call, "mixes channels (attention)")
 
 
 @rule("matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "dot", "bilinear")
 def product(tracer: Tracer, call: Call) -> None:
+    """Refused where a factor carries labels: which sums it forms is not analysed."""
     if any(tracer.labels(tensor) is not None for tensor in tensors_in((call.args, call.kwargs))):
         tracer.refuse(call, "is a matrix product, which mixes channels")

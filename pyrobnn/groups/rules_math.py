@@ -44,6 +44,7 @@ from pyrobnn.groups.trace import Call, Tracer, no_labels, rule, source_of, tenso
     *("alias", "real", "type_as", "log1p", "expm1", "absolute", "negative"),
 )
 def through_zero(tracer: Tracer, call: Call) -> None:
+    """f(0) = 0: labels pass, and a gate before it is one behind it."""
     _unary(tracer, call, keeps_tag=True)
 
 
@@ -87,11 +88,13 @@ def through_zero(tracer: Tracer, call: Call) -> None:
     *("fill", "zero", "normal", "uniform", "empty_like", "rand_like", "randn_like", "bernoulli"),
 )
 def elementwise(tracer: Tracer, call: Call) -> None:
+    """Labels pass; f(0) may differ from 0, so the tag of a normalisation does not."""
     _unary(tracer, call, keeps_tag=False)
 
 
 @rule("hardtanh")
 def hardtanh(tracer: Tracer, call: Call) -> None:
+    """Goes through zero where its range holds it (ReLU6 does)."""
     low, high = call.get(1, "min_val", -1.0), call.get(2, "max_val", 1.0)
     _unary(tracer, call, keeps_tag=bool(low <= 0 <= high))
 
@@ -163,6 +166,7 @@ def _unary(tracer: Tracer, call: Call, keeps_tag: bool) -> None:
     ),
 )
 def arithmetic(tracer: Tracer, call: Call) -> None:
+    """Operations on several tensors: channels that meet are tied, position by position."""
     tensors = list(tensors_in((call.args, call.kwargs)))
     labelled = [tensor for tensor in tensors if tracer.labels(tensor) is not None]
     if not labelled:
@@ -275,6 +279,7 @@ def spatial(tracer: Tracer, call: Call) -> None:
     "all",
 )
 def reduction(tracer: Tracer, call: Call) -> None:
+    """Sums, means and extrema: labels pass along the axes that stay; over channels they are refused."""
     source = source_of(call)
     labels = tracer.labels(source)
     other = call.get(1, "other")

@@ -14,6 +14,7 @@ from pyrobnn.groups.trace import Call, Tracer, no_labels, rule, source_of
 
 @rule("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as", "ravel")
 def reshape(tracer: Tracer, call: Call) -> None:
+    """The label tensor is reshaped as the numbers are."""
     source = source_of(call)
     labels = tracer.labels(source)
     if labels is None:

@@ -38,6 +38,9 @@ class PricedKL(Event):
         floor: lowest weight relative to the mean price, so that cheap channels are not free.
         site: which sites are priced, those named `<group>.<site>`; other sites keep their weight.
 
+    Attributes:
+        weights: `{group: factor}` that the KL of its site was last multiplied with.
+
     Raises:
         ConfigError: no goal, or a rate that is not positive.
     """
@@ -59,7 +62,7 @@ class PricedKL(Event):
         self.goal, self.dense = dict(goal), dense
         self.multiplier, self.rate, self.every, self.bounds, self.floor = start, rate, every, bounds, floor
         self.site = site
-        self.weights: dict[str, float] = {}  # what each group's KL was last multiplied with
+        self.weights: dict[str, float] = {}
 
     def on_start(self, loop: Loop) -> None:
         if loop.step and self.weights:  # resumed between two updates: with the weights of the last one

@@ -11,12 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pyrobnn.errors import ConfigError
-from pyrobnn.guides.mean_field import MeanField
-from pyrobnn.inference.schedules import WarmUp
 from pyrobnn.methods.base import Method, Reading
+from pyrobnn.methods.gaussian import cold_kl, quick_scales
 from pyrobnn.methods.iterative import iterative_road
-from pyrobnn.methods.schedule import is_large
-from pyrobnn.model import BayesianModel
 from pyrobnn.posterior.kept import Posterior
 from pyrobnn.posterior.summary import site_moments
 from pyrobnn.priors.base import Prior
@@ -25,16 +22,6 @@ from pyrobnn.priors.gaussian import Gaussian, ScaleMixture
 from pyrobnn.pruning.scores import capped_l1_scores, moments_of, scored
 
 PRIORS: dict[str, Callable[[], Prior]] = {"capped-l1": CappedL1, "gaussian": lambda: Gaussian("fan_in"), "mixture": ScaleMixture}
-
-
-def _kl(number: int, large: bool) -> WarmUp:
-    """A cold posterior, warmed up in the first round, for the reasons that `gaussian` gives."""
-    return WarmUp(0.5 if number == 0 else 0.0, 0.0, 0.01 if large else 0.1)
-
-
-def _guide(model: BayesianModel) -> MeanField:
-    """Quick scales in deep networks, whose means hardly move in the few epochs there are."""
-    return MeanField(model, init_scale=0.1, scale_lr=25.0 if is_large(model.net) else 1.0)
 
 
 def bayes_l1(prior: str = "capped-l1", *, mix: float = 0.5, expected: bool = True, name: str = "bayes-l1") -> Method:
@@ -54,6 +41,7 @@ def bayes_l1(prior: str = "capped-l1", *, mix: float = 0.5, expected: bool = Tru
         raise ConfigError(f"bayes-l1 has priors {', '.join(PRIORS)}, got {prior!r}")
     if not 0 <= mix <= 1:
         raise ConfigError(f"mix, the part of the capped norm, must lie in [0, 1], got {mix}")
+
     def read(reading: Reading) -> Posterior:
         moments = {**moments_of(reading.model.net), **site_moments(reading.model, reading.guide)}
         table = reading.model.groups
@@ -66,12 +54,12 @@ def bayes_l1(prior: str = "capped-l1", *, mix: float = 0.5, expected: bool = Tru
         source="Shaikh et al. 2024, Kumar et al. 2021 (abstracts); weighting, cap and prior reconstructed",
         cut_where="smallest part of what is left of the layer's norm per cost saved (lowest 20 % a round without a target)",
         prior=PRIORS[prior],
-        guide=_guide,
+        guide=quick_scales,
         rule="fraction",
         threshold=0.8,
         infer={"lr": 1e-3, "guide_lr": 1e-3, "lr_schedule": "constant"},
         infer_large={"lr": 2e-4, "guide_lr": 2e-4},
-        kl=_kl,
+        kl=cold_kl,
         rounds=8,
         infer_share=0.25,
         estimator="local",
