@@ -12,9 +12,10 @@ from pyrobnn.distributions.folded import expected_abs
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.base import site_key
 from pyrobnn.inference.events import Event
+from pyrobnn.posterior.shares import producers
 from pyrobnn.posterior.summary import per_unit, site_moments
 from pyrobnn.pruning.pairs import Elimination, eliminate, history_distances, symmetric_kl
-from pyrobnn.pruning.scores import moments_of, producers
+from pyrobnn.pruning.scores import moments_of
 
 if TYPE_CHECKING:
     from pyrobnn.inference.fit import Loop

@@ -17,6 +17,7 @@ from pyrobnn.inference.elbo import base_distribution
 from pyrobnn.inference.local import local_params
 from pyrobnn.model import BayesianModel
 from pyrobnn.posterior.kept import ChannelSummary, Posterior, SiteSummary
+from pyrobnn.posterior.shares import removal_cost
 
 SiteMoments = dict[str, tuple[Tensor, Tensor]]
 
@@ -200,7 +201,10 @@ def _from_weights(
     """Weight-level posteriors: a channel's taps are the weights of its filters and those that read it.
 
     SNR squared is the mean of mu^2 / sigma^2 over the taps, `evidence` the sum of their
-    Savage-Dickey log ratios. Point estimates (no uncertain tap) give a magnitude instead.
+    Savage-Dickey log ratios. Point estimates (no uncertain tap) give a magnitude instead. `nats` is the
+    removal cost of SNR squared: tap counts and posterior scales differ so much between layers that a sum
+    over taps would only say how large a layer is (tried on ResNet-20: the first stage went down to one
+    channel a block).
     """
     tensors = dict(model.net.named_parameters()) | dict(model.net.named_buffers())
     members = [m for m in group.members if m.role in ("out", "in") and tensors[m.tensor].dim() >= 2]
@@ -220,17 +224,7 @@ def _from_weights(
         else:
             evidence = evidence + per_unit(part.expand(ratio.shape), member.axis, member.index)
     snr = (total / taps.clamp_min(1)).sqrt()
-    return ChannelSummary(group.name, snr, _share(snr), "snr", kept, evidence=evidence)
-
-
-def _share(statistic: Tensor) -> Tensor:
-    """Each channel's part of the group's summed square: every group has 1 to lose.
-
-    Tap counts and posterior scales differ so much between layers that a sum over taps would only say
-    how large a layer is (tried on ResNet-20: the first stage went down to one channel a block).
-    """
-    squared = statistic.square()
-    return squared / squared.sum().clamp_min(1e-24)
+    return ChannelSummary(group.name, snr, removal_cost(snr.square(), group, _shapes(tensors)), "snr", kept, evidence=evidence)
 
 
 def _from_magnitudes(
@@ -244,7 +238,12 @@ def _from_magnitudes(
         norms[member.role] = norms.get(member.role, torch.zeros(group.channels)) + part
     squared = torch.stack(list(norms.values())) if norms else torch.zeros(1, group.channels)
     magnitude = squared.clamp_min(1e-24).log().mean(0).mul(0.5).exp()
-    return ChannelSummary(group.name, magnitude, _share(magnitude), "magnitude", kept)
+    cost = removal_cost(magnitude.square(), group, _shapes(tensors))
+    return ChannelSummary(group.name, magnitude, cost, "magnitude", kept)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def channel_draws(model: BayesianModel, guide: Any, draws: int, seed: int = 0) -> dict[str, Tensor]:

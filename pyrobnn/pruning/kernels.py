@@ -11,6 +11,7 @@ from torch import Tensor
 from pyrobnn.errors import ConfigError
 from pyrobnn.groups import ChannelGroup, ChannelTable
 from pyrobnn.posterior.kept import ChannelSummary, Posterior
+from pyrobnn.posterior.shares import removal_cost
 from pyrobnn.posterior.summary import per_unit
 from pyrobnn.pruning.criteria import Limits
 from pyrobnn.pruning.plan import PruningPlan
@@ -26,7 +27,7 @@ def rank_kernels(posterior: Posterior, table: ChannelTable, statistic: str = "no
     Where a normalisation follows, the norm of a kernel is a matter of units; there it is the geometric
     mean with the norm of the weights that read the channel (ours), which no rescaling changes. `snr` is
     ‖M_k‖ / (σ_k √K), the root mean square of the mean over the standard deviation (a variant of ours, too).
-    Channels of different groups are compared by their share of the group's squared statistic.
+    Channels of different groups are compared by the removal cost of the squared statistic.
 
     Args:
         posterior: of a network with random weights.
@@ -41,11 +42,10 @@ def rank_kernels(posterior: Posterior, table: ChannelTable, statistic: str = "no
     channels: dict[str, ChannelSummary] = {}
     for group in table:
         value = _kernel_snr(posterior, group) if statistic == "snr" else _kernel_norm(posterior, group)
-        squared = value.square()
         channels[group.name] = replace(
             posterior.channels[group.name],
             snr=value,
-            nats=squared / squared.sum().clamp_min(1e-24),
+            nats=removal_cost(value.square(), group, table.facts.shapes),
             statistic="snr" if statistic == "snr" else "magnitude",
         )
     return replace(posterior, channels=channels)

@@ -17,16 +17,11 @@ from torch.func import functional_call
 
 from pyrobnn.distributions.folded import expected_abs, expected_capped
 from pyrobnn.groups import ChannelTable, GateMap
-from pyrobnn.groups.parts import ChannelGroup, Member
+from pyrobnn.posterior.shares import producers, removal_cost
 from pyrobnn.posterior.summary import Posterior, per_unit
 
 Scores = dict[str, Tensor]
 Moments = Mapping[str, tuple[Tensor, Tensor]]
-
-
-def producers(group: ChannelGroup, shapes: Mapping[str, tuple[int, ...]]) -> list[Member]:
-    """The members that are rows of filters (weights of convolutions and linear layers, no biases)."""
-    return [member for member in group.members if member.role == "out" and len(shapes[member.tensor]) >= 2]
 
 
 def filter_sums(table: ChannelTable, value: Callable[[str], Tensor]) -> Scores:
@@ -141,39 +136,15 @@ def taylor_scores(net: nn.Module, table: ChannelTable, batches: Iterable[tuple[T
     return {name: (value / max(1, count)).sqrt() for name, value in squares.items()}
 
 
-def left_share(score: Tensor) -> Tensor:
-    """What each channel's removal costs: the log of the share of the group's summed score that it leaves.
-
-    Channels go in ascending order, so the k-th costs −log(1 − s_k / (s_k + all higher ones)). Costs add up
-    to the log of what is left after any number of channels, in one round or in many. Shares of the
-    *original* sum would make the last channels of a group as cheap as the first where scores are alike, as
-    norms are: a budget then takes whole layers down to one channel (tried on LeNet-5).
-
-    Args:
-        score: `[channels]`, not negative.
-
-    >>> [round(v, 3) for v in left_share(torch.tensor([1.0, 1.0])).tolist()]   # log 2, then the layer is gone
-    [0.693, 20.723]
-    """
-    values = score.detach().double().cpu()
-    order = values.argsort(stable=True)
-    ascending = values[order]
-    rest = ascending.flip(0).cumsum(0).flip(0).clamp_min(1e-300)
-    cost = torch.empty_like(values)
-    cost[order] = -torch.log1p(-(ascending / rest).clamp_max(1 - 1e-9))
-    return cost.float()
-
-
 def scored(posterior: Posterior, scores: Mapping[str, Tensor], table: ChannelTable) -> Posterior:
     """The posterior with these scores in place of its own statistic, for the groups that have one.
 
-    What is lost with a channel is :func:`left_share`, once for every layer that produces the group's
-    channels (a stage of a residual net loses a part of each of its blocks). It is free of units: criteria
-    as different as norms and gradients meet the budget planner on an equal footing.
+    What is lost with a channel is :func:`~pyrobnn.posterior.shares.removal_cost`. It is free of units:
+    criteria as different as norms and gradients meet the budget planner on an equal footing.
     """
     channels = dict(posterior.channels)
     for name, score in scores.items():
         score = score.detach().float().cpu()
-        nats = left_share(score) * max(1, len(producers(table[name], table.facts.shapes)))
+        nats = removal_cost(score, table[name], table.facts.shapes)
         channels[name] = replace(channels[name], snr=score, nats=nats, statistic="score", evidence=None)
     return replace(posterior, channels=channels)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 import pyrobnn as pb
 from pyrobnn.groups import ChannelTable, GateMap
+from pyrobnn.posterior.shares import left_share
 from pyrobnn.pruning.scores import (
     capped_l1_scores,
     fpgm_scores,
     l1_norms,
-    left_share,
     moments_of,
     norm_scales,
     scored,
@@ -161,29 +161,6 @@ def test_expected_scores_are_those_of_draws() -> None:
     assert torch.allclose(expected, sample, rtol=5e-3)
     means = capped_l1_scores(table, moments, expected=False)["inner"]
     assert bool((expected > means).all())  # a magnitude is convex, a capped one nearly
-
-
-def test_cost_is_the_log_of_what_is_left() -> None:
-    score = torch.tensor([3.0, 1.0, 0.5, 5.5])
-    cost = left_share(score)
-    order = score.argsort()
-    for gone in range(1, 4):
-        left = float(score[order[gone:]].sum()) / 10.0
-        assert float(cost[order[:gone]].sum()) == pytest.approx(-torch.tensor(left).log().item(), rel=1e-5)
-    assert bool((cost[order].diff() > 0).all())
-    # The same in two rounds, and in other units.
-    assert torch.allclose(left_share(score[order[2:]]), cost[order[2:]], rtol=1e-5)
-    assert torch.allclose(left_share(100 * score), cost)
-    assert bool(torch.isfinite(left_share(torch.zeros(3))).all())
-
-
-def test_equal_scores_keep_layers_in_proportion() -> None:
-    """A budget must not empty one layer while its neighbour stays whole."""
-    net = pb.nets.build("lenet5", in_channels=1, image_size=28)
-    table = pb.channel_groups(net, torch.randn(2, 1, 28, 28))
-    costs = {group.name: left_share(torch.ones(group.channels)) for group in table}
-    plan = pb.plan_for_budget(costs, table, target_macs=0.25)
-    assert 0.3 < len(plan.keep["conv1"]) / 20 < 0.6 and 0.25 < len(plan.keep["conv2"]) / 50 < 0.6
 
 
 def test_scored_replaces_the_statistic_of_named_groups() -> None:
