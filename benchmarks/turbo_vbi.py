@@ -20,7 +20,7 @@ INDEPENDENT = replace(
     prior=partial(Turbo, transitions=Transitions(DENSITY, 1 - DENSITY, 0.5, 0.5)),
 )
 
-LENET = {"target_macs": 0.07, "target_nonzero": 0.007, "epochs": 60}
+LENET = {"target_macs": 0.07, "target_nonzero": 0.007, "epochs": 40}
 
 ROWS = [
     Row(
@@ -28,8 +28,9 @@ ROWS = [
         "lenet5",
         "mnist",
         {"method": "turbo-vbi", **LENET},
+        dense=10,
     ),
-    Row("turbo-vbi-independent-lenet5-mnist", "lenet5", "mnist", {"method": INDEPENDENT, **LENET}),
+    Row("turbo-vbi-independent-lenet5-mnist", "lenet5", "mnist", {"method": INDEPENDENT, **LENET}, dense=10),
     Row(
         "turbo-vbi-resnet20-cifar10",
         "resnet20",
