@@ -362,7 +362,7 @@ def test_a_verdict_is_not_reconsidered(
     def recovered(run: Any, number: int) -> bool:
         return sum(name.startswith("infer") for name in run.journal.done) < 3
 
-    monkeypatch.setattr("pyrobnn.methods.road.recovered", recovered)
+    monkeypatch.setattr("pyrobnn.methods.verdict.recovered", recovered)
     whole = pb.compress("small_cnn", data, **DROP)
     original = Journal.step
 

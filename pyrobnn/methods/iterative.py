@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from pyrobnn.methods.road import common_road, floor, judge
+from pyrobnn.methods.road import common_road
 from pyrobnn.methods.run import Run
+from pyrobnn.methods.verdict import begin, finish, survives
 from pyrobnn.posterior.state import from_state
 from pyrobnn.pruning import PruningPlan
 from pyrobnn.pruning.criteria import plan
@@ -22,22 +23,14 @@ def iterative_road(run: Run) -> None:
     if run.request.target:
         common_road(run)
         return
-    run.start()
-    run.accept("accept dense")
+    begin(run)
     for number in range(len(run.epochs.infer)):
         run.infer(number)
-        run.journal.step(f"judge {number + 1}", partial(judge, run, number))
-        if not run.carry["judged"][number]:
-            run.restore(f"back from {number + 1}")
+        if not survives(run, number):
             break
-        run.accept(f"accept {number + 1}")
         run.cut(number, partial(_lowest, run))
     last = run.epochs.tune // 3
-    run.tune("tune", run.epochs.tune - last)
-    if last and run.carry["tuned"] < floor(run) and "plan" in run.carry["accepted"]:
-        run.say("tuning did not bring the accuracy back: one round less")
-        run.restore("back from tune")
-        run.tune("retune", last)
+    finish(run, run.epochs.tune - last, last)
 
 
 def _lowest(run: Run) -> PruningPlan:

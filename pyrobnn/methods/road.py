@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import partial
 
@@ -12,6 +11,7 @@ from torch import nn
 from pyrobnn.errors import PlanError
 from pyrobnn.methods.journal import Carry
 from pyrobnn.methods.run import Run, state_of
+from pyrobnn.methods.verdict import begin, finish, floor, resolution, survives
 from pyrobnn.posterior.state import from_state
 from pyrobnn.pruning import PruningPlan, compact
 from pyrobnn.pruning.criteria import Limits, plan, plan_for_budget
@@ -21,7 +21,6 @@ from pyrobnn.pruning.search import largest_cut
 LOSS_PER_CUT = 5.0
 LARGEST_CUT = 0.35  # share of the current MACs and parameters that one round leaves at the least
 LARGEST_GROUP_CUT = 0.5  # share of a group that one round takes at the most, unless the budget asks for more
-SLACK = 0.4  # what tuning with plain weights still adds to the posterior mean, in points
 
 
 def common_road(run: Run) -> None:
@@ -31,33 +30,20 @@ def common_road(run: Run) -> None:
     deep as validation accuracy allows and the run goes back one round when it does not recover.
     With neither, the method's own rule decides once per round.
     """
-    run.start()
     within_drop = run.request.max_drop is not None and not run.request.has_budget
     if within_drop:
-        run.accept("accept dense")
-        run.accept("hold dense", "held_state")
+        begin(run)
+    else:
+        run.start()
     for number in range(len(run.epochs.infer)):
         run.infer(number)
-        if within_drop:
-            # By round, since a resumed run has the state of a later round here.
-            run.journal.step(f"judge {number + 1}", partial(judge, run, number))
-            if not run.carry["judged"][number]:
-                run.restore(f"back from {number + 1}")
-                break
-            run.accept(f"accept {number + 1}")
-            if run.carry["held"][number]:
-                run.accept(f"hold {number + 1}", "held_state")
+        if within_drop and not survives(run, number):
+            break
         run.cut(number, partial(choose, run, number))
-    run.tune("tune", run.epochs.tune)
-    if within_drop and run.carry["tuned"] < floor(run) and "plan" in run.carry["accepted"]:
-        # The last network that held the drop before any tuning; if none did, the last that came near.
-        slot = "held_state" if "plan" in run.carry["held_state"] else "accepted"
-        run.say("tuning missed --max-drop: back to a larger network, which inference had brought back")
-        run.restore("back from tune", slot)
-        run.tune("retune", run.epochs.retune or run.epochs.tune)
-        if run.carry["tuned"] < floor(run):
-            short = 100 * (floor(run) - run.carry["tuned"])
-            run.say(f"the result is {short:.2f} points short of --max-drop on validation data: give it more --epochs")
+    if within_drop:
+        finish(run, run.epochs.tune, run.epochs.retune or run.epochs.tune)
+    else:
+        run.tune("tune", run.epochs.tune)
 
 
 def scratch_road(run: Run, wanted: PruningPlan) -> None:
@@ -86,32 +72,6 @@ def reset(net: nn.Module, seed: int) -> nn.Module:
             if callable(fresh):
                 fresh()
     return net
-
-
-def floor(run: Run, slack: float = 0.0) -> float:
-    """The validation accuracy that `--max-drop` asks for, less `slack` points."""
-    drop = (run.request.max_drop or 0.0) + slack
-    return float(run.carry["base"]) - drop / 100
-
-
-def resolution(run: Run) -> float:
-    """Standard error of the validation accuracy in points: what one cannot see on so few images."""
-    base = min(float(run.carry["base"]), 1 - 0.5 / len(run.data.valid))
-    return 100 * math.sqrt(base * (1 - base) / len(run.data.valid))
-
-
-def judge(run: Run, number: int, carry: Carry) -> Carry:
-    """Add the round's verdict to those before, and whether it held the drop with nothing left to tuning."""
-    held = number == 0 or bool(run.carry["recovered"] >= floor(run))
-    return {
-        "judged": [*carry.get("judged", []), recovered(run, number)],
-        "held": [*carry.get("held", []), held],
-    }
-
-
-def recovered(run: Run, number: int) -> bool:
-    """Whether inference brought the network back to where tuning can be expected within the allowed drop."""
-    return number == 0 or bool(run.carry["recovered"] >= floor(run, SLACK + resolution(run)))
 
 
 def choose(run: Run, number: int) -> PruningPlan:

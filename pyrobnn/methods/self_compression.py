@@ -19,8 +19,9 @@ from pyrobnn.guides.kernel import KernelMeanField
 from pyrobnn.inference.schedules import WarmUp
 from pyrobnn.methods.base import Method
 from pyrobnn.methods.journal import Carry
-from pyrobnn.methods.road import choose, floor, judge
+from pyrobnn.methods.road import choose
 from pyrobnn.methods.schedule import is_large
+from pyrobnn.methods.verdict import begin, finish, survives
 from pyrobnn.model import BayesianModel
 from pyrobnn.posterior.state import from_state, to_state
 from pyrobnn.priors.tensor_normal import TensorNormal
@@ -45,30 +46,26 @@ def self_compression_road(run: Run, statistic: str = "norm") -> None:
     validation accuracy allows to remove; a network that does not recover from a removal is taken back,
     and the loop ends. A budget: the smallest, down to a geometric step of it in each round.
     """
-    run.start()
     budget = run.request.has_budget
     tolerant = run.request.max_drop is not None and not budget
     if tolerant:
-        run.accept("accept dense")
+        begin(run)
+    else:
+        run.start()
     for number, passes in enumerate(_passes(run)):
         run.infer(number, epochs=passes)
         run.journal.step(f"rank {number + 1}", partial(_rank, run, statistic))
-        if tolerant:
-            run.journal.step(f"judge {number + 1}", partial(judge, run, number))
-            if not run.carry["judged"][number]:
-                run.restore(f"back from {number + 1}")
-                break
-            run.accept(f"accept {number + 1}")
+        if tolerant and not survives(run, number):
+            break
         run.journal.step(f"count {number + 1}", partial(_count, run, number))
         run.cut(number, partial(_found, run))
         if not budget and run.carry["redundant"][number] == 0:
             run.say(f"round {number + 1}: no kernel is redundant")
             break
-    run.tune("tune", run.epochs.tune)
-    if tolerant and run.carry["tuned"] < floor(run) and "plan" in run.carry["accepted"]:
-        run.say("tuning missed --max-drop: back to the last network that inference had brought back")
-        run.restore("back from tune")
-        run.tune("retune", run.epochs.retune or run.epochs.tune)
+    if tolerant:
+        finish(run, run.epochs.tune, run.epochs.retune or run.epochs.tune)
+    else:
+        run.tune("tune", run.epochs.tune)
 
 
 def _passes(run: Run) -> list[float]:

@@ -163,7 +163,8 @@ def _allowed(run: Run, odds: Mapping[str, Tensor]) -> int:
 
 def _within_drop(run: Run, odds: Mapping[str, Tensor]) -> Tensor:
     """The line nearest to 0 from below at which validation accuracy stays above the floor."""
-    from pyrobnn.methods.road import LOSS_PER_CUT, floor, resolution
+    from pyrobnn.methods.road import LOSS_PER_CUT
+    from pyrobnn.methods.verdict import floor, resolution
 
     least = floor(run, LOSS_PER_CUT + resolution(run))
 

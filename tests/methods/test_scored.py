@@ -12,7 +12,7 @@ import pyrobnn as pb
 from pyrobnn.data import Data
 from pyrobnn.errors import ConfigError
 from pyrobnn.inference.checkpoint import load_checkpoint
-from pyrobnn.methods import road
+from pyrobnn.methods import verdict
 from pyrobnn.methods.bayes_l1 import bayes_l1
 from pyrobnn.methods.controls import CONTROLS
 from pyrobnn.methods.hbfp import hbfp
@@ -148,8 +148,7 @@ def test_which_filter_of_a_pair_goes(data: Data) -> None:
 
 @pytest.mark.parametrize("method", ["l1", "bayes-l1", "hbfp"])
 def test_without_a_target_every_round_cuts_a_fifth(method: str, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyrobnn.methods.iterative.judge", lambda run, n, carry: {"judged": [*carry.get("judged", []), True]})
-    monkeypatch.setattr(road, "SLACK", 100.0)
+    monkeypatch.setattr(verdict, "floor", lambda run, slack=0.0: 0.0)
     result = pb.compress("small_cnn", data, method, epochs=13, **SETTINGS)
     widths = [entry["widths"] for entry in result.report["rounds"]]
     assert len(widths) == len([w for w in widths if w["fc1"] < 64]) >= 2
@@ -159,10 +158,8 @@ def test_without_a_target_every_round_cuts_a_fifth(method: str, data: Data, monk
 def test_the_loop_stops_by_itself_and_takes_the_last_cut_back(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the accuracy of the third network called lost, the second one is tuned."""
     lost = {2}
-    monkeypatch.setattr(
-        "pyrobnn.methods.iterative.judge",
-        lambda run, number, carry: {"judged": [*carry.get("judged", []), number not in lost]},
-    )
+    monkeypatch.setattr(verdict, "floor", lambda run, slack=0.0: 0.0)
+    monkeypatch.setattr(verdict, "recovered", lambda run, number: number not in lost)
     result = pb.compress("small_cnn", data, "l1", epochs=20, **SETTINGS)
     assert [entry["round"] for entry in result.report["rounds"]] == [1]
     assert result.plan.widths() == {"conv1": 13, "conv2": 26, "fc1": 52}
