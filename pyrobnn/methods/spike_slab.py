@@ -118,6 +118,9 @@ SS_IG = Method(
     infer_large={"lr": 2e-4, "guide_lr": 2e-4},
     kl=_kl,
     rounds=5,
+    # Deep networks need their epochs for tuning.
+    rounds_large=4,
+    infer_share_large=0.25,
     events=_priced,
     read=_unpriced,
     estimator="local",
