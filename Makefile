@@ -23,7 +23,7 @@ $(STAMP): setup.py constraints/ci.txt
 
 demo: $(STAMP)
 	rm -rf runs/demo
-	$(RUN)/pyrobnn compress --model small_cnn --data digits --method gaussian --max-drop 1.0 --out runs/demo
+	$(RUN)/pyrobnn compress --model small_cnn --data digits --max-drop 1.0 --out runs/demo
 
 lint: $(STAMP)
 	$(RUN)/ruff check .

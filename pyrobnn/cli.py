@@ -41,7 +41,7 @@ def compress(
     model: Model,
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="Run directory to write.")],
-    method: Annotated[str, typer.Option("--method", help="See pyrobnn methods.")] = "gaussian",
+    method: Annotated[str, typer.Option("--method", help="See pyrobnn methods.")] = "ard",
     weights: Annotated[Path | None, typer.Option("--weights", help="Safetensors file of the dense network.")] = None,
     target_macs: Annotated[
         float | None, typer.Option("--target-macs", help="Fraction of the dense MACs that may be left, in (0, 1).")

@@ -88,7 +88,7 @@ class Result:
 def compress(
     net: nn.Module | str,
     data: Any,
-    method: str | Method = "gaussian",
+    method: str | Method = "ard",
     *,
     weights: str | Path | None = None,
     trained: bool = False,

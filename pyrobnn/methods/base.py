@@ -29,7 +29,7 @@ class Request:
         ConfigError: a value outside its range.
     """
 
-    method: str = "gaussian"
+    method: str = "ard"
     target_macs: float | None = None
     target_params: float | None = None
     max_drop: float | None = None
