@@ -136,7 +136,7 @@ class Loop:
         self.seconds = 0.0
         self._lr = schedule(config.lr_schedule)
         self._kl = schedule(config.kl_schedule)
-        model.autocast = resolve_precision(config.precision, self.device, model.net)
+        model.autocast = resolve_precision(config.precision, self.device, model.net, data.example)
         elbo = ELBO(config.num_particles, site_weights=site_weights, estimator=config.estimator)
         module = as_guide_module(guide)
         if module is not guide:  # so that summarize(model, function) finds what was fitted

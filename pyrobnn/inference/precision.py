@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -32,12 +35,21 @@ def cpu_has_bf16() -> bool:
     return bool(probe and probe())
 
 
-def resolve_precision(name: str, device: torch.device, net: nn.Module | None = None) -> torch.dtype | None:
+def resolve_precision(
+    name: str, device: torch.device, net: nn.Module | None = None, example: Tensor | None = None
+) -> torch.dtype | None:
     """The autocast dtype of the network's call, or None for fp32.
 
     `auto` means bfloat16 where the device multiplies it natively and the net is large enough to
     gain from it (a LeNet spends more on the casts than it saves). KL, log-densities, variances and
     BatchNorm statistics stay fp32 in every case.
+
+    Args:
+        name: `auto`, `fp32` or `bf16`.
+        device: where the network is called.
+        net: the network.
+        example: a batch of its inputs. With it a network that would get wrong gradients in bfloat16 on a
+            CPU (see :func:`strided_pixels`) stays in fp32, with a warning.
 
     Raises:
         ConfigError: an unknown name.
@@ -46,12 +58,56 @@ def resolve_precision(name: str, device: torch.device, net: nn.Module | None = N
         raise ConfigError(f"precision must be auto, fp32 or bf16, got {name!r}")
     if name == "fp32":
         return None
-    if name == "bf16":
-        return torch.bfloat16
-    if device.type == "cuda":
+    if device.type == "cuda" and name == "auto":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
-    convolutions = sum(isinstance(m, nn.modules.conv._ConvNd) for m in net.modules()) if net is not None else 99
-    return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() and convolutions > 4 else None
+    if name == "auto":
+        convolutions = sum(isinstance(m, nn.modules.conv._ConvNd) for m in net.modules()) if net is not None else 99
+        if device.type != "cpu" or not cpu_has_bf16() or convolutions <= 4:
+            return None
+    if device.type == "cpu" and net is not None and example is not None and (wrong := strided_pixels(net, example)):
+        warnings.warn(
+            f"{wrong[0]!r} strides over a map of one pixel, where bfloat16 gradients are wrong on CPUs: using fp32 "
+            "(larger images would be both faster and better)",
+            UserWarning,
+            stacklevel=2,
+        )
+        return None
+    return torch.bfloat16
+
+
+@torch.no_grad()
+def strided_pixels(net: nn.Module, example: Tensor) -> list[str]:
+    """Convolutions with a stride and a kernel above 1 whose input map is a single pixel.
+
+    The bfloat16 weight gradient of such a layer leaves taps that only see padding unwritten (torch 2.14
+    with oneDNN: 1e5 or infinity in place of 0, as memory happens to be).
+    """
+    found: list[str] = []
+
+    def look(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if all(size == 1 for size in inputs[0].shape[2:]):
+                found.append(name)
+
+        return hook
+
+    handles = [
+        module.register_forward_pre_hook(look(name))
+        for name, module in net.named_modules()
+        if isinstance(module, nn.modules.conv._ConvNd) and max(module.stride) > 1 and max(module.kernel_size) > 1
+    ]
+    if not handles:
+        return []
+    training = {module: module.training for module in net.modules()}
+    device = next((p.device for p in net.parameters()), torch.device("cpu"))
+    try:
+        net.eval()(example.to(device))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in training.items():
+            module.training = mode
+    return found
 
 
 def channels_last(net: nn.Module) -> nn.Module:

@@ -77,7 +77,7 @@ class Run:
         self.trained, self.likelihood, self.progress = trained, likelihood, progress
         self.large = is_large(net)
         self.device = resolve_device(request.device)
-        self.autocast = resolve_precision(request.precision, self.device, net)
+        self.autocast = resolve_precision(request.precision, self.device, net, data.example)
         cost = table.cost(None)
         self.dense_cost = (float(cost.params), float(cost.macs))
 
