@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rows import RESULTS, RUNS, weights
+from rows import RESULTS, RUNS, dense, weights
 from torch import Tensor, nn
 
 import pyrobnn as pb
@@ -55,6 +55,7 @@ class Setting:
     member_epochs: int
     unknown: Callable[[Data], dict[str, Split]]
     weights: str | None = None
+    dense: int = 0  # epochs of the dense network of each seed, shared with the other benchmarks
     seeds: tuple[int, ...] = (0, 1, 2)
     names: tuple[str, ...] = field(default=("dense MAP", "dense BNN", "compact", "compact BNN", "ensemble of 3"))
 
@@ -88,12 +89,12 @@ def unknown_to_cifar(data: Data) -> dict[str, Split]:
 
 SETTINGS = {
     "lenet5": Setting(
-        "lenet5", "mnist", {"method": "gaussian", "target_macs": 0.10, "epochs": 40}, 10, 10, unknown_to_mnist
+        "lenet5", "mnist", {"method": "ard", "target_macs": 0.10, "epochs": 30}, 10, 10, unknown_to_mnist, dense=10
     ),
     "resnet20": Setting(
         "resnet20",
         "cifar10",
-        {"method": "gaussian", "target_macs": 0.6},
+        {"method": "ard", "target_macs": 0.6},
         6,
         30,
         unknown_to_cifar,
@@ -114,6 +115,8 @@ class Setup:
         options = dict(setting.options)
         if setting.weights is not None:
             options["weights"] = weights(setting.weights)
+        elif setting.dense:
+            options["weights"] = dense(setting.net, setting.data, seed, setting.dense)[0]
         self.run = pb.compress(
             setting.net,
             setting.data,
@@ -233,14 +236,14 @@ class Setup:
 
     def fill(self) -> None:
         """Every row that is missing."""
-        dense, compact, rows = self.run.dense, self.run.compact, self.result["rows"]
-        size = {"dense": count(dense, self.data.example).params, "compact": count(compact, self.data.example).params}
+        whole, compact, rows = self.run.dense, self.run.compact, self.result["rows"]
+        size = {"dense": count(whole, self.data.example).params, "compact": count(compact, self.data.example).params}
         scales = {
             key: sum(v.numel() for n, v in net.named_parameters() if v.dim() > 1)
-            for key, net in (("dense", dense), ("compact", compact))
+            for key, net in (("dense", whole), ("compact", compact))
         }
         if "dense MAP" not in rows:
-            self.measure("dense MAP", self.plain(dense), params=size["dense"], passes=1, train=None)
+            self.measure("dense MAP", self.plain(whole), params=size["dense"], passes=1, train=None)
         if "dense BNN" not in rows:
             net, seconds = self.dense_posterior()
             total = size["dense"] + scales["dense"]
