@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,21 @@ from torch import Tensor
 
 from pyrobnn.data.augment import Augment
 from pyrobnn.errors import DataError
+
+
+class Batch(NamedTuple):
+    """Some examples of a split.
+
+    Attributes:
+        x: Normalised float32 images ``[B, C, H, W]``.
+        y: int64 labels ``[B]``.
+        view: int64 ``[B]``, which image this is: ``views * row + (1 if mirrored else 0)``, a row of
+            :meth:`Split.views` whatever the shifts were.
+    """
+
+    x: Tensor
+    y: Tensor
+    view: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +78,34 @@ class Split:
         Raises:
             DataError: The batch size is below 1, or `augment` is asked for without a generator.
         """
+        batches = self.examples(
+            batch_size,
+            generator=generator,
+            augment=augment,
+            device=device,
+            channels_last=channels_last,
+            drop_last=drop_last,
+        )
+        return ((batch.x, batch.y) for batch in batches)
+
+    def examples(
+        self,
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        augment: bool = False,
+        device: str | torch.device = "cpu",
+        channels_last: bool = False,
+        drop_last: bool = False,
+    ) -> Iterator[Batch]:
+        """As :meth:`batches`, with the view that each image is."""
         if batch_size < 1:
             raise DataError(f"expected a batch size of at least 1, got {batch_size}")
         if augment and generator is None:
             raise DataError("augmentation is random: give batches(...) a torch.Generator too")
-        return self._batches(batch_size, generator, augment, torch.device(device), channels_last, drop_last)
+        return self._examples(batch_size, generator, augment, torch.device(device), channels_last, drop_last)
 
-    def _batches(
+    def _examples(
         self,
         batch_size: int,
         generator: torch.Generator | None,
@@ -76,20 +113,36 @@ class Split:
         device: torch.device,
         channels_last: bool,
         drop_last: bool,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        count = len(self)
+    ) -> Iterator[Batch]:
+        count, views = len(self), self.num_views
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        order = None
+        order = torch.arange(count)
         if generator is not None:
             order = torch.randperm(count, generator=generator, device=generator.device).cpu()
         for start in range(0, count, batch_size):
             if drop_last and start + batch_size > count:
                 return
-            rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
-            images, labels = self.images[rows].to(device), self.labels[rows].to(device)
+            rows = order[start : start + batch_size]
+            place = slice(start, start + batch_size) if generator is None else rows  # a slice copies nothing
+            images, labels, view = self.images[place].to(device), self.labels[place].to(device), views * rows.to(device)
             if augment and generator is not None and self.augment is not None:
-                images = self.augment(images, generator)
-            yield self.normalise(images).contiguous(memory_format=layout), labels
+                images, mirrored = self.augment.draw(images, generator)
+                view = view if mirrored is None else view + mirrored
+            yield Batch(self.normalise(images).contiguous(memory_format=layout), labels, view)
+
+    @property
+    def num_views(self) -> int:
+        """Versions of each image that augmentation makes, shifts apart: 2 with mirror images, else 1."""
+        return 1 if self.augment is None else self.augment.views
+
+    def views(self, batch_size: int, *, device: str | torch.device = "cpu") -> Iterator[Tensor]:
+        """Every image and its mirror image (if augmentation mirrors), not shifted, in the order of `Batch.view`.
+
+        Yields:
+            Normalised float32 images ``[B * num_views, C, H, W]``, channels last.
+        """
+        for x, _ in self.batches(batch_size, device=device, channels_last=True):
+            yield x if self.num_views == 1 else torch.stack([x, x.flip(3)], 1).flatten(0, 1)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Turns raw images ``[B, C, H, W]`` of this set into what a network sees (float32)."""

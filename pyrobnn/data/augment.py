@@ -24,6 +24,11 @@ class Augment:
     shift: int = 0
     flip: bool = False
 
+    @property
+    def views(self) -> int:
+        """Versions of an image that differ by more than a shift: 2 with mirror images, else 1."""
+        return 2 if self.flip else 1
+
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Augments one batch.
 
@@ -35,12 +40,17 @@ class Augment:
         Returns:
             A tensor of the same shape and dtype; the images given are not changed.
         """
+        return self.draw(images, generator)[0]
+
+    def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """The augmented batch, and which images are mirrored (``[B]`` bool; None without `flip`)."""
+        mirrored = None
         if self.shift:
             images = _shift(images, self.shift, generator)
         if self.flip:
-            mirrored = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
-            images = torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
-        return images
+            mirrored = (torch.rand(len(images), generator=generator, device=generator.device) < 0.5).to(images.device)
+            images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
+        return images, mirrored
 
 
 def _shift(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:

@@ -206,15 +206,18 @@ class Loop:
         for event in self.events:
             event.on_cut(self, plan)
 
-    def train_step(self, x: Tensor, y: Tensor) -> tuple[float, float, float, int]:
-        """One optimiser step; returns loss, nll, kl (per example) and the number of correct labels."""
+    def train_step(self, x: Tensor, y: Tensor, view: Tensor | None = None) -> tuple[float, float, float, int]:
+        """One optimiser step; returns loss, nll, kl (per example) and the number of correct labels.
+
+        `view` is that of the :class:`~pyrobnn.data.arrays.Batch`, for terms that know images by it.
+        """
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * self._lr(self.progress)
         self.objective.kl_weight = self._kl(self.progress)
         # The draws of a step depend on the loop's generator alone: resuming is exact, ranks can differ.
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=self.generator)))
         self.optimiser.zero_grad(set_to_none=True)
-        loss = self.objective(as_channels_last(x), y)
+        loss = self.objective(as_channels_last(x), y, view)
         loss.loss.backward()
         if self.config.clip is not None:
             parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
@@ -236,18 +239,19 @@ class Loop:
         start = time.perf_counter()
         sums, seen = [0.0, 0.0, 0.0, 0], 0
         c = self.config
-        batches = self.data.train.batches(
+        batches = self.data.train.examples(
             c.batch_size, generator=self.generator, augment=c.augment, device=self.device, channels_last=True
         )
-        for x, y in itertools.islice(batches, self.steps_per_epoch):
-            if len(x) == 1 and seen:  # a lone example has no batch statistics
+        for batch in itertools.islice(batches, self.steps_per_epoch):
+            size = len(batch.y)
+            if size == 1 and seen:  # a lone example has no batch statistics
                 self.step += 1
                 continue
             sums = [
-                total + value * (1 if k == 3 else len(x))
-                for k, (total, value) in enumerate(zip(sums, self.train_step(x, y), strict=True))
+                total + value * (1 if k == 3 else size)
+                for k, (total, value) in enumerate(zip(sums, self.train_step(*batch), strict=True))
             ]
-            seen += len(x)
+            seen += size
             for event in self.events:
                 event.on_batch_end(self)
             report(self.step, sums[0] / seen)

@@ -52,14 +52,14 @@ class Objective(nn.Module):
     def site_weights(self) -> dict[str, float | Tensor]:
         return self.elbo.site_weights
 
-    def forward(self, x: Tensor, y: Tensor) -> Loss:
+    def forward(self, x: Tensor, y: Tensor, view: Tensor | None = None) -> Loss:
         parts = self.elbo.parts(self.model, self.guide, x, y)
         check_finite(parts)
         n = self.model.data_size
         nll, kl = parts.nll / n, parts.total_kl(parts.nll) / n
         nll_weight = 1.0
         extra = torch.zeros((), device=nll.device)
-        step = Step(x, y, parts.output, self.model, self.guide)
+        step = Step(x, y, parts.output, self.model, self.guide, view)
         for term in self.terms:
             nll_weight *= term.nll_weight
             extra = extra + term(step)

@@ -10,19 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyrobnn.data.arrays import Split
 from pyrobnn.errors import ConfigError
 from pyrobnn.model import BayesianModel
 
 
 @dataclass
 class Step:
-    """What a term may look at in one step: the batch, the model and guide, and the logits."""
+    """What a term may look at in one step: the batch, the model and guide, and the logits.
+
+    `view` says which training images the batch holds (see :class:`~pyrobnn.data.arrays.Batch`), if it is known.
+    """
 
     x: Tensor
     y: Tensor
     output: Tensor
     model: BayesianModel
     guide: Any
+    view: Tensor | None = None
 
 
 class Term(Protocol):
@@ -32,6 +37,20 @@ class Term(Protocol):
 
     def __call__(self, step: Step) -> Tensor:
         """The term for one batch, in nats per example."""
+
+
+@torch.no_grad()
+def ask(teacher: nn.Module, x: Tensor, autocast: torch.dtype | None) -> Tensor:
+    """A network's logits in fp32, its pass under autocast if a dtype is given."""
+    with torch.autocast(x.device.type, autocast or torch.bfloat16, autocast is not None):
+        return teacher(x).float()
+
+
+def answers(
+    teacher: nn.Module, split: Split, autocast: torch.dtype | None, device: torch.device, batch_size: int = 256
+) -> Tensor:
+    """The logits of a network (in eval mode) for every view of a split: `[views, K]`, on the CPU."""
+    return torch.cat([ask(teacher, x, autocast).cpu() for x in split.views(batch_size, device=device)])
 
 
 class Distillation:
@@ -44,23 +63,31 @@ class Distillation:
         weight: share of the distillation loss, in [0, 1].
         temperature: T, above 0.
         autocast: dtype of the teacher's pass, None for fp32.
+        logits: the teacher's answers by view, `[views, K]` (see :func:`answers`). With them the teacher is not
+            asked again: a shifted image is taught what the teacher says of the image itself.
     """
 
     def __init__(
-        self, teacher: nn.Module, weight: float = 0.7, temperature: float = 4.0, autocast: torch.dtype | None = None
+        self,
+        teacher: nn.Module,
+        weight: float = 0.7,
+        temperature: float = 4.0,
+        autocast: torch.dtype | None = None,
+        logits: Tensor | None = None,
     ) -> None:
         if not 0 <= weight <= 1 or temperature <= 0:
             raise ConfigError(f"distillation needs weight in [0, 1] and temperature > 0, got {weight}, {temperature}")
         self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
         self.weight, self.temperature, self.autocast = weight, temperature, autocast
+        self.logits = logits
         self.nll_weight = 1.0 - weight
 
     def __call__(self, step: Step) -> Tensor:
-        with (
-            torch.no_grad(),
-            torch.autocast(step.x.device.type, self.autocast or torch.bfloat16, self.autocast is not None),
-        ):
-            target = F.log_softmax(self.teacher(step.x).float() / self.temperature, -1)
+        if self.logits is None or step.view is None:
+            taught = ask(self.teacher, step.x, self.autocast)
+        else:
+            taught = self.logits[step.view.to(self.logits.device)].to(step.x.device)
+        target = F.log_softmax(taught / self.temperature, -1)
         student = F.log_softmax(step.output.float() / self.temperature, -1)
         divergence = F.kl_div(student, target, log_target=True, reduction="batchmean")
         return self.weight * self.temperature**2 * divergence

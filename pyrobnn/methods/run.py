@@ -22,7 +22,7 @@ from pyrobnn.inference.progress import console
 from pyrobnn.inference.record import ChannelHistory
 from pyrobnn.inference.schedules import OneCycle
 from pyrobnn.inference.shrink import shrink
-from pyrobnn.inference.terms import Distillation
+from pyrobnn.inference.terms import Distillation, answers
 from pyrobnn.likelihoods import Likelihood
 from pyrobnn.methods.base import Method, Reading, Request
 from pyrobnn.methods.journal import Carry, Journal
@@ -35,6 +35,8 @@ from pyrobnn.priors.base import Prior
 from pyrobnn.pruning import PruningPlan, compact, resize_to
 from pyrobnn.pruning.batchnorm import reestimate_batchnorm
 from pyrobnn.report.metrics import evaluate
+
+MOST_ANSWERS = 50_000_000  # logits of the dense network that are kept (200 MB)
 
 State = dict[str, Tensor]
 
@@ -76,6 +78,7 @@ class Run:
         self.method, self.request, self.epochs, self.journal = method, request, epochs, journal
         self.trained, self.likelihood, self.progress = trained, likelihood, progress
         self.large = is_large(net)
+        self._answers: Tensor | None = None  # of the dense network, made when first needed
         self.device = resolve_device(request.device)
         self.autocast = resolve_precision(request.precision, self.device, net, data.example)
         cost = table.cost(None)
@@ -175,14 +178,25 @@ class Run:
         return deterministic_net(result.model, result.guide)
 
     def taught_by(self, teacher: nn.Module, weight: float) -> list[Distillation]:
-        """Soft targets from the dense network; its pass is in bfloat16 where that is quicker, unless fp32 was asked for."""
+        """Soft targets from the dense network; its pass is in bfloat16 where that is quicker, unless fp32 was asked for.
+
+        It is asked once per image and mirror image where that is cheaper than in every epoch and fits in memory.
+        """
         if not weight:
             return []
         autocast = self.autocast
         if self.request.precision == "auto" and self.device.type == "cpu" and cpu_has_bf16():
             autocast = torch.bfloat16
         teacher = channels_last(teacher.to(self.device))
-        return [Distillation(teacher, weight=weight, temperature=4.0, autocast=autocast)]
+        if self.asks_once() and self._answers is None:
+            self._answers = answers(teacher.eval(), self.data.train, autocast, self.device)
+        return [Distillation(teacher, weight=weight, temperature=4.0, autocast=autocast, logits=self._answers)]
+
+    def asks_once(self) -> bool:
+        """Whether the dense network's answers are kept: more epochs of distillation than views of an image."""
+        split = self.data.train
+        taught = self.epochs.tune + self.epochs.retune + (sum(self.epochs.infer) if self.method.distil else 0)
+        return taught > split.num_views and len(split) * split.num_views * self.data.num_classes <= MOST_ANSWERS
 
     def threshold(self) -> float | None:
         """The cut line of the method's own rule, where no target sets another one."""
@@ -204,6 +218,7 @@ class Run:
             "estimator": self.estimator(),
             "kl_weight": method.kl(0, self.large)(1.0),
             "distillation": method.distil,
+            "teacher": "once per image" if self.asks_once() else "every step",
             "batch_size": self.epochs.batch_size,
             "rounds": len(self.epochs.infer),
         }

@@ -157,3 +157,21 @@ def test_training_images_are_standardised() -> None:
     data: Data = load_data("digits")
     x = torch.cat([x for x, _ in data.train.batches(100)])
     assert abs(float(x.mean())) < 1e-4 and abs(float(x.std()) - 1) < 1e-3
+
+
+@pytest.mark.parametrize("augment", [None, Augment(flip=True), Augment(shift=2)])
+def test_examples_say_which_view_they_are(augment: Augment | None) -> None:
+    split = make_split(11, augment)
+    views = torch.cat(list(split.views(4)))
+    assert len(views) == 11 * split.num_views and split.num_views == (2 if augment and augment.flip else 1)
+    seen = []
+    for x, y, view in split.examples(4, generator=generator(), augment=True):
+        assert torch.equal(y, split.labels[view // split.num_views])
+        if augment is None or not augment.shift:
+            assert torch.equal(x, views[view])
+        seen += view.tolist()
+    assert sorted(v // split.num_views for v in seen) == list(range(11))
+    if split.num_views == 2:
+        assert {v % 2 for v in seen} == {0, 1}
+    pairs = zip(split.batches(4, generator=generator(), augment=True), split.examples(4, generator=generator(), augment=True), strict=True)
+    assert all(torch.equal(a[0], b.x) and torch.equal(a[1], b.y) for a, b in pairs)

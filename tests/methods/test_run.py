@@ -1,0 +1,39 @@
+"""What a run decides for its fits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import pyrobnn as pb
+from pyrobnn.data import Data
+from pyrobnn.inference import terms
+from pyrobnn.methods import run as run_module
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return pb.load_data("digits")
+
+
+def test_the_dense_network_is_asked_once_per_image(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    original = terms.ask
+
+    def ask(teacher: Any, x: Any, autocast: Any) -> Any:
+        asked.append(len(x))
+        return original(teacher, x, autocast)
+
+    monkeypatch.setattr(terms, "ask", ask)
+    options: dict[str, Any] = {"target_macs": 0.5, "precision": "fp32", "progress": False}
+    often = pb.compress("small_cnn", data, "ard", epochs=5, **options)
+    assert sum(asked) == len(data.train) * data.train.num_views
+    assert often.report["settings"]["teacher"] == "once per image"
+    # Where answers do not fit, the network is asked in every epoch that learns from it.
+    asked.clear()
+    monkeypatch.setattr(run_module, "MOST_ANSWERS", 10)
+    rarely = pb.compress("small_cnn", data, "ard", epochs=5, **options)
+    phases = rarely.report["epochs_by_phase"]
+    assert sum(asked) == len(data.train) * (phases["infer"] + phases["tune"]) > 2 * len(data.train)
+    assert rarely.report["settings"]["teacher"] == "every step"
