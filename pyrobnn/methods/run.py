@@ -37,6 +37,7 @@ from pyrobnn.pruning.batchnorm import reestimate_batchnorm
 from pyrobnn.report.metrics import evaluate
 
 MOST_ANSWERS = 50_000_000  # logits of the dense network that are kept (200 MB)
+SMALL_SHIFT = 1  # pixels of augmentation that leave its answers as they are
 
 State = dict[str, Tensor]
 
@@ -205,8 +206,14 @@ class Run:
         return 4.0 if self.large else 2.0
 
     def asks_once(self) -> bool:
-        """Whether the dense network's answers are kept: more epochs of distillation than views of an image."""
+        """Whether the dense network's answers are kept: shifts so small that they hardly change, and epochs to gain.
+
+        LeNet-5 with shifts of 1 pixel: 0.82 % validation error with kept answers, 0.78 % without, in 0.6 of the
+        time. ResNet-20 at half of its MACs with shifts of 4, 3 epochs: 8.4 and 7.0 %.
+        """
         split = self.data.train
+        if split.augment is not None and split.augment.shift > SMALL_SHIFT:
+            return False
         taught = self.epochs.tune + self.epochs.retune + (sum(self.epochs.infer) if self.method.distil else 0)
         return taught > split.num_views and len(split) * split.num_views * self.data.num_classes <= MOST_ANSWERS
 

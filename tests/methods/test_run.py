@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import pyrobnn as pb
-from pyrobnn.data import Data
+from pyrobnn.data import Augment, Data
 from pyrobnn.inference import terms
 from pyrobnn.methods import run as run_module
 
@@ -37,3 +38,10 @@ def test_the_dense_network_is_asked_once_per_image(data: Data, monkeypatch: pyte
     phases = rarely.report["epochs_by_phase"]
     assert sum(asked) == len(data.train) * (phases["infer"] + phases["tune"]) > 2 * len(data.train)
     assert rarely.report["settings"]["teacher"] == "every step"
+
+
+@pytest.mark.parametrize(("shift", "asked"), [(0, "once per image"), (1, "once per image"), (2, "every step")])
+def test_larger_shifts_have_answers_of_their_own(shift: int, asked: str, data: Data) -> None:
+    shifted = replace(data, train=replace(data.train, augment=Augment(shift=shift)))
+    result = pb.compress("small_cnn", shifted, "l1", epochs=4, target_macs=0.5, progress=False)
+    assert result.report["settings"]["teacher"] == asked
