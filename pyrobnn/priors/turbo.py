@@ -157,7 +157,9 @@ class Turbo(WeightPrior):
         precision: the two Gamma priors.
         relative: measure weights in units of each tensor's root mean square at the start, so that one
             setting fits all layers; False takes the rates as they are.
-        structure: `"two-level"` (exact) or `"crossing"` (row and column chains, approximate).
+        structure: `"two-level"` (exact) or `"crossing"` (row and column chains, approximate). Crossing chains
+            strengthen each other: set their transitions to 0.3 or so; with the default ones, made for two
+            levels, a draw of a large tensor is nearly all on.
 
     Raises:
         ConfigError: an unknown structure, or settings outside their range.
