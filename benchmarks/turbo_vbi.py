@@ -35,14 +35,14 @@ ROWS = [
         "turbo-vbi-resnet20-cifar10",
         "resnet20",
         "cifar10",
-        {"method": "turbo-vbi", "target_nonzero": 0.4, "epochs": 30},
+        {"method": "turbo-vbi", "target_nonzero": 0.4, "epochs": 18},
         weights="resnet20_cifar10.safetensors",
     ),
     Row(
         "turbo-vbi-vgg16-cifar10",
         "vgg16",
         "cifar10",
-        {"method": "turbo-vbi", "target_nonzero": 0.08, "epochs": 15},
+        {"method": "turbo-vbi", "target_nonzero": 0.08, "epochs": 10},
         weights="vgg16_cifar10.safetensors",
     ),
 ]
