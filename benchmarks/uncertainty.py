@@ -96,7 +96,7 @@ SETTINGS = {
         "cifar10",
         {"method": "ard", "target_macs": 0.70, "epochs": 18},
         6,
-        20,
+        15,
         unknown_to_cifar,
         weights="resnet20_cifar10.safetensors",
         seeds=(0,),

@@ -16,7 +16,7 @@ from pyrobnn.data import Data, load_data
 from pyrobnn.errors import ConfigError
 from pyrobnn.groups import channel_groups
 from pyrobnn.inference.precision import resolve_device, resolve_precision
-from pyrobnn.likelihoods import Categorical, Likelihood
+from pyrobnn.likelihoods import Likelihood
 from pyrobnn.methods.base import Method, Request
 from pyrobnn.methods.journal import Journal
 from pyrobnn.methods.registry import METHODS, get_method
@@ -275,15 +275,14 @@ def _finish(
         "dense": measure(dense, data, run.table.widths(), device=run.device, trained_on=trained_on),
         "compact": measure(small, data, plan.widths(), device=run.device, trained_on=trained_on),
     }
-    likelihood = run.likelihood or Categorical()
     others: dict[str, Any] = {}
-    if isinstance(likelihood, Categorical):
+    if run.classifies:
         others["robustness"] = robustness(dense, small, data.test, device=run.device)
     state = run.carry.get("bayesian")
     bayesian = None
     if state is not None:
         bayesian = BayesianNet.from_state(small, state, data_size=len(data.train), likelihood=run.likelihood)
-        if isinstance(likelihood, Categorical):
+        if run.classifies:
             others["bayesian"] = {**measure_posterior(bayesian, data), "kl_weight": settings(small)["kl_schedule"]}
     epochs = {k: int(v) if float(v).is_integer() else v for k, v in run.carry["epochs"].items()}
     report = {

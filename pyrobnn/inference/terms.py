@@ -84,10 +84,18 @@ class Distillation:
 
     def __call__(self, step: Step) -> Tensor:
         if self.logits is None or step.view is None:
-            taught = ask(self.teacher, step.x, self.autocast)
+            taught = self.taught(step.x)
         else:
             taught = self.logits[step.view.to(self.logits.device)].to(step.x.device)
+        return self.divergence(taught, step.output)
+
+    def taught(self, x: Tensor) -> Tensor:
+        """The teacher's logits for these images."""
+        return ask(self.teacher, x, self.autocast)
+
+    def divergence(self, taught: Tensor, output: Tensor) -> Tensor:
+        """weight * T^2 * KL(teacher_T || student_T), a mean over the images."""
         target = F.log_softmax(taught / self.temperature, -1)
-        student = F.log_softmax(step.output.float() / self.temperature, -1)
+        student = F.log_softmax(output.float() / self.temperature, -1)
         divergence = F.kl_div(student, target, log_target=True, reduction="batchmean")
         return self.weight * self.temperature**2 * divergence

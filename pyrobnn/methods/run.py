@@ -23,7 +23,7 @@ from pyrobnn.inference.record import ChannelHistory
 from pyrobnn.inference.schedules import OneCycle
 from pyrobnn.inference.shrink import shrink
 from pyrobnn.inference.terms import Distillation, answers
-from pyrobnn.likelihoods import Likelihood
+from pyrobnn.likelihoods import Categorical, Likelihood
 from pyrobnn.methods.base import Method, Reading, Request
 from pyrobnn.methods.journal import Carry, Journal
 from pyrobnn.methods.schedule import Epochs, is_large
@@ -179,23 +179,31 @@ class Run:
         return deterministic_net(result.model, result.guide)
 
     def taught_by(self, teacher: nn.Module, weight: float) -> list[Distillation]:
-        """Soft targets from the dense network; its pass is in bfloat16 where that is quicker, unless fp32 was asked for.
+        """Soft targets from the dense network, where the targets are classes.
 
         It is asked once per image and mirror image where that is cheaper than in every epoch and fits in memory.
         """
-        if not weight:
+        if not weight or not self.classifies:
             return []
-        autocast = self.autocast
-        if self.request.precision == "auto" and self.device.type == "cpu" and cpu_has_bf16():
-            autocast = torch.bfloat16
         teacher = channels_last(teacher.to(self.device))
         if self.asks_once() and self._answers is None:
-            self._answers = answers(teacher.eval(), self.data.train, autocast, self.device)
+            self._answers = answers(teacher.eval(), self.data.train, self.autocast, self.device).to(self.device)
         return [
             Distillation(
-                teacher, weight=weight, temperature=self.temperature(), autocast=autocast, logits=self._answers
+                teacher, weight=weight, temperature=self.temperature(), autocast=self.quick(), logits=self._answers
             )
         ]
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the network's output are logits of classes, which a teacher can soften."""
+        return isinstance(self.likelihood or Categorical(), Categorical)
+
+    def quick(self) -> torch.dtype | None:
+        """The precision of passes without gradients that are made in every step."""
+        if self.request.precision == "auto" and self.device.type == "cpu" and cpu_has_bf16():
+            return torch.bfloat16
+        return self.autocast
 
     def temperature(self) -> float:
         """Of distillation: what is left of a small network has no room for the finer shades of softer targets.
@@ -232,16 +240,20 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """What the inference was run with, for the report; a KL weight below 1 is a cold posterior."""
         method = self.method
+        if self.carry.get("scratch"):
+            return {"batch_size": self.epochs.batch_size}
         return {
             **{**method.infer, **(method.infer_large if self.large else {})},
             "estimator": self.estimator(),
             "kl_weight": method.kl(0, self.large)(1.0),
-            "distillation": method.distil,
-            "temperature": self.temperature(),
-            "teacher": "once per image" if self.asks_once() else "every step",
+            **(self._distillation() if self.classifies else {"distillation": 0.0}),
             "batch_size": self.epochs.batch_size,
             "rounds": len(self.epochs.infer),
         }
+
+    def _distillation(self) -> dict[str, Any]:
+        teacher = "once per image" if self.asks_once() else "every step"
+        return {"distillation": self.method.distil, "temperature": self.temperature(), "teacher": teacher}
 
     def bayesian(self, only: str | None = None) -> tuple[BayesianModel, Any]:
         """Model and guide of the current network, where the last round left them."""

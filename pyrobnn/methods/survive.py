@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pyrobnn.inference.off_data import OffData
+from pyrobnn.inference.precision import channels_last
 from pyrobnn.methods.journal import Carry
 from pyrobnn.methods.run import Run
 from pyrobnn.posterior.bayesian_net import BayesianNet, settings
@@ -13,7 +15,7 @@ def survive(run: Run, epochs: int) -> None:
 
     It starts as wide as the posterior of the kept coordinates was. Roads that fold their noise away
     round by round (`rbp`) and controls carry none to the end; there it starts at a tenth of the weights.
-    The compact network itself stays as it is.
+    The dense network teaches what to answer where there are no data. The compact network itself stays as it is.
     """
 
     def function(carry: Carry) -> Carry:
@@ -26,6 +28,7 @@ def survive(run: Run, epochs: int) -> None:
         fitted.fit(
             run.data,
             config,
+            terms=[OffData(channels_last(run.net("dense")), autocast=run.quick())] if run.classifies else [],
             save=run.journal.save_fit,
             state=run.journal.fit_state,
             progress=run.progress,
