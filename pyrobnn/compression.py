@@ -283,7 +283,8 @@ def _finish(
     if state is not None:
         bayesian = BayesianNet.from_state(small, state, data_size=len(data.train), likelihood=run.likelihood)
         if run.classifies:
-            others["bayesian"] = {**measure_posterior(bayesian, data), "kl_weight": settings(small)["kl_schedule"]}
+            kl_weight, seconds = settings(small)["kl_schedule"], run.carry["bayesian_seconds"]
+            others["bayesian"] = {**measure_posterior(bayesian, data), "kl_weight": kl_weight, "seconds": seconds}
     epochs = {k: int(v) if float(v).is_integer() else v for k, v in run.carry["epochs"].items()}
     report = {
         "schema": SCHEMA,

@@ -38,6 +38,7 @@ def survive(run: Run, epochs: int) -> None:
             "bayesian": fitted.state(),
             "epochs": {**carry["epochs"], "bayesian": epochs},
             "seconds": run.journal.seconds,
+            "bayesian_seconds": run.journal.seconds - carry["seconds"],
         }
 
     run.journal.step("bayesian", function)
