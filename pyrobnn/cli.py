@@ -54,7 +54,7 @@ def compress(
         typer.Option("--target-nonzero", help="Fraction that may be other than zero, where single weights are zeroed."),
     ] = None,
     max_drop: Annotated[
-        float | None, typer.Option("--max-drop", help="Percentage points of validation accuracy that may be lost.")
+        float | None, typer.Option("--max-drop", help="Percentage points of validation accuracy that may be lost; instead of a size.")
     ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Full passes over the training data, in all.")] = None,
     minutes: Annotated[float | None, typer.Option("--minutes", help="Wall-clock time instead of --epochs.")] = None,

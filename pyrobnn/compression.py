@@ -123,7 +123,8 @@ def compress(
         target_macs, target_params: fraction of the dense figure that may be left, in (0, 1).
         target_nonzero: fraction of the dense parameters that may be other than zero, for methods that zero single
             weights (`turbo-vbi`, `ss-edge`).
-        max_drop: percentage points of validation accuracy that may be lost; the smallest network within.
+        max_drop: percentage points of validation accuracy that may be lost; the smallest network within. Not
+            together with a size.
         epochs: full passes over the training data in all; or `minutes` of wall-clock time.
         seed: of initial weights, shuffling, augmentation and sampling.
         protect: patterns of group or module names that are not cut.
@@ -179,7 +180,7 @@ def compress(
         trained_on = "all"
     check_fits(net, data.example, data.num_classes)
     clean = trained_on != "all"
-    if not clean and (request.has_budget or request.target_nonzero is not None):
+    if not clean and request.max_drop is None and (request.has_budget or request.target_nonzero is not None):
         data = without_validation(data)  # nothing is chosen on data, so all training images may train
     elif not clean and (request.max_drop is not None or chosen.stops):
         warnings.warn(UNCLEAN, UserWarning, stacklevel=2)

@@ -49,7 +49,7 @@ def resolve_precision(
         device: where the network is called.
         net: the network.
         example: a batch of its inputs. With it a network that would get wrong gradients in bfloat16 on a
-            CPU (see :func:`strided_pixels`) stays in fp32, with a warning.
+            CPU (see :func:`wide_strides`) stays in fp32, with a warning.
 
     Raises:
         ConfigError: an unknown name.
@@ -64,9 +64,9 @@ def resolve_precision(
         convolutions = sum(isinstance(m, nn.modules.conv._ConvNd) for m in net.modules()) if net is not None else 99
         if device.type != "cpu" or not cpu_has_bf16() or convolutions <= 4:
             return None
-    if device.type == "cpu" and net is not None and example is not None and (wrong := strided_pixels(net, example)):
+    if device.type == "cpu" and net is not None and example is not None and (wrong := wide_strides(net, example)):
         warnings.warn(
-            f"{wrong[0]!r} strides over a map of one pixel, where bfloat16 gradients are wrong on CPUs: using fp32 "
+            f"the stride of {wrong[0]!r} is larger than its input map, where bfloat16 gradients are wrong on CPUs: using fp32 "
             "(larger images would be both faster and better)",
             UserWarning,
             stacklevel=2,
@@ -75,18 +75,26 @@ def resolve_precision(
     return torch.bfloat16
 
 
+def _padded(module: nn.modules.conv._ConvNd) -> bool:
+    """PyTorch takes padding by name only without strides, so "same" and "valid" need no look."""
+    return not isinstance(module.padding, str) and max(module.padding) > 0
+
+
 @torch.no_grad()
-def strided_pixels(net: nn.Module, example: Tensor) -> list[str]:
-    """Convolutions with a stride and a kernel above 1 whose input map is a single pixel.
+def wide_strides(net: nn.Module, example: Tensor) -> list[str]:
+    """Convolutions that stride over more than their (padded) input map has.
 
     The bfloat16 weight gradient of such a layer leaves taps that only see padding unwritten (torch 2.14
-    with oneDNN: 1e5 or infinity in place of 0, as memory happens to be).
+    with oneDNN: 1e5 or infinity in place of 0, as memory happens to be). Seen where the stride along the last
+    axis is larger than the map and the map is padded; any axis counts here.
     """
     found: list[str] = []
 
     def look(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if all(size == 1 for size in inputs[0].shape[2:]):
+            assert isinstance(module, nn.modules.conv._ConvNd)
+            sizes = inputs[0].shape[-len(module.stride) :]
+            if any(stride > size for stride, size in zip(module.stride, sizes, strict=True)):
                 found.append(name)
 
         return hook
@@ -94,7 +102,7 @@ def strided_pixels(net: nn.Module, example: Tensor) -> list[str]:
     handles = [
         module.register_forward_pre_hook(look(name))
         for name, module in net.named_modules()
-        if isinstance(module, nn.modules.conv._ConvNd) and max(module.stride) > 1 and max(module.kernel_size) > 1
+        if isinstance(module, nn.modules.conv._ConvNd) and max(module.kernel_size) > 1 and _padded(module)
     ]
     if not handles:
         return []

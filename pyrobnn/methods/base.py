@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -53,8 +54,15 @@ class Request:
             raise ConfigError(f"--max-drop is in percentage points, from 0 to 100, got {self.max_drop:g}")
         if self.epochs is not None and self.epochs < 2:
             raise ConfigError(f"--epochs must be at least 2 (one to infer, one to tune), got {self.epochs}")
-        if self.minutes is not None and self.minutes <= 0:
-            raise ConfigError(f"--minutes must be positive, got {self.minutes:g}")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise ConfigError(f"--minutes must be positive and finite, got {self.minutes:g}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"--seed must be from 0 to 2**63 - 1, got {self.seed}")
+        if self.has_budget and self.max_drop is not None:
+            raise ConfigError(
+                "--max-drop looks for the smallest network within a drop, --target-macs and --target-params say its "
+                "size: give one or the other"
+            )
         if self.epochs is not None and self.minutes is not None:
             raise ConfigError("give --epochs or --minutes, not both")
         if self.min_channels < 1:

@@ -18,6 +18,8 @@ from pyrobnn.guides.noise import NormalNoise
 from pyrobnn.inference.events import Event
 from pyrobnn.inference.schedules import WarmUp
 from pyrobnn.methods.base import Method
+from pyrobnn.methods.road import deepest
+from pyrobnn.methods.verdict import begin, finish, survives
 from pyrobnn.posterior.state import from_state
 from pyrobnn.priors.noise import SpikeNoise, TwoSpikeNoise
 from pyrobnn.pruning import PruningPlan
@@ -51,22 +53,35 @@ def recursive_road(run: Run) -> None:
 
     Each layer so sees the inputs that its pruned predecessors really give, and later layers are
     fitted in an ever smaller network. Residual groups are treated once, where their first producer is.
+    With `--max-drop` every layer is cut as deep as validation accuracy allows, and the first layer whose
+    inference does not bring the network back ends the recursion: the cut before it is taken back.
     """
-    run.start()
+    within_drop = run.request.max_drop is not None
+    if within_drop:
+        begin(run)
+    else:
+        run.start()
     names = [group.name for group in run.table]
     epochs = sum(run.epochs.infer)
     for number, name in enumerate(names):
         run.infer(number, epochs=epochs / len(names), only=name)
+        if within_drop and not survives(run, number):
+            break
         run.cut(number, partial(_choose, run, name, names[number:]), fold=True)
-    run.tune("tune", run.epochs.tune + run.epochs.retune)
+    if within_drop:
+        finish(run, run.epochs.tune, run.epochs.retune)
+    else:
+        run.tune("tune", run.epochs.tune)
 
 
 def _choose(run: Run, name: str, remaining: list[str]) -> PruningPlan:
-    """What stays of one group: by inclusion, or by its share of what the budget still asks for."""
+    """What stays of one group: by inclusion, by accuracy, or by its share of what the budget still asks for."""
     request, table = run.request, run.current_table()
     posterior = from_state(run.carry["latest"])
     limits = Limits(request.min_channels, request.round_to)
     mine = replace(posterior, channels={name: posterior.channels[name]})
+    if request.max_drop is not None:
+        return deepest(run, {name: mine.channels[name].nats}, limits)
     if not request.has_budget:
         return plan(
             mine, run.method.rule, run.method.threshold, min_channels=limits.min_channels, round_to=limits.round_to

@@ -41,7 +41,7 @@ def common_road(run: Run) -> None:
             break
         run.cut(number, partial(choose, run, number))
     if within_drop:
-        finish(run, run.epochs.tune, run.epochs.retune or run.epochs.tune)
+        finish(run, run.epochs.tune, run.epochs.retune)
     else:
         run.tune("tune", run.epochs.tune)
 
@@ -98,10 +98,10 @@ def choose(run: Run, number: int) -> PruningPlan:
             min_channels=request.min_channels,
             round_to=request.round_to,
         )
-    return _deepest(run, nats, limits)
+    return deepest(run, nats, limits)
 
 
-def _deepest(run: Run, nats: dict[str, torch.Tensor], limits: Limits) -> PruningPlan:
+def deepest(run: Run, nats: dict[str, torch.Tensor], limits: Limits) -> PruningPlan:
     """The largest cut whose validation accuracy stays above the floor, before any tuning."""
     return largest_cut(
         run.net(),

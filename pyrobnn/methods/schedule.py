@@ -58,6 +58,7 @@ def share_out(method: Method, request: Request, data: Data, net: nn.Module, *, t
 
     Without `--epochs` or `--minutes`: 25 in all for small networks (12 after given weights for large
     ones, 42 without), more where the data set is so small that this would be under 5,000 steps.
+    Two epochs cannot hold dense training, inference and tuning: an untrained network then takes three.
     """
     batch = batch_size_for(len(data.train))
     large = is_large(net)

@@ -63,7 +63,7 @@ def self_compression_road(run: Run, statistic: str = "norm") -> None:
             run.say(f"round {number + 1}: no kernel is redundant")
             break
     if tolerant:
-        finish(run, run.epochs.tune, run.epochs.retune or run.epochs.tune)
+        finish(run, run.epochs.tune, run.epochs.retune)
     else:
         run.tune("tune", run.epochs.tune)
 

@@ -57,16 +57,30 @@ def survives(run: Run, number: int) -> bool:
     return True
 
 
+def _larger(run: Run) -> str | None:
+    """Where a larger network than the current one lies: the last that held the drop before any tuning.
+
+    If none did, the last that came near. A round that failed is taken back before the tuning, so what was
+    accepted last may be the network that has just been tuned.
+    """
+    for slot in ("held_state", "accepted"):
+        plan = run.carry[slot].get("plan")
+        if plan is not None and plan != run.carry["plan"]:
+            return slot
+    return None
+
+
 def finish(run: Run, tune: int, retune: int) -> None:
-    """Tune; where that misses the accuracy, tune a larger network instead for `retune` epochs (0: leave it)."""
+    """Tune; where that misses the accuracy, spend `retune` epochs on a larger network, or on this one if none is left."""
     run.tune("tune", tune)
-    if not retune or run.carry["tuned"] >= floor(run) or "plan" not in run.carry["accepted"]:
-        return
-    # The last network that held the drop before any tuning; if none did, the last that came near.
-    slot = "held_state" if "plan" in run.carry["held_state"] else "accepted"
-    run.say("tuning missed the accuracy: back to a larger network, which inference had brought back")
-    run.restore("back from tune", slot)
-    run.tune("retune", retune)
+    if retune and run.carry["tuned"] < floor(run):
+        slot = _larger(run)
+        if slot is None:
+            run.say("tuning missed the accuracy, and no larger network but the dense one is left: tuning goes on")
+        else:
+            run.say("tuning missed the accuracy: back to a larger network, which inference had brought back")
+            run.restore("back from tune", slot)
+        run.tune("retune", retune)
     if run.carry["tuned"] < floor(run):
         short = 100 * (floor(run) - run.carry["tuned"])
         run.say(f"the result is {short:.2f} points short of what was asked on validation data: give it more --epochs")

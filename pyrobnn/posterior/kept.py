@@ -45,12 +45,13 @@ class ChannelSummary:
         nats: `[channels]`, what is lost if the channel goes, to rank channels by under a budget. For
             channel-level sites half the squared SNR (the Savage-Dickey ratio to leading order), for
             inclusions the log odds. Weight-level sites are not comparable in nats between layers of
-            different size: there it is the channel's share of the group's summed squared SNR.
+            different size: there it is the log of the share of the group's summed squared SNR that is left
+            without the channel (:func:`~pyrobnn.posterior.shares.removal_cost`).
         statistic: `snr`, `inclusion`, `magnitude` or `score`.
         kept: `[channels]`, the decision.
         threshold: the cut line, if a fixed one was used.
         round: of the last decision on this group.
-            evidence: `[channels]`, log evidence for keeping the channel against a prior that is zero there
+        evidence: `[channels]`, log evidence for keeping the channel against a prior that is zero there
             (exact Savage-Dickey ratio, negative: cut); None unless guide and prior are Gaussian.
         loc, scale: `[channels]` for channel-level sites, else None.
     """

@@ -74,7 +74,7 @@ def test_near_names() -> None:
 
 
 def test_the_target_in_the_report() -> None:
-    assert Request(target_macs=0.3, max_drop=1.0).target == {"target_macs": 0.3, "max_drop": 1.0}
+    assert Request(target_macs=0.3, target_params=0.2).target == {"target_macs": 0.3, "target_params": 0.2}
     assert Request().target == {} and not Request(max_drop=1.0).has_budget
 
 
@@ -153,6 +153,30 @@ def test_a_drop_that_allows_nothing(data: Data) -> None:
     assert result.report["compact"]["macs"] <= result.report["dense"]["macs"]
     for name, channel in result.posterior.channels.items():
         assert channel.kept.nonzero().flatten().tolist() == result.plan.keep[name]
+
+
+@pytest.mark.parametrize("drop", [0.0, 60.0])
+def test_recursion_keeps_to_a_drop(drop: float, data: Data) -> None:
+    """Cutting layer by layer listens to validation accuracy: a wide margin gives a smaller network."""
+    result = pb.compress("small_cnn", data, "rbp", max_drop=drop, **{**SETTINGS, "epochs": 14})
+    assert result.report["rule"] == "max-drop" and result.report["epochs"] <= 14
+    share = result.report["compact"]["macs"] / result.report["dense"]["macs"]
+    assert share < 0.5 if drop else share > 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "say"),
+    [
+        ({"target_macs": 0.5, "max_drop": 1.0}, "give one or the other"),
+        ({"minutes": math.nan}, "positive and finite"),
+        ({"minutes": math.inf}, "positive and finite"),
+        ({"seed": 2**63}, "--seed must be from 0"),
+        ({"seed": -1}, "--seed must be from 0"),
+    ],
+)
+def test_requests_that_contradict_themselves(options: dict[str, Any], say: str) -> None:
+    with pytest.raises(ConfigError, match=say):
+        Request(**options)
 
 
 def test_the_rule_alone(data: Data) -> None:
