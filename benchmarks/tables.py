@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import uncertainty
+
 from pyrobnn.methods.registry import METHODS
 
 HERE = Path(__file__).parent
@@ -23,8 +25,9 @@ def results_table() -> str:
     for path in sorted((HERE / "results").glob("*-s[0-9]*.json")):
         runs[re.sub(r"-s\d+$", "", path.stem)].append(json.loads(path.read_text()))
     lines = [
-        "| network, data | method, asked for | seeds | dense | compact | MACs | parameters | epochs | minutes | file, command |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| network, data | method, asked for | seeds | dense | compact | MACs | parameters | epochs | minutes | taught "
+        "| file, command |",
+        "|---" * 11 + "|",
     ]
     for name, reports in runs.items():
         first = reports[0]
@@ -39,6 +42,7 @@ def results_table() -> str:
             _parameters(reports),
             f"{_whole(first, 'epochs'):g}",
             f"{mean(_whole(r, 'seconds') for r in reports) / 60:.0f}",
+            "; ".join(sorted({_taught(r) for r in reports})),
             f"`{name}-s*.json`, `make bench NAME={first.get('script') or SCRIPTS[first['method']]}`",
         ]
         lines.append("| " + " | ".join(columns) + " |")
@@ -50,6 +54,12 @@ def _parameters(reports: list[dict[str, Any]]) -> str:
     cut, gone = (mean(r["reduction"][key] for r in reports) for key in ("params", "nonzero_params"))
     zeros = f" (with zeros −{100 * gone:.1f} %)" if gone - cut > 5e-4 else ""
     return f"−{100 * cut:.1f} %{zeros}"
+
+
+def _taught(report: dict[str, Any]) -> str:
+    """How the dense network taught while tuning; files that do not say are of a time when there was one way."""
+    found = report["settings"]
+    return f"T = {found.get('temperature', 4):g}, {found.get('teacher', 'every step')}"
 
 
 def _whole(report: dict[str, Any], key: str) -> float:
@@ -103,6 +113,12 @@ def fill(text: str, name: str, content: str) -> str:
 
 if __name__ == "__main__":
     readme = README.read_text(encoding="utf-8")
-    for section, table in (("methods", methods_table()), ("results", results_table()), ("equal_macs", equal_macs_table())):
+    sections = {
+        "methods": methods_table(),
+        "results": results_table(),
+        "uncertainty": uncertainty.all_tables(),
+        "equal_macs": equal_macs_table(),
+    }
+    for section, table in sections.items():
         readme = fill(readme, section, table)
     README.write_text(readme, encoding="utf-8")

@@ -1,7 +1,7 @@
 """Turbo-VBI: filters cut and single weights zeroed, fixed targets and epochs, nothing chosen on data.
 
 The report's `zeros` holds the mean run of the support beside those of an independent support read from
-the same posterior and of chance, all at equal sparsity; the second row is a run with the independent prior.
+the same posterior and of chance, all at equal sparsity; the second row is a run whose chains have no memory.
 """
 
 from dataclasses import replace
@@ -12,7 +12,8 @@ from rows import Row, run
 from pyrobnn.methods.turbo_vbi import METHOD
 from pyrobnn.priors.turbo import Transitions, Turbo
 
-# The control: supports without memory, of the same density, under the same bound on their size.
+# The control: weights of a filter, and filters, without memory; of the same density, under the same bound on
+# their number. Whole filters are still on or off, which is what is cut.
 DENSITY = Transitions().p01 / (Transitions().p01 + Transitions().p10)
 INDEPENDENT = replace(
     METHOD,

@@ -306,10 +306,17 @@ def table(name: str) -> str:
     return "\n".join(lines)
 
 
+def all_tables() -> str:
+    """A table per setting that has a result."""
+    return "\n\n".join(
+        f"{setting.net}, {setting.data}:\n\n{text}" for name, setting in SETTINGS.items() if (text := table(name))
+    )
+
+
 def main() -> None:
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     if wanted == "table":
-        print("\n\n".join(text for name in SETTINGS if (text := table(name))))
+        print(all_tables())
         return
     RESULTS.mkdir(exist_ok=True)
     for name, setting in SETTINGS.items():
