@@ -41,7 +41,6 @@ from pyrobnn.report.report import versions
 from pyrobnn.report.scores import PredictiveAccumulator
 from pyrobnn.rundir import read_description
 
-DRAWS = 50
 MEMBERS = 3
 
 
@@ -55,6 +54,7 @@ class Setting:
     posterior_epochs: int
     member_epochs: int
     unknown: Callable[[Data], dict[str, Split]]
+    draws: int = 50
     weights: str | None = None
     dense: int = 0  # epochs of the dense network of each seed, shared with the other benchmarks
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -96,9 +96,10 @@ SETTINGS = {
         "resnet20",
         "cifar10",
         {"method": "ard", "target_macs": 0.70, "epochs": 18},
-        5,
-        12,
+        3,
+        10,
         unknown_to_cifar,
+        draws=10,
         weights="resnet20_cifar10.safetensors",
         seeds=(0,),
     ),
@@ -140,7 +141,7 @@ class Setup:
             "options": self.setting.options,
             "posterior_epochs": self.setting.posterior_epochs,
             "member_epochs": self.setting.member_epochs,
-            "draws": DRAWS,
+            "draws": self.setting.draws,
             "macs_removed": self.run.report["reduction"]["macs"],
             "kl_weight": self.run.report["bayesian"]["kl_weight"],
             "versions": versions(),
@@ -164,7 +165,7 @@ class Setup:
 
     def posterior(self, net: pb.BayesianNet) -> Callable[[Split], PredictiveAccumulator]:
         """Predictions averaged over a weight posterior."""
-        return lambda split: net.predict(split, draws=DRAWS)
+        return lambda split: net.predict(split, draws=self.setting.draws)
 
     def dense_posterior(self) -> tuple[pb.BayesianNet, float]:
         """The dense net with a posterior, fitted as the compact one is."""
@@ -249,7 +250,7 @@ class Setup:
         if "dense BNN" not in rows:
             net, seconds = self.dense_posterior()
             total = size["dense"] + scales["dense"]
-            self.measure("dense BNN", self.posterior(net), params=total, passes=DRAWS, train=seconds)
+            self.measure("dense BNN", self.posterior(net), params=total, passes=self.setting.draws, train=seconds)
         if "compact" not in rows:
             seconds = self.run.report["seconds"] - self.run.report["bayesian"]["seconds"]
             self.measure("compact", self.plain(compact), params=size["compact"], passes=1, train=seconds)
@@ -260,7 +261,7 @@ class Setup:
                 "compact BNN",
                 self.posterior(self.run.bayesian),
                 params=total,
-                passes=DRAWS,
+                passes=self.setting.draws,
                 train=self.run.report["seconds"],
             )
         if "ensemble of 3" not in rows:
