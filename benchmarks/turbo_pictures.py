@@ -3,7 +3,7 @@
 Above, one prior draw of LeNet-5's second convolution (50 filters of 500 weights) with chains in two
 levels (default settings), with crossing chains (all transitions 0.3) and without memory at the density of
 the first. Below, the weights that are not zero in the finished networks of `turbo_vbi.py`, with the
-two-level and with the independent prior.
+two-level prior and with chains that have no memory (their filters are still on or off as a whole).
 
     python benchmarks/turbo_vbi.py lenet5
     python benchmarks/turbo_pictures.py          # docs/images/turbo-supports.png
@@ -29,7 +29,7 @@ from pyrobnn.priors.turbo import Transitions, Turbo, matrix_shape
 
 PATH = Path(__file__).parent.parent / "docs" / "images" / "turbo-supports.png"
 FILTERS, LENGTH = 50, 500
-RUN_OF = {"two levels": "turbo-vbi-lenet5-mnist-s0", "independent prior": "turbo-vbi-independent-lenet5-mnist-s0"}
+RUN_OF = {"two levels": "turbo-vbi-lenet5-mnist-s0", "chains without memory": "turbo-vbi-independent-lenet5-mnist-s0"}
 
 
 def prior_draws() -> dict[str, Tensor]:
@@ -43,7 +43,7 @@ def prior_draws() -> dict[str, Tensor]:
     density = float(draws["two levels"].mean())
     # A chain whose two rows are alike forgets where it was; filters are on and off likewise.
     alone = Transitions(density, 1 - density, 1 - 1e-6, 1e-6)
-    draws["independent, same density"] = Turbo(transitions=alone).support_prior("conv2.weight", FILTERS, LENGTH).sample()
+    draws["every weight alone, same density"] = Turbo(transitions=alone).support_prior("conv2.weight", FILTERS, LENGTH).sample()
     return draws
 
 
