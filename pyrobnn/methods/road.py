@@ -20,7 +20,7 @@ from pyrobnn.pruning.search import largest_cut
 # A round of inference brings back what the last cut lost; how much it may lose before that, in points.
 LOSS_PER_CUT = 5.0
 LARGEST_CUT = 0.35  # share of the current MACs and parameters that one round leaves at the least
-LARGEST_GROUP_CUT = 0.5  # share of a group that one round takes at the most, unless the budget asks for more
+THINNEST = 1 / 32  # share of a group that all rounds together leave at the least, unless the budget asks for more
 
 
 def common_road(run: Run) -> None:
@@ -84,7 +84,7 @@ def choose(run: Run, number: int) -> PruningPlan:
         share = (number + 1) / len(run.epochs.infer)
         targets = {"target_macs": request.target_macs, "target_params": request.target_params}
         steps = {name: None if value is None else value**share for name, value in targets.items()}
-        for most in (LARGEST_GROUP_CUT, 1.0):
+        for most in (group_cut(len(run.epochs.infer)), 1.0):
             try:
                 return plan_for_budget(nats, table, **steps, limits=replace(limits, max_cut=most), dense=run.dense_cost)
             except PlanError:
@@ -99,6 +99,16 @@ def choose(run: Run, number: int) -> PruningPlan:
             round_to=request.round_to,
         )
     return deepest(run, nats, limits)
+
+
+def group_cut(rounds: int) -> float:
+    """Share of a group that one round takes at the most: half, or more where few rounds have to do.
+
+    A layer that loses nearly all of its channels at once has no time to recover; one that may only be halved,
+    in few rounds, makes others pay. In VGG-16 with three rounds of halving, the first convolution lost 26 of 64
+    channels with an SNR around 5 while the last ones kept hundreds below 1.
+    """
+    return max(0.5, 1 - THINNEST ** (1 / rounds))
 
 
 def deepest(run: Run, nats: dict[str, torch.Tensor], limits: Limits) -> PruningPlan:

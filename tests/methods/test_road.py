@@ -17,7 +17,7 @@ from pyrobnn.errors import ConfigError
 from pyrobnn.methods.base import Request
 from pyrobnn.methods.journal import Journal
 from pyrobnn.methods.registry import METHODS, get_method
-from pyrobnn.methods.road import reset
+from pyrobnn.methods.road import THINNEST, group_cut, reset
 from pyrobnn.methods.schedule import batch_size_for, is_large, share_out
 from pyrobnn.report.report import VOLATILE
 
@@ -53,6 +53,13 @@ def test_epochs_are_shared_out(method: str, epochs: int, trained: bool, target: 
 def test_batch_sizes() -> None:
     assert [batch_size_for(n) for n in (50, 1000, 2000, 4000, 50000)] == [16, 32, 64, 128, 128]
     assert not is_large(small()) and is_large(pb.nets.build("resnet20"))
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 4, 5, 8, 20])
+def test_few_rounds_cut_deeper_each(rounds: int) -> None:
+    left = (1 - group_cut(rounds)) ** rounds
+    assert left == pytest.approx(THINNEST) if rounds <= 5 else left < THINNEST
+    assert group_cut(rounds) >= group_cut(rounds + 1) >= 0.5
 
 
 def test_minutes_become_epochs(data: Data) -> None:
