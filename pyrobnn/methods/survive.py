@@ -13,7 +13,8 @@ from pyrobnn.posterior.draws import surviving_scales
 def survive(run: Run, epochs: int) -> None:
     """Fit a Gaussian posterior around the tuned compact network, as a step of its own.
 
-    It starts as wide as the posterior of the kept coordinates was. Roads that fold their noise away
+    It starts as wide as the posterior of the kept coordinates was, or narrower by a factor, if the ELBO of weights
+    that are independent wants that. Roads that fold their noise away
     round by round (`rbp`) and controls carry none to the end; there it starts at a tenth of the weights.
     The dense network teaches what to answer where there are no data. The compact network itself stays as it is.
     """
@@ -25,6 +26,7 @@ def survive(run: Run, epochs: int) -> None:
             scales = surviving_scales(model.cpu(), guide.cpu(), seed=run.seed("survive"))
         fitted = BayesianNet.around(net, data_size=len(run.data.train), scales=scales, likelihood=run.likelihood)
         config = run.config("bayesian", epochs, **{**settings(net), "validate": False})
+        fitted.choose_width(run.data.train, kl_weight=settings(net)["kl_schedule"], seed=run.seed("width"))
         fitted.fit(
             run.data,
             config,

@@ -14,6 +14,7 @@ from torch import nn
 import pyrobnn as pb
 from pyrobnn import cli
 from pyrobnn.data import Data
+from pyrobnn.guides import NoLatents
 from pyrobnn.guides.noise import NormalNoise
 from pyrobnn.posterior.bayesian_net import settings
 from pyrobnn.posterior.draws import draw_tensors, surviving_scales
@@ -71,6 +72,51 @@ def test_draws_leave_the_random_state_alone_and_repeat() -> None:
     assert not torch.equal(first[0], first[1])
     with pytest.raises(pb.ConfigError, match="at least 1"):
         next(draw_tensors(model, guide, 0))
+
+
+def test_widths_that_drown_the_net_are_narrowed_by_one_factor(data: Data) -> None:
+    net = small()
+    config = pb.FitConfig(epochs=6, precision="fp32", lr=2e-3)
+    trained = pb.fit(pb.BayesianModel(net, data_size=400), NoLatents(), data, config=config, progress=False)
+    net = pb.deterministic_net(trained.model, trained.guide)
+    rms = {name: p.detach().square().mean().sqrt() for name, p in net.named_parameters() if p.dim() > 1}
+
+    def chosen(width: float) -> tuple[float, pb.BayesianNet]:
+        scales = {name: torch.full_like(net.get_parameter(name), float(width * unit)) for name, unit in rms.items()}
+        around = pb.BayesianNet.around(net, data_size=400, scales=scales)
+        before = torch.get_rng_state()
+        factor = around.choose_width(data.train, kl_weight=0.1)
+        assert torch.equal(torch.get_rng_state(), before)
+        for name, (loc, scale) in around.guide.moments().items():
+            assert torch.equal(loc, net.get_parameter(name))
+            assert torch.allclose(scale, torch.as_tensor(factor * width * rms[name]), rtol=1e-4)
+        return factor, around
+
+    assert chosen(0.05)[0] == 1.0
+    factor, narrowed = chosen(1.5)
+    assert 1 / 32 < factor < 1.0
+    # The choice is what a direct comparison says: cross-entropy under draws, and KL, at this and at other widths.
+    loss = {k: _minus_elbo(narrowed, data, k / factor) for k in (factor / 2, factor, min(1.0, 2 * factor))}
+    assert min(loss, key=lambda k: loss[k]) == factor
+
+
+def _minus_elbo(net: pb.BayesianNet, data: Data, widen: float) -> float:
+    """-ELBO at KL weight 0.1 of all training images, from 40 draws and the closed form of two Gaussians."""
+    x, y = data.train.normalise(data.train.images), data.train.labels
+    start = net.guide.moments()
+    kl = 0.0
+    for loc, scale in start.values():
+        posterior = torch.distributions.Normal(loc, widen * scale)
+        prior = torch.distributions.Normal(0.0, (2 / loc[0].numel()) ** 0.5)
+        kl += float(torch.distributions.kl_divergence(posterior, prior).sum())
+    torch.manual_seed(1)
+    nll = 0.0
+    for _ in range(40):
+        drawn = {name: loc + widen * scale * torch.randn_like(loc) for name, (loc, scale) in start.items()}
+        with torch.no_grad():
+            logits = torch.func.functional_call(net.mean_net(), drawn, (x,))
+        nll += float(nn.functional.cross_entropy(logits, y, reduction="sum")) / 40
+    return nll + 0.1 * kl
 
 
 def test_starts_at_the_net_and_as_wide_as_told() -> None:
