@@ -38,6 +38,7 @@ from pyrobnn.report.metrics import evaluate
 
 MOST_ANSWERS = 50_000_000  # logits of the dense network that are kept (200 MB)
 SMALL_SHIFT = 1  # pixels of augmentation that leave its answers as they are
+LONG_TUNING = 10  # epochs of tuning after which a deep network may have gone far and be back
 
 State = dict[str, Tensor]
 
@@ -145,14 +146,22 @@ class Run:
 
     def point_config(self, step: str, epochs: int, *, tuning: bool) -> FitConfig:
         """Settings for training plain weights: SGD one-cycle for deep normalised nets, Adam else."""
+        lr = self.tune_lr(epochs) if tuning else 0.1 if self.large else 2e-3
         if self.large:
-            lr = 0.025 if tuning else 0.1  # few epochs: not far from where the dense network was
             return self.config(
                 step, epochs, optimizer="sgd", lr=lr, weight_decay=5e-4, lr_schedule=OneCycle(0.15 if tuning else 0.3)
             )
-        # What is left after a cut is small and takes larger steps than the dense network.
-        lr = 6e-3 if tuning else 2e-3
         return self.config(step, epochs, lr=lr, lr_schedule=OneCycle(0.2, floor=0.01), weight_decay=0.0)
+
+    def tune_lr(self, epochs: int) -> float:
+        """Highest learning rate of a tuning.
+
+        Few epochs of a deep network stay near where the dense one was; many can leave it and come back. What is
+        left of a small network takes larger steps than the dense one.
+        """
+        if not self.large:
+            return 6e-3
+        return 0.025 if epochs < LONG_TUNING else 0.05
 
     def fit(self, step: str, model: BayesianModel, guide: Any, config: FitConfig, **options: Any) -> FitResult:
         """A fit whose epochs are in the journal."""
@@ -249,6 +258,7 @@ class Run:
             **(self._distillation() if self.classifies else {"distillation": 0.0}),
             "batch_size": self.epochs.batch_size,
             "rounds": len(self.epochs.infer),
+            "tune_lr": self.tune_lr(self.epochs.tune),
         }
 
     def _distillation(self) -> dict[str, Any]:
