@@ -42,7 +42,7 @@ ROWS = [
         "hbfp-resnet56-cifar10-m216",
         "resnet56",
         "cifar10",
-        {"method": "hbfp", "target_macs": 0.216, "epochs": 40},
+        {"method": "hbfp", "target_macs": 0.216, "epochs": 30},
         weights="resnet56_cifar10.safetensors",
     ),
 ]

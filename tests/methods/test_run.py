@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from torch import nn
 
 import pyrobnn as pb
 from pyrobnn.data import Augment, Data
@@ -45,3 +46,26 @@ def test_larger_shifts_have_answers_of_their_own(shift: int, asked: str, data: D
     shifted = replace(data, train=replace(data.train, augment=Augment(shift=shift)))
     result = pb.compress("small_cnn", shifted, "l1", epochs=4, target_macs=0.5, progress=False)
     assert result.report["settings"]["teacher"] == asked
+
+
+def test_a_long_tuning_of_a_deep_net_goes_further(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: dict[str, float] = {}
+    original = run_module.fit
+
+    def fit(*args: Any, title: str, config: Any, **options: Any) -> Any:
+        rates[title] = config.lr
+        return original(*args, title=title, config=config, **options)
+
+    monkeypatch.setattr(run_module, "fit", fit)
+    few = replace(data, train=data.train.take(256))
+    layers: list[nn.Module] = []
+    for width in (1, 4, 4, 4, 4):
+        layers += [nn.Conv2d(width, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    options: dict[str, Any] = {"target_macs": 0.6, "epochs": 5, "precision": "fp32", "progress": False}
+    near = pb.compress(net, few, "ard", **options).report["settings"]["tune_lr"]
+    assert rates["tune"] == near < rates["dense"]
+    monkeypatch.setattr(run_module, "LONG_TUNING", 1)
+    far = pb.compress(net, few, "ard", **options).report["settings"]["tune_lr"]
+    assert rates["tune"] == far
+    assert near < far < rates["dense"]
