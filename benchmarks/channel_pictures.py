@@ -10,6 +10,7 @@ Without names: every method whose run is finished.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -21,6 +22,7 @@ from rows import RUNS
 
 from pyrobnn.inference.checkpoint import load_checkpoint
 from pyrobnn.posterior import plots
+from pyrobnn.posterior.kept import ChannelSummary
 from pyrobnn.posterior.state import from_state
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
@@ -29,7 +31,7 @@ RUN_OF = {name: f"{name}-lenet5-mnist-m07-s0" for name in NOISE} | {name: f"{nam
 
 
 def draw(method: str) -> Path:
-    """The picture of one method's run: a panel per group, and where there are gates a histogram of all."""
+    """The picture of one method's run: a panel per group; with gates a histogram of all, or the SNR of their noise."""
     posterior = from_state(load_checkpoint(checkpoint(method))["carry"]["posterior"])
     gates = all(channel.statistic == "inclusion" for channel in posterior.channels.values())
     panels = len(posterior.channels) + gates
@@ -37,11 +39,22 @@ def draw(method: str) -> Path:
     axes = figure.subplots(1, panels, squeeze=False)[0]
     for ax, name in zip(axes, posterior.channels, strict=False):
         plots.snr_lines(posterior, name, threshold=0.5 if gates else 1.0, ax=ax)
-    if gates:
+    if gates and method in NOISE:
+        plots.snr_plot(replace(posterior, channels=noise_of(posterior.channels)), ax=axes[-1])
+    elif gates:
         plots.inclusion_histogram(posterior, ax=axes[-1])
     path = IMAGES / f"channels-{method}.png"
     figure.savefig(path, dpi=110)
     return path
+
+
+def noise_of(channels: dict[str, ChannelSummary]) -> dict[str, ChannelSummary]:
+    """The SNR of the noise in place of an inclusion probability; that has no cut line."""
+    return {
+        name: replace(channel, snr=channel.loc.abs() / channel.scale, statistic="snr", threshold=None)
+        for name, channel in channels.items()
+        if channel.loc is not None and channel.scale is not None
+    }
 
 
 def checkpoint(method: str) -> Path:

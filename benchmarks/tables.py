@@ -40,7 +40,7 @@ def results_table() -> str:
             f"{100 * mean(r['compact']['accuracy'] for r in reports):.2f} %",
             f"−{100 * mean(r['reduction']['macs'] for r in reports):.1f} %",
             _parameters(reports),
-            f"{_whole(first, 'epochs'):g}",
+            f"{_whole(first, 'epochs'):.4g}",
             f"{mean(_whole(r, 'seconds') for r in reports) / 60:.0f}",
             "; ".join(sorted({_taught(r) for r in reports})),
             f"`{name}-s*.json`, `make bench NAME={first.get('script') or SCRIPTS[first['method']]}`",

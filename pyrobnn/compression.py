@@ -287,7 +287,8 @@ def _finish(
             kl_weight, seconds = settings(small)["kl_schedule"], run.carry["bayesian_seconds"]
             measured = measure_posterior(bayesian, data, draws=20 if run.large else 50)  # each is a pass
             others["bayesian"] = {**measured, "kl_weight": kl_weight, "seconds": seconds}
-    epochs = {k: int(v) if float(v).is_integer() else v for k, v in run.carry["epochs"].items()}
+    spent = {phase: round(passes, 3) for phase, passes in run.carry["epochs"].items()}
+    epochs = {phase: int(passes) if float(passes).is_integer() else passes for phase, passes in spent.items()}
     report = {
         "schema": SCHEMA,
         "method": "from-scratch" if run.carry.get("scratch") else run.method.name,

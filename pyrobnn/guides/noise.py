@@ -43,10 +43,16 @@ class NormalNoise(MeanField):
         super().__init__(model, init_scale=init_scale, init=init)
         self._noise = [name for name in self._sites if name.endswith(".noise")]
         self._two_spike: dict[str, tuple[str, float, float]] = {}
+        self._spikes: dict[str, tuple[str, float]] = {}
         for name, site in model.sites().items():
             p, group = bare(site["fn"]), model.group_of_site(name)
-            if isinstance(p, TwoSpike) and group is not None:
+            if group is None or name not in self._noise:
+                continue
+            if isinstance(p, TwoSpike):
                 self._two_spike[name] = (group, float(p.mix.flatten()[0]), float(p.scale1.flatten()[0]))
+                self._spikes[name] = (group, float(p.scale1.flatten()[0]))
+            elif isinstance(p, torch.distributions.Normal):
+                self._spikes[name] = (group, float(p.scale.flatten()[0]))
 
     @torch.no_grad()
     def snr(self) -> dict[str, Tensor]:
@@ -61,6 +67,25 @@ class NormalNoise(MeanField):
             group: responsibility(torch.distributions.Normal(*moments[name]), TwoSpike(pi, tau))
             for name, (group, pi, tau) in self._two_spike.items()
         }
+
+    @torch.no_grad()
+    def nats(self) -> dict[str, Tensor]:
+        """What the likelihood loses without a channel, under spikes; for other priors empty.
+
+        A responsibility is 1 to the last digit for every channel whose noise stays near 1, needed or not; how much
+        narrower than the spike the data made its posterior still tells them apart.
+        """
+        moments = self.moments() if self._spikes else {}
+        return {group: spike_loss(*moments[name], tau) for name, (group, tau) in self._spikes.items()}
+
+
+def spike_loss(loc: Tensor, scale: Tensor, tau: float) -> Tensor:
+    """Nats of log-likelihood between θ = loc and θ = 0, read off a posterior N(loc, scale²) under a spike of width tau.
+
+    Spike and likelihood add their curvatures, 1/scale² = 1/tau² + h, so a likelihood with its peak at `loc` loses
+    ½ h loc² (a quadratic one exactly). A fit that is still wider than its spike has h = 0.
+    """
+    return 0.5 * loc.square() * (scale.pow(-2) - tau**-2).clamp_min(0.0)
 
 
 class _WithoutNoise:

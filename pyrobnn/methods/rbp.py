@@ -5,6 +5,8 @@ successive layers is tied in a Markov chain, and a Dirac-like prior lets each la
 alone, given the layers before it; layers are treated one after the other.
 Reconstructed: the prior's density, its KL and the cut rule. `rbp` uses two narrow spikes, at 0 and
 at 1, whose responsibility is an inclusion probability; `rbp-spike` a single Gaussian spike at 0.
+Within a budget or a drop, both rank channels by the curvature that the data add to the spike's
+(:func:`~pyrobnn.guides.noise.spike_loss`, ours).
 """
 
 from __future__ import annotations
@@ -121,7 +123,7 @@ RBP = Method(
     name="rbp",
     title="recursive, two-spike (Dirac-like) channel noise",
     source="Zhou et al. 2019; prior, KL and threshold reconstructed",
-    cut_where="responsibility of the spike at 1 < 1/2",
+    cut_where="responsibility of the spike at 1 < 1/2 (with a target: fewest nats per cost, layer by layer)",
     prior=TwoSpikeNoise,
     guide=lambda model: NormalNoise(model, init_scale=0.1),
     rule="inclusion",
@@ -137,7 +139,7 @@ RBP_SPIKE = replace(
     RBP,
     name="rbp-spike",
     title="recursive, single-spike channel noise",
-    cut_where="SNR < 1",
+    cut_where="SNR < 1 (with a target: fewest nats per cost, layer by layer)",
     prior=SpikeNoise,
     rule="snr",
     events=lambda run, number: [],

@@ -352,7 +352,7 @@ class Run:
             posterior = summarize(result.model, result.guide, seed=self.seed(step))
             if only is not None:
                 posterior.channels = {only: posterior.channels[only]}
-            spent = {**carry["epochs"], "infer": round(carry["epochs"]["infer"] + passes, 3)}
+            spent = {**carry["epochs"], "infer": carry["epochs"]["infer"] + passes}
             net = self.refreshed(deterministic_net(result.model, result.guide))
             if self.method.read is not None:
                 reading = Reading(self, number, net, result.model, result.guide, events, posterior)

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from pyrobnn.errors import ConfigError
 from pyrobnn.groups import channel_groups
-from pyrobnn.guides.noise import NormalNoise, TruncatedLogNormalNoise
+from pyrobnn.guides.noise import NormalNoise, TruncatedLogNormalNoise, spike_loss
 from pyrobnn.inference.elbo import ELBO
 from pyrobnn.likelihoods import Categorical
 from pyrobnn.model import BayesianModel
+from pyrobnn.posterior.summary import summarize
 from pyrobnn.priors.gaussian import Gaussian
 from pyrobnn.priors.noise import ARDNoise, LogUniformNoise, SpikeNoise, TwoSpikeNoise
 from pyrobnn.pruning import PruningPlan
@@ -168,8 +169,33 @@ def test_two_spike_noise_that_starts_at_one_is_trapped_at_a_narrow_tau() -> None
     assert (guide.inclusion()["0"] > 0.9).all()
 
 
+def test_spike_loss_is_what_a_quadratic_likelihood_loses() -> None:
+    """Regression y = θ x + noise with its least-squares θ at 1 has the conjugate posterior N(1, s²) under N(1, τ²)."""
+    torch.manual_seed(5)
+    x, tau, sd = torch.randn(50, dtype=torch.float64), 0.1, 0.7
+    rest = torch.randn(50, dtype=torch.float64)
+    y = x + rest - x * (rest @ x) / (x @ x)
+    s = (tau**-2 + (x @ x) / sd**2) ** -0.5
+
+    def fits(theta: float) -> Tensor:
+        return torch.distributions.Normal(theta * x, sd).log_prob(y).sum()
+
+    assert torch.allclose(spike_loss(torch.ones((), dtype=torch.float64), s, tau), fits(1.0) - fits(0.0))
+    assert spike_loss(torch.tensor(1.0), torch.tensor(0.12), 0.1) == 0
+
+
+def test_trapped_two_spike_noise_still_tells_idle_units_by_their_nats() -> None:
+    torch.manual_seed(3)
+    model = model_with(TwoSpikeNoise(pi=0.2, tau=0.1))
+    guide = NormalNoise(model)
+    fit(model, guide)
+    nats = summarize(model, guide).channels["0"].nats
+    assert (nats[:2] > 10).all() and (nats[2:] < 1).all(), nats
+
+
 def test_only_two_spike_noise_reports_inclusion() -> None:
     assert NormalNoise(model_with(ARDNoise())).inclusion() == {}
+    assert NormalNoise(model_with(ARDNoise())).nats() == {}
 
 
 def test_a_model_without_log_uniform_sites_is_refused() -> None:
