@@ -4,7 +4,7 @@ LeNet-5/MNIST at 6 % of the MACs, seeds 0-2: one dense network per seed (6 epoch
 method and control goes on for 8 epochs, 3 for inference in 3 rounds and 5 for tuning. ResNet-20/CIFAR-10
 at 60 % from given weights, the same 8 epochs, seed 0; then the best two methods, `l1` and `random` with
 seeds 1 and 2 (those two are chosen by the test accuracy of seed 0, the data left being none; the later
-seeds are the fair part of that comparison). From-scratch rows train the architecture that the best method
+seeds are the fair part of that comparison). From-scratch rows train the architecture that the default method
 found, for as many epochs (LeNet: with those of the dense network). Methods are taken from the registry.
 
     python benchmarks/equal_macs.py [PART]     # goes on with what is unfinished; only names that hold PART
@@ -15,10 +15,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
@@ -26,6 +24,7 @@ from rows import RESULTS, RUNS, dense, weights
 from torch import nn
 
 import pyrobnn as pb
+from pyrobnn.compression import without_validation
 from pyrobnn.methods.base import Method
 from pyrobnn.methods.controls import CONTROLS
 from pyrobnn.methods.registry import METHODS
@@ -33,6 +32,7 @@ from pyrobnn.methods.registry import METHODS
 FOLDER = RESULTS / "equal_macs"
 SEEDS = (0, 1, 2)
 DENSE_EPOCHS, EPOCHS, INFER = 6, 8, 3
+DEFAULT = "ard"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def result(table: Table, name: str, seed: int) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def one(table: Table, name: str, seed: int, **options: Any) -> None:
+def one(table: Table, name: str, seed: int, data: Any = None, **options: Any) -> None:
     """Run (or go on with) one row, unless it is done or was not asked for."""
     label = f"{table.name}-{name}-s{seed}"
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
@@ -83,26 +83,26 @@ def one(table: Table, name: str, seed: int, **options: Any) -> None:
         return
     print(f"== {label}", flush=True)
     out = RUNS / f"equal_macs-{label}"
-    pb.compress(table.net, table.data, seed=seed, out=out, resume=(out / "checkpoint.pt").exists(), **options)
+    pb.compress(table.net, data or table.data, seed=seed, out=out, resume=(out / "checkpoint.pt").exists(), **options)
     FOLDER.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(out / "report.json", FOLDER / f"{label}.json")
 
 
-def ranking(table: Table, seeds: tuple[int, ...], accuracy: Callable[[dict[str, Any]], float]) -> list[str]:
-    """The methods that are no controls, best mean accuracy first; empty while one of them is unfinished."""
+def best_two(table: Table, seed: int) -> list[str]:
+    """The two methods, controls aside, that are best on a seed's test set; empty while one of them is unfinished."""
     controls = {method.name for method in CONTROLS}
     names = [method.name for method in comparable(table) if method.name not in controls]
-    reports = {name: [result(table, name, seed) for seed in seeds] for name in names}
-    if any(report is None for found in reports.values() for report in found):
-        return []
-    return sorted(names, key=lambda name: -mean(accuracy(r) for r in reports[name] if r is not None))
+    reports = {name: result(table, name, seed) for name in names}
+    accuracy = {name: report["compact"]["accuracy"] for name, report in reports.items() if report is not None}
+    return sorted(accuracy, key=lambda name: -accuracy[name])[:2] if len(accuracy) == len(names) else []
 
 
-def from_scratch(table: Table, best: str, seed: int, epochs: int) -> None:
-    """The architecture of the best method's plan, trained from fresh weights."""
-    path = RUNS / f"equal_macs-{table.name}-{best}-s{seed}" / "plan.json"
+def from_scratch(table: Table, seed: int, epochs: int) -> None:
+    """The architecture of the default method's plan, trained from fresh weights on the images that the others had."""
+    path = RUNS / f"equal_macs-{table.name}-{DEFAULT}-s{seed}" / "plan.json"
     if path.exists():
-        one(table, "from-scratch", seed, from_scratch=pb.PruningPlan.load(path), epochs=epochs)
+        data = without_validation(pb.load_data(table.data)) if table.given is None else table.data
+        one(table, "from-scratch", seed, data, from_scratch=pb.PruningPlan.load(path), epochs=epochs)
 
 
 def main() -> None:
@@ -110,19 +110,16 @@ def main() -> None:
         for method in comparable(LENET):
             start = LENET.weights(seed)
             one(LENET, method.name, seed, method=method, weights=start, target_macs=LENET.left, epochs=EPOCHS)
-    for name in ranking(LENET, SEEDS, lambda report: report["validation"]["compact"])[:1]:
-        for seed in SEEDS:
-            from_scratch(LENET, name, seed, DENSE_EPOCHS + EPOCHS)
+        from_scratch(LENET, seed, DENSE_EPOCHS + EPOCHS)
     by_name = {method.name: method for method in comparable(RESNET)}
     for name, method in by_name.items():
         one(RESNET, name, 0, method=method, weights=RESNET.weights(0), target_macs=RESNET.left, epochs=EPOCHS)
-    best = ranking(RESNET, SEEDS[:1], lambda report: report["compact"]["accuracy"])[:2]
-    for seed in SEEDS:
-        for name in [*best, "l1", "random"]:
+    from_scratch(RESNET, 0, EPOCHS)
+    for seed in SEEDS[1:]:
+        for name in dict.fromkeys([*best_two(RESNET, 0), DEFAULT, "l1", "random"]):
             start = RESNET.weights(seed)
             one(RESNET, name, seed, method=by_name[name], weights=start, target_macs=RESNET.left, epochs=EPOCHS)
-        for name in best[:1]:
-            from_scratch(RESNET, name, seed, EPOCHS)
+        from_scratch(RESNET, seed, EPOCHS)
 
 
 if __name__ == "__main__":
