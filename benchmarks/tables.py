@@ -9,7 +9,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 import uncertainty
+from scipy.stats import f as f_distribution
 
 from pyrobnn.methods.registry import METHODS
 
@@ -93,7 +95,32 @@ def equal_macs_table() -> str:
         first = (runs[method][columns[0]] or [None])[0]
         widths = "–" if first is None else "-".join(str(w) for w in first["compact"]["widths"].values())
         lines.append(f"| `{method}` | " + " | ".join(accuracy(runs[method][c]) for c in columns) + f" | {widths} |")
-    return "\n".join(lines)
+    apart = [told_apart(c, [runs[method][c] for method in runs]) for c in columns]
+    return "\n".join([*lines, "", *(line for line in apart if line)])
+
+
+def told_apart(network: str, rows: list[list[dict[str, Any]]]) -> str:
+    """Whether the rows of a network differ by more than their seeds do; empty if too few have three seeds.
+
+    Two-way analysis of variance without interaction: seeds are blocks, every row of a seed having started
+    from the same dense network.
+    """
+    full = [{r["seed"]: 100 * r["compact"]["accuracy"] for r in reports} for reports in rows]
+    values = np.array([[row[seed] for seed in sorted(row)] for row in full if len(row) > 2])
+    if len(values) < 3:
+        return ""
+    methods, seeds = values.shape
+    means = values.mean(1, keepdims=True)
+    left = values - means - values.mean(0) + values.mean()
+    free = (methods - 1) * (seeds - 1)
+    within = (left**2).sum() / free
+    ratio = seeds * means.var(ddof=1) / within
+    p = f_distribution.sf(ratio, methods - 1, free)
+    return (
+        f"{network}: the means of the {methods} rows with {seeds} seeds have a standard deviation of {means.std(ddof=1):.2f} points, "
+        f"one run has {within**0.5:.2f} (which makes {(within / seeds) ** 0.5:.2f} of a mean). "
+        f"Test of no difference at all: F = {ratio:.2f}, p = {p:.2f}."
+    )
 
 
 def methods_table() -> str:
