@@ -29,7 +29,7 @@ from pyrobnn.posterior.bayesian_net import BayesianNet, settings
 from pyrobnn.posterior.summary import Posterior
 from pyrobnn.pruning import PruningPlan
 from pyrobnn.pruning.criteria import Limits, plan_for_budget
-from pyrobnn.report.report import SCHEMA, measure, measure_posterior, reduction, versions
+from pyrobnn.report.report import SCHEMA, answers, measure, measure_posterior, reduction, versions
 from pyrobnn.report.robustness import robustness
 from pyrobnn.rundir import CHECKPOINT, DENSE, claim, find_spec, write_run
 
@@ -272,13 +272,16 @@ def _finish(
     """Read the test set, once; write the run."""
     dense, small = run.net("dense").cpu().eval(), run.net().cpu().eval()
     plan, posterior, data = run.plan, run.posterior(), run.data
+    nets, widths = {"dense": dense, "compact": small}, {"dense": run.table.widths(), "compact": plan.widths()}
+    logits = {name: answers(net, data, run.device) for name, net in nets.items()}
     figures = {
-        "dense": measure(dense, data, run.table.widths(), device=run.device, trained_on=trained_on),
-        "compact": measure(small, data, plan.widths(), device=run.device, trained_on=trained_on),
+        name: measure(net, data, widths[name], device=run.device, trained_on=trained_on, logits=logits[name])
+        for name, net in nets.items()
     }
     others: dict[str, Any] = {}
     if run.classifies:
-        others["robustness"] = robustness(dense, small, data.test, device=run.device)
+        precision = "fp32" if run.quick() is None else "bf16"
+        others["robustness"] = robustness(dense, small, data.test, device=run.device, precision=precision, logits=logits)
     state = run.carry.get("bayesian")
     bayesian = None
     if state is not None:

@@ -254,8 +254,12 @@ def _robustness(found: Mapping[str, Any]) -> str:
     table = _table(["Gaussian pixel noise", "dense", "compact", "change"], rows) if rows else ""
     return (
         f"<p>Dense and compact net name the same class for {_percent(found['agreement'])} of the test images. "
-        f"Accuracy under noise, σ in units of the pixel range:</p>\n{table}"
+        f"Accuracy under noise, σ in units of the pixel range{_in_precision(found)}:</p>\n{table}"
     )
+
+
+def _in_precision(found: Mapping[str, Any]) -> str:
+    return f", measured in {found['precision']}" if found.get("precision", "fp32") != "fp32" else ""
 
 
 def _bayesian(found: Mapping[str, Any], compact: Mapping[str, Any]) -> str:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyrobnn.data import Data
 from pyrobnn.errors import CheckpointError
 from pyrobnn.pruning.storage import stored_bytes
 from pyrobnn.report.cost import count
-from pyrobnn.report.metrics import evaluate, latency_ms
+from pyrobnn.report.metrics import latency_ms, predict_logits
+from pyrobnn.report.scores import Tally
 
 if TYPE_CHECKING:
     from pyrobnn.posterior.bayesian_net import BayesianNet
@@ -39,6 +40,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def answers(net: nn.Module, data: Data, device: torch.device | str = "cpu") -> Tensor:
+    """Logits of the test images in fp32, `[N, K]` on the CPU."""
+    return predict_logits(net.to(device), data.test, device=device, channels_last=True)[0]
+
+
 def measure(
     net: nn.Module,
     data: Data,
@@ -46,8 +52,9 @@ def measure(
     *,
     device: torch.device | str = "cpu",
     trained_on: str = "all",
+    logits: Tensor | None = None,
 ) -> dict[str, Any]:
-    """Test accuracy, NLL, ECE and cost of one network, in fp32; the test set is read here and nowhere else.
+    """Test accuracy, NLL, ECE and cost of one network, in fp32.
 
     Args:
         net: a plain network.
@@ -55,9 +62,12 @@ def measure(
         widths: channels per group, for the record.
         device: where to measure.
         trained_on: what the saved file says; `bytes` is that file's size.
+        logits: what the network says of the test part, `[N, K]`, where that is known (:func:`answers`).
     """
     net = net.to(device).eval()
-    metrics = evaluate(net, data.test, device=device, precision="fp32")
+    tally = Tally()
+    tally.add_logits(answers(net, data, device) if logits is None else logits, data.test.labels)
+    metrics = tally.metrics()
     example = data.example.to(device)
     cost = count(net, example)
     return {

@@ -41,6 +41,18 @@ def test_agreement_and_noise_by_hand() -> None:
         assert row["compact"] < row["dense"] - 0.03
 
 
+def test_known_answers_are_not_asked_for_again() -> None:
+    images = torch.linspace(0, 1, 100).view(-1, 1, 1, 1)
+    labels = (images.flatten() > 0.5).long()
+    split = pb.load_data(((images, labels), (images, labels)), valid_fraction=0, mean=(0.0,), std=(1.0,)).test
+    net = Threshold(0.5)
+    said = {"dense": torch.eye(2)[labels], "compact": torch.eye(2)[torch.zeros_like(labels)]}
+    assert robustness(net, net, split, logits=said)["agreement"] == 0.5
+    found = robustness(net, net, split, precision="bf16")
+    assert found["precision"] == "bf16" and "in bf16" in page({"robustness": found})
+    assert "in bf16" not in page({"robustness": robustness(net, net, split)})
+
+
 def test_the_page_shows_them() -> None:
     noise = [{"sigma": 0.1, "dense": 0.98, "compact": 0.913}]
     report = {
