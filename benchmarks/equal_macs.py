@@ -98,11 +98,16 @@ def best_two(table: Table, seed: int) -> list[str]:
 
 
 def from_scratch(table: Table, seed: int, epochs: int) -> None:
-    """The architecture of the default method's plan, trained from fresh weights on the images that the others had."""
-    path = RUNS / f"equal_macs-{table.name}-{DEFAULT}-s{seed}" / "plan.json"
-    if path.exists():
+    """The architecture that the default method found, trained from fresh weights on the images that the others had.
+
+    Widths are all that counts where the weights are new, so the result file of that method is enough.
+    """
+    found = result(table, DEFAULT, seed)
+    if found is not None:
+        dense = found["dense"]["widths"]
+        keep = {name: list(range(found["compact"]["widths"][name])) for name in dense}
         data = without_validation(pb.load_data(table.data)) if table.given is None else table.data
-        one(table, "from-scratch", seed, data, from_scratch=pb.PruningPlan.load(path), epochs=epochs)
+        one(table, "from-scratch", seed, data, from_scratch=pb.PruningPlan(keep, dense), epochs=epochs)
 
 
 def main() -> None:
