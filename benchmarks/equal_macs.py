@@ -75,14 +75,16 @@ def result(table: Table, name: str, seed: int) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def one(table: Table, name: str, seed: int, data: Any = None, **options: Any) -> None:
-    """Run (or go on with) one row, unless it is done or was not asked for."""
+def one(table: Table, name: str, seed: int, data: Any = None, *, trained: bool = True, **options: Any) -> None:
+    """Run (or go on with) one row, unless it is done or was not asked for; from the dense network if `trained`."""
     label = f"{table.name}-{name}-s{seed}"
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     if wanted not in label or (FOLDER / f"{label}.json").exists():
         return
     print(f"== {label}", flush=True)
     out = RUNS / f"equal_macs-{label}"
+    if trained:
+        options["weights"] = table.weights(seed)
     pb.compress(table.net, data or table.data, seed=seed, out=out, resume=(out / "checkpoint.pt").exists(), **options)
     FOLDER.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(out / "report.json", FOLDER / f"{label}.json")
@@ -107,23 +109,22 @@ def from_scratch(table: Table, seed: int, epochs: int) -> None:
         dense = found["dense"]["widths"]
         keep = {name: list(range(found["compact"]["widths"][name])) for name in dense}
         data = without_validation(pb.load_data(table.data)) if table.given is None else table.data
-        one(table, "from-scratch", seed, data, from_scratch=pb.PruningPlan(keep, dense), epochs=epochs)
+        plan = pb.PruningPlan(keep, dense)
+        one(table, "from-scratch", seed, data, trained=False, from_scratch=plan, epochs=epochs)
 
 
 def main() -> None:
     for seed in SEEDS:
         for method in comparable(LENET):
-            start = LENET.weights(seed)
-            one(LENET, method.name, seed, method=method, weights=start, target_macs=LENET.left, epochs=EPOCHS)
+            one(LENET, method.name, seed, method=method, target_macs=LENET.left, epochs=EPOCHS)
         from_scratch(LENET, seed, DENSE_EPOCHS + EPOCHS)
     by_name = {method.name: method for method in comparable(RESNET)}
     for name, method in by_name.items():
-        one(RESNET, name, 0, method=method, weights=RESNET.weights(0), target_macs=RESNET.left, epochs=EPOCHS)
+        one(RESNET, name, 0, method=method, target_macs=RESNET.left, epochs=EPOCHS)
     from_scratch(RESNET, 0, EPOCHS)
     for seed in SEEDS[1:]:
         for name in dict.fromkeys([*best_two(RESNET, 0), DEFAULT, "l1", "random"]):
-            start = RESNET.weights(seed)
-            one(RESNET, name, seed, method=by_name[name], weights=start, target_macs=RESNET.left, epochs=EPOCHS)
+            one(RESNET, name, seed, method=by_name[name], target_macs=RESNET.left, epochs=EPOCHS)
         from_scratch(RESNET, seed, EPOCHS)
 
 
