@@ -9,6 +9,7 @@ filter's removal loses), and `hbfp-bayes`, whose history is of expected norms un
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from pyrobnn.methods.base import Method, Reading
 from pyrobnn.methods.iterative import iterative_road
 from pyrobnn.methods.run import Run
 from pyrobnn.methods.schedule import is_large
-from pyrobnn.methods.widths import planned_road
+from pyrobnn.methods.widths import by_scores, evenly, planned_road
 from pyrobnn.model import BayesianModel
 from pyrobnn.posterior.kept import Posterior
 from pyrobnn.priors.gaussian import Gaussian
@@ -40,9 +41,12 @@ def pair_fraction(run: Any) -> float:
     return float(1 - min(targets) ** (0.5 / len(run.epochs.infer)))
 
 
-def history_road(run: Run) -> None:
-    """To a budget by widths that the first history plans; otherwise the loop of the paper."""
-    (planned_road if run.request.has_budget else iterative_road)(run)
+def history_road(run: Run, even: bool = False) -> None:
+    """To a budget by widths that are planned once; otherwise the loop of the paper."""
+    if run.request.has_budget:
+        planned_road(run, evenly if even else by_scores)
+    else:
+        iterative_road(run)
 
 
 def _read(reading: Reading) -> Posterior:
@@ -73,6 +77,7 @@ def hbfp(
     weight: float = 0.1,
     distance: str = "norm",
     per_epoch: int = 4,
+    even: bool = False,
     name: str | None = None,
 ) -> Method:
     """The method with its options.
@@ -85,6 +90,8 @@ def hbfp(
         weight: λ of the regulariser.
         distance: `"norm"`, or `"kl"` between the filters' posteriors (with `bayesian`).
         per_epoch: records of the history.
+        even: with a budget, the same share of every layer goes, as in a round of the paper; else the first
+            history says how the budget is shared.
         name: of the result, for reports.
     """
 
@@ -120,7 +127,7 @@ def hbfp(
         estimator="local" if bayesian else "weight",
         read=_read,
         stops=True,
-        road=history_road,
+        road=partial(history_road, even=even),
     )
 
 

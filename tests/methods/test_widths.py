@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ import pyrobnn as pb
 from pyrobnn.data import Data
 from pyrobnn.methods.controls import L1
 from pyrobnn.methods.run import Run
-from pyrobnn.methods.widths import planned_road
+from pyrobnn.methods.widths import evenly, planned_road
 from pyrobnn.posterior.state import from_state
 
 SETTINGS: dict[str, Any] = {"precision": "fp32", "progress": False, "seed": 1}
@@ -57,8 +59,34 @@ def test_limits_hold_on_the_way(data: Data) -> None:
     assert result.report["compact"]["macs"] <= 0.4 * result.report["dense"]["macs"]
 
 
-def test_units_of_different_cost_still_meet_the_budget(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_units_of_different_cost_still_meet_the_budget(data: Data) -> None:
     """When the planned widths turn out too large, the last round plans again."""
-    monkeypatch.setattr("pyrobnn.methods.widths._final_widths", lambda run, carry: {"final_widths": run.table.widths()})
-    result = pb.compress("small_cnn", data, METHOD, target_macs=0.4, epochs=6, **SETTINGS)
+    method = replace(METHOD, road=partial(planned_road, widths=lambda run: pb.PruningPlan.full(run.table)))
+    result = pb.compress("small_cnn", data, method, target_macs=0.4, epochs=6, **SETTINGS)
     assert result.report["compact"]["macs"] <= 0.4 * result.report["dense"]["macs"]
+
+
+@pytest.mark.parametrize("targets", [{"target_macs": 0.3}, {"target_macs": 0.5, "target_params": 0.2}])
+def test_even_widths_are_the_largest_common_share(data: Data, targets: dict[str, float]) -> None:
+    """Against every share at which a width changes."""
+    method = replace(METHOD, road=partial(planned_road, widths=evenly))
+    result = pb.compress("small_cnn", data, method, epochs=6, **targets, **SETTINGS)
+    net = pb.nets.build("small_cnn", in_channels=1, image_size=8)
+    table = pb.channel_groups(net, torch.zeros(2, 1, 8, 8))
+    dense = table.widths()
+    whole = table.cost(None)
+    best: dict[str, int] = {}
+    for share in sorted({k / n for n in dense.values() for k in range(1, n + 1)}):
+        widths = {name: math.ceil(share * n - 1e-9) for name, n in dense.items()}
+        masks = {name: (torch.arange(n) < widths[name]).double() for name, n in dense.items()}
+        cost = table.cost(masks)
+        left = {"target_macs": float(cost.macs / whole.macs), "target_params": float(cost.params / whole.params)}
+        if all(left[kind] <= value for kind, value in targets.items()):
+            best = widths
+    assert result.report["compact"]["widths"] == best
+
+
+def test_even_widths_say_what_no_budget_can_reach(data: Data) -> None:
+    method = replace(METHOD, road=partial(planned_road, widths=evenly))
+    with pytest.raises(pb.PlanError, match="cannot be met"):
+        pb.compress("small_cnn", data, method, epochs=6, target_macs=0.01, min_channels=8, **SETTINGS)
