@@ -52,7 +52,7 @@ ROWS = [
         "hbfp-resnet56-cifar10-m216",
         "resnet56",
         "cifar10",
-        {"method": "hbfp", "target_macs": 0.216, "epochs": 30},
+        {"method": "hbfp", "target_macs": 0.216, "epochs": 24},
         weights="resnet56_cifar10.safetensors",
     ),
 ]
