@@ -189,12 +189,13 @@ class SimilarPairs(Event):
             "number": self.history.number,
             "pairs": {name: order.pairs for name, order in self.orders.items()},
             "distances": {name: order.distances for name, order in self.orders.items()},
+            "typical": {name: order.typical for name, order in self.orders.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["number"] == self.history.number:
             self.orders = {
-                name: Elimination(pairs, state["distances"][name]) for name, pairs in state["pairs"].items()
+                name: Elimination(pairs, state["distances"][name], state["typical"][name]) for name, pairs in state["pairs"].items()
             }
 
 

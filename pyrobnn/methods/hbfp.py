@@ -4,7 +4,7 @@ Found in the authors' code: the L1 norm of every filter is recorded over trainin
 the smallest Manhattan distance of their trajectories are chosen in each layer; a regulariser is to make
 them more similar; one of each pair goes; the network is trained again and keeps a new history.
 Ours: a regulariser that has a gradient, several records an epoch, budgets (the pair's distance is what a
-filter's removal loses), and `hbfp-bayes`, whose history is of expected norms under a mean-field posterior.
+filter's removal loses, see :meth:`~pyrobnn.pruning.pairs.Elimination.parts`), and `hbfp-bayes`, whose history is of expected norms under a mean-field posterior.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def _read(reading: Reading) -> Posterior:
     assert isinstance(history, NormHistory) and isinstance(similar, SimilarPairs)
     plan, table = reading.run.plan, reading.model.groups
     assert table is not None
-    posterior = scored(reading.posterior, {name: order.scores() for name, order in similar.orders.items()}, table)
+    orders = similar.orders.items()
+    scores, parts = {name: order.scores() for name, order in orders}, {name: order.parts() for name, order in orders}
+    posterior = scored(reading.posterior, scores, table, parts)
     posterior.trajectories = [
         {
             name: {
@@ -63,7 +65,7 @@ def _read(reading: Reading) -> Posterior:
                 "pairs": order.pairs,
                 "units": torch.as_tensor(plan.keep[name], dtype=torch.long),
             }
-            for name, order in similar.orders.items()
+            for name, order in orders
         }
     ]
     return posterior

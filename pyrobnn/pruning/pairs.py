@@ -34,10 +34,12 @@ class Elimination:
     Attributes:
         pairs: `[n - 1, 2]`: the filter that goes, and the one that stays for it.
         distances: `[n - 1]`, of these pairs, ascending.
+        typical: mean distance of all pairs of the group; 0 where all filters are alike.
     """
 
     pairs: Tensor
     distances: Tensor
+    typical: float
 
     def scores(self) -> Tensor:
         """`[n]`: the distance at which each filter goes; the last one has the largest of all, doubled."""
@@ -46,6 +48,16 @@ class Elimination:
         found[self.pairs[:, 0]] = self.distances
         found[list(last)] = 2 * self.distances.max() if len(self.distances) else 1.0
         return found
+
+    def parts(self) -> Tensor:
+        """`[n]`: the scores s as s / (s + typical), in the same order, between 0 and 1 and without a unit.
+
+        Sums of them are what a group has to lose. Sums of the scores themselves are not: the one filter that
+        resembles no other has most of such a sum, and the farther away it is, the cheaper it makes all others
+        of its group. In VGG-16 that planned 45 of 256 filters for one layer and 162 for the next.
+        """
+        scores = self.scores()
+        return scores / (scores + (self.typical or 1.0))
 
 
 def eliminate(distances: Tensor, importance: Tensor, drop: str = "lower") -> Elimination:
@@ -76,7 +88,8 @@ def eliminate(distances: Tensor, importance: Tensor, drop: str = "lower") -> Eli
         at.append(float(distances[i, j]))
         if len(pairs) == n - 1:
             break
-    return Elimination(torch.tensor(pairs, dtype=torch.long).reshape(-1, 2), torch.tensor(at))
+    typical = float(distances.double().sum()) / max(1, n * (n - 1))
+    return Elimination(torch.tensor(pairs, dtype=torch.long).reshape(-1, 2), torch.tensor(at), typical)
 
 
 def symmetric_kl(loc: Tensor, scale: Tensor) -> Tensor:

@@ -136,15 +136,21 @@ def taylor_scores(net: nn.Module, table: ChannelTable, batches: Iterable[tuple[T
     return {name: (value / max(1, count)).sqrt() for name, value in squares.items()}
 
 
-def scored(posterior: Posterior, scores: Mapping[str, Tensor], table: ChannelTable) -> Posterior:
+def scored(
+    posterior: Posterior,
+    scores: Mapping[str, Tensor],
+    table: ChannelTable,
+    parts: Mapping[str, Tensor] | None = None,
+) -> Posterior:
     """The posterior with these scores in place of its own statistic, for the groups that have one.
 
     What is lost with a channel is :func:`~pyrobnn.posterior.shares.removal_cost`. It is free of units:
-    criteria as different as norms and gradients meet the budget planner on an equal footing.
+    criteria as different as norms and gradients meet the budget planner on an equal footing. Scores that do
+    not add up to what a group is worth, such as distances, bring `parts` that do.
     """
-    channels = dict(posterior.channels)
+    channels, parts = dict(posterior.channels), parts or scores
     for name, score in scores.items():
         score = score.detach().float().cpu()
-        nats = removal_cost(score, table[name], table.facts.shapes)
+        nats = removal_cost(parts[name], table[name], table.facts.shapes)
         channels[name] = replace(channels[name], snr=score, nats=nats, statistic="score", evidence=None)
     return replace(posterior, channels=channels)

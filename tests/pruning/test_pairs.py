@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
 from pyrobnn.errors import ConfigError
-from pyrobnn.pruning.pairs import closest_pairs, eliminate, history_distances, symmetric_kl
+from pyrobnn.posterior.shares import left_share
+from pyrobnn.pruning.pairs import Elimination, closest_pairs, eliminate, history_distances, symmetric_kl
 
 
 def test_manhattan_distances() -> None:
@@ -49,6 +52,29 @@ def test_every_filter_but_one_goes_once() -> None:
     assert eliminate(torch.zeros(1, 1), torch.ones(1)).scores().tolist() == [1.0]
     with pytest.raises(ConfigError, match="lower"):
         eliminate(torch.zeros(2, 2), torch.ones(2), "both")
+
+
+def test_parts_have_no_unit_and_are_bounded() -> None:
+    norms = torch.rand(5, 20, generator=torch.Generator().manual_seed(0))
+    order = eliminate(history_distances(norms), norms.sum(0))
+    parts = order.parts()
+    torch.testing.assert_close(eliminate(history_distances(7 * norms), 7 * norms.sum(0)).parts(), parts)
+    assert parts.argsort().tolist() == order.scores().argsort().tolist()
+    # Two filters 1 apart and one at 100: scores 1, 99 and 198, mean distance (1 + 100 + 99) / 3.
+    far = torch.tensor([[0.0, 1.0, 100.0]])
+    found = eliminate(history_distances(far), far[0])
+    assert found.typical == pytest.approx(200 / 3)
+    assert found.parts().tolist() == pytest.approx([3 / 203, 297 / 497, 594 / 794])
+    assert eliminate(torch.zeros(3, 3), torch.ones(3)).parts().tolist() == [0.0, 0.0, 0.0]
+
+
+def test_one_far_filter_hardly_makes_the_others_cheap() -> None:
+    def cost_of_250(norm: float, of: Callable[[Elimination], torch.Tensor]) -> float:
+        norms = torch.cat([torch.linspace(1, 2, 256), torch.tensor([norm])])[None]
+        return float(left_share(of(eliminate(history_distances(norms), norms[0]))).sort().values[:250].sum())
+
+    assert cost_of_250(30.0, Elimination.parts) > 0.5 * cost_of_250(3.0, Elimination.parts)
+    assert cost_of_250(30.0, Elimination.scores) < 0.1 * cost_of_250(3.0, Elimination.scores)  # what parts are for
 
 
 def test_symmetric_kl() -> None:
