@@ -4,7 +4,8 @@ Found in the authors' code: the L1 norm of every filter is recorded over trainin
 the smallest Manhattan distance of their trajectories are chosen in each layer; a regulariser is to make
 them more similar; one of each pair goes; the network is trained again and keeps a new history.
 Ours: a regulariser that has a gradient, several records an epoch, budgets (the pair's distance is what a
-filter's removal loses, see :meth:`~pyrobnn.pruning.pairs.Elimination.parts`), and `hbfp-bayes`, whose history is of expected norms under a mean-field posterior.
+filter's removal loses, see :meth:`~pyrobnn.pruning.pairs.Elimination.parts`), and `hbfp-bayes`, whose
+history is of expected norms under a mean-field posterior.
 """
 
 from __future__ import annotations
