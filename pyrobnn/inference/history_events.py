@@ -195,7 +195,8 @@ class SimilarPairs(Event):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["number"] == self.history.number:
             self.orders = {
-                name: Elimination(pairs, state["distances"][name], state["typical"][name]) for name, pairs in state["pairs"].items()
+                name: Elimination(pairs, state["distances"][name], state["typical"][name])
+                for name, pairs in state["pairs"].items()
             }
 
 
