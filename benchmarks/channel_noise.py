@@ -20,7 +20,7 @@ GIVEN = {
     "vgg16-cifar10-m25-e20": {"target_macs": 0.25, "target_params": 0.07, "epochs": 20},
     "vgg16-cifar10-m16": {"target_macs": 0.16, "epochs": 20},
     "resnet56-cifar10-m50": {"target_macs": 0.50, "epochs": 20},
-    "resnet56-cifar10-m25": {"target_macs": 0.25, "epochs": 40},
+    "resnet56-cifar10-m25": {"target_macs": 0.25, "epochs": 36},
     "resnet56-cifar10-m215": {"target_macs": 0.215, "epochs": 24},
 }
 
