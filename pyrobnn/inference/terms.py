@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,8 +13,6 @@ from torch import Tensor, nn
 from pyrobnn.data.arrays import Split
 from pyrobnn.errors import ConfigError
 from pyrobnn.model import BayesianModel
-
-SOFTEST = 1 / 3  # of log K: the mean entropy of a teacher's softened answers
 
 
 @dataclass
@@ -54,32 +51,6 @@ def answers(
 ) -> Tensor:
     """The logits of a network (in eval mode) for every view of a split: `[views, K]`, on the CPU."""
     return torch.cat([ask(teacher, x, autocast).cpu() for x in split.views(batch_size, device=device)])
-
-
-def temperature_for(logits: Tensor, highest: float) -> float:
-    """The temperature at which a teacher's answers still tell classes apart.
-
-    A network that was trained with label smoothing has small margins, and is taught from best at a low temperature
-    (Chandrasegaran et al. 2022): one that suits other networks makes its answers all but uniform. The rule, ours: the
-    mean entropy of the softened answers stays below a third of log K. It is 0.2 to 0.3 of log K for ResNets on CIFAR-10
-    at temperature 4; for a VGG-16 that was trained with a smoothing of 0.05 it would be 0.9 there.
-
-    Args:
-        logits: the teacher's answers `[B, K]`, to images it was trained on.
-        highest: the temperature for a teacher that is sure of itself, at least 1.
-
-    Returns:
-        A multiple of 0.1 from `highest` down to 1, which a teacher gets that is still softer at 1.
-
-    >>> temperature_for(torch.eye(10) * 18.0, 4.0), temperature_for(torch.eye(10) * 5.2, 4.0)
-    (4.0, 1.3)
-    """
-    most = SOFTEST * math.log(logits.shape[-1])
-    for tenths in range(round(10 * highest), 10, -1):
-        log_p = F.log_softmax(logits.double() / (tenths / 10), -1)
-        if float(-(log_p.exp() * log_p).sum(-1).mean()) <= most:
-            return tenths / 10
-    return 1.0
 
 
 class Distillation:

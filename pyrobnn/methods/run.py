@@ -22,7 +22,7 @@ from pyrobnn.inference.progress import console
 from pyrobnn.inference.record import ChannelHistory
 from pyrobnn.inference.schedules import OneCycle
 from pyrobnn.inference.shrink import shrink
-from pyrobnn.inference.terms import Distillation, answers, temperature_for
+from pyrobnn.inference.terms import Distillation, answers
 from pyrobnn.likelihoods import Categorical, Likelihood
 from pyrobnn.methods.base import Method, Reading, Request
 from pyrobnn.methods.journal import Carry, Journal
@@ -37,7 +37,6 @@ from pyrobnn.pruning.batchnorm import reestimate_batchnorm
 from pyrobnn.report.metrics import evaluate
 
 MOST_ANSWERS = 50_000_000  # logits of the dense network that are kept (200 MB)
-ASKED = 1000  # images whose answers set the temperature of distillation
 SMALL_SHIFT = 1  # pixels of augmentation that leave its answers as they are
 LONG_TUNING = 10  # epochs of tuning after which a deep network may have gone far and be back
 
@@ -82,7 +81,6 @@ class Run:
         self.trained, self.likelihood, self.progress = trained, likelihood, progress
         self.large = is_large(net)
         self._answers: Tensor | None = None  # of the dense network, made when first needed
-        self._temperature: float | None = None
         self.device = resolve_device(request.device)
         self.autocast = resolve_precision(request.precision, self.device, net, data.example)
         cost = table.cost(None)
@@ -220,14 +218,9 @@ class Run:
         """Of distillation: what is left of a small network has no room for the finer shades of softer targets.
 
         LeNet-300-100 at 3 % of its weights, 20 epochs, error on validation images: 2.0 % at temperature 4,
-        1.6 % at 2, 1.8 % at 1; LeNet-5 at 0.6 %: no difference between 4 and 2. Lower where the dense network's
-        answers are soft already, see :func:`~pyrobnn.inference.terms.temperature_for`.
+        1.6 % at 2, 1.8 % at 1; LeNet-5 at 0.6 %: no difference between 4 and 2.
         """
-        if self._temperature is None:
-            teacher = channels_last(self.net("dense")).eval()
-            logits = answers(teacher, self.data.train.take(ASKED), self.autocast, self.device)
-            self._temperature = temperature_for(logits, 4.0 if self.large else 2.0)
-        return self._temperature
+        return 4.0 if self.large else 2.0
 
     def asks_once(self) -> bool:
         """Whether the dense network's answers are kept: shifts so small that they hardly change, and epochs to gain.

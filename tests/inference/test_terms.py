@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +11,7 @@ import pyrobnn as pb
 from pyrobnn.data import Augment
 from pyrobnn.data.arrays import Split
 from pyrobnn.errors import ConfigError
-from pyrobnn.inference.terms import SOFTEST, Distillation, Step, answers, temperature_for
+from pyrobnn.inference.terms import Distillation, Step, answers
 
 CPU = torch.device("cpu")
 
@@ -77,22 +75,3 @@ def test_a_shifted_image_is_taught_what_the_image_itself_is() -> None:
     assert torch.allclose(once(one), wanted, rtol=1e-5) and once.teacher.calls == calls
     once(step(x, y))  # images that nobody knows: the teacher is asked
     assert once.teacher.calls == calls + 1
-
-
-@pytest.mark.parametrize("classes", [2, 10, 100])
-def test_the_temperature_is_the_highest_that_keeps_answers_apart(classes: int) -> None:
-    """Against the entropy of softmax, and the one-against-all form that it has for equal margins."""
-    most = SOFTEST * math.log(classes)
-
-    def entropy(margin: float, temperature: float) -> float:
-        others = math.exp(-margin / temperature)
-        total = 1 + (classes - 1) * others
-        return math.log(total) + (classes - 1) * others / total * margin / temperature
-
-    for margin in (4.0, 8.0, 12.0, 40.0):
-        logits = margin * torch.eye(classes)
-        found = temperature_for(logits, 4.0)
-        assert found == pytest.approx(round(10 * found) / 10) and 1.0 <= found <= 4.0
-        assert found == 1.0 or entropy(margin, found) <= most
-        assert found == 4.0 or entropy(margin, found + 0.1) > most
-    assert temperature_for(torch.zeros(3, classes), 4.0) == 1.0

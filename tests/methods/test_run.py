@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
 
 import pyrobnn as pb
@@ -32,33 +30,15 @@ def test_the_dense_network_is_asked_once_per_image(data: Data, monkeypatch: pyte
     monkeypatch.setattr(terms, "ask", ask)
     options: dict[str, Any] = {"target_macs": 0.5, "precision": "fp32", "progress": False}
     often = pb.compress("small_cnn", data, "ard", epochs=5, **options)
-    sample = min(run_module.ASKED, len(data.train)) * data.train.num_views  # for the temperature
-    assert sum(asked) == sample + len(data.train) * data.train.num_views
+    assert sum(asked) == len(data.train) * data.train.num_views
     assert often.report["settings"]["teacher"] == "once per image"
     # Where answers do not fit, the network is asked in every epoch that learns from it.
     asked.clear()
     monkeypatch.setattr(run_module, "MOST_ANSWERS", 10)
     rarely = pb.compress("small_cnn", data, "ard", epochs=5, **options)
     phases = rarely.report["epochs_by_phase"]
-    taught = len(data.train) * (phases["infer"] + phases["tune"])
-    assert sum(asked) == sample + taught > 2 * len(data.train)
+    assert sum(asked) == len(data.train) * (phases["infer"] + phases["tune"]) > 2 * len(data.train)
     assert rarely.report["settings"]["teacher"] == "every step"
-
-
-def test_a_soft_dense_network_teaches_at_a_lower_temperature(data: Data) -> None:
-    """The same answers, sure and unsure: only the scale of the logits differs."""
-    options: dict[str, Any] = {"target_macs": 0.5, "epochs": 4, "precision": "fp32", "progress": False}
-    net = pb.compress("small_cnn", data, "l1", epochs=10, target_macs=0.9, progress=False).dense
-    found = []
-    for factor in (8.0, 1.0):
-        scaled = copy.deepcopy(net)
-        last = [m for m in scaled.modules() if isinstance(m, nn.Linear)][-1]
-        with torch.no_grad():
-            for parameter in last.parameters():
-                parameter.mul_(factor)
-        result = pb.compress(scaled, data, "l1", trained=True, **options)
-        found.append(result.report["settings"]["temperature"])
-    assert found[0] == 2.0 and found[1] == 1.0
 
 
 @pytest.mark.parametrize(("shift", "asked"), [(0, "once per image"), (1, "once per image"), (2, "every step")])
