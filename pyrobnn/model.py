@@ -161,7 +161,7 @@ class BayesianModel(PyroModule):
     def call_net(self, net: nn.Module, values: dict[str, Tensor], x: Any) -> Tensor:
         """Call the network with these tensors, under autocast if set, statistics once per step."""
         if self._has_norms and net.training and not self._may_update(x):
-            values = {**values, **_copied_statistics(net, values)}
+            values = {**values, **copied_statistics(net, values)}
         device = x.device.type if isinstance(x, Tensor) else "cpu"
         cast = torch.autocast(device, dtype=self.autocast) if self.autocast is not None else nullcontext()
         with cast:
@@ -274,7 +274,7 @@ def _hold_as_buffer(net: nn.Module, name: str) -> None:
     module.register_buffer(leaf, value.detach().clone())
 
 
-def _copied_statistics(net: nn.Module, values: dict[str, Tensor]) -> dict[str, Tensor]:
+def copied_statistics(net: nn.Module, values: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copies of the statistics, to be updated in their place; those that a prior has replaced stay replaced."""
     copies = {}
     for path, module in net.named_modules():

@@ -143,6 +143,9 @@ class Method:
             with their reason, before anything is trained. None: all.
         stops: without a target, stops by itself when validation accuracy would be lost.
         distil: weight of distillation from the dense network during inference.
+        temperature: of distillation; None is 2 for small and 4 for large networks.
+        blends: weight of distillation on blends of training images while the compact network is tuned, see
+            :class:`~pyrobnn.inference.blends.Blends`; 0 is none.
         zeros: for methods that decide weight by weight: which single weights of the cut network stay, given
             the run (see :mod:`pyrobnn.methods.zeros`); the others are zero from then on.
         road: how the method goes from a dense to a compact network; None is the common road.
@@ -170,5 +173,7 @@ class Method:
     usable: Callable[[nn.Module, ChannelTable], ChannelTable] | None = None
     stops: bool = False
     distil: float = 0.5
+    temperature: float | None = None
+    blends: float = 0.0
     zeros: Callable[[Any], Zeros] | None = None
     road: Callable[..., None] | None = None

@@ -11,7 +11,9 @@ from torch import nn
 import pyrobnn as pb
 from pyrobnn.data import Augment, Data
 from pyrobnn.inference import terms
+from pyrobnn.inference.blends import Blends
 from pyrobnn.methods import run as run_module
+from pyrobnn.methods.registry import get_method
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +71,25 @@ def test_a_long_tuning_of_a_deep_net_goes_further(data: Data, monkeypatch: pytes
     far = pb.compress(net, few, "ard", **options).report["settings"]["tune_lr"]
     assert rates["tune"] == far
     assert near < far < rates["dense"]
+
+
+def test_a_method_says_how_the_dense_network_teaches(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    taught: dict[str, list[Any]] = {}
+    original = run_module.fit
+
+    def fit(*args: Any, title: str, terms: Any = (), **options: Any) -> Any:
+        taught[title] = list(terms)
+        return original(*args, title=title, terms=terms, **options)
+
+    monkeypatch.setattr(run_module, "fit", fit)
+    few = replace(data, train=data.train.take(256))
+    options: dict[str, Any] = {"target_macs": 0.6, "epochs": 4, "precision": "fp32", "progress": False}
+    usual = pb.compress("small_cnn", few, "l1", **options).report["settings"]
+    assert "blends" not in usual and [type(term) for term in taught["tune"]] == [terms.Distillation]
+    method = replace(get_method("l1"), temperature=1.5, blends=0.4)
+    settings = pb.compress("small_cnn", few, method, **options).report["settings"]
+    assert settings["temperature"] == 1.5 != usual["temperature"] and settings["blends"] == 0.4
+    plain, between = taught["tune"]
+    assert isinstance(between, Blends) and between.weight == 0.4
+    assert plain.temperature == between.temperature == 1.5
+    assert not any(isinstance(term, Blends) for title, found in taught.items() if title != "tune" for term in found)
