@@ -97,13 +97,19 @@ class Split:
         device: str | torch.device = "cpu",
         channels_last: bool = False,
         drop_last: bool = False,
+        mirrored: Tensor | None = None,
     ) -> Iterator[Batch]:
-        """As :meth:`batches`, with the view that each image is."""
+        """As :meth:`batches`, with the view that each image is.
+
+        `mirrored`, bool ``[N]`` by row, says which images augmentation mirrors where it mirrors any; None draws them.
+        """
         if batch_size < 1:
             raise DataError(f"expected a batch size of at least 1, got {batch_size}")
         if augment and generator is None:
             raise DataError("augmentation is random: give batches(...) a torch.Generator too")
-        return self._examples(batch_size, generator, augment, torch.device(device), channels_last, drop_last)
+        if mirrored is not None and mirrored.shape != (len(self),):
+            raise DataError(f"expected one mirror flag for each of {len(self)} images, got {tuple(mirrored.shape)}")
+        return self._examples(batch_size, generator, augment, torch.device(device), channels_last, drop_last, mirrored)
 
     def _examples(
         self,
@@ -113,6 +119,7 @@ class Split:
         device: torch.device,
         channels_last: bool,
         drop_last: bool,
+        mirrored: Tensor | None,
     ) -> Iterator[Batch]:
         count, views = len(self), self.num_views
         layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -126,8 +133,8 @@ class Split:
             place = slice(start, start + batch_size) if generator is None else rows  # a slice copies nothing
             images, labels, view = self.images[place].to(device), self.labels[place].to(device), views * rows.to(device)
             if augment and generator is not None and self.augment is not None:
-                images, mirrored = self.augment.draw(images, generator)
-                view = view if mirrored is None else view + mirrored
+                images, flipped = self.augment.draw(images, generator, None if mirrored is None else mirrored[rows])
+                view = view if flipped is None else view + flipped
             yield Batch(self.normalise(images).contiguous(memory_format=layout), labels, view)
 
     @property

@@ -42,15 +42,21 @@ class Augment:
         """
         return self.draw(images, generator)[0]
 
-    def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """The augmented batch, and which images are mirrored (``[B]`` bool; None without `flip`)."""
-        mirrored = None
+    def draw(
+        self, images: Tensor, generator: torch.Generator, mirrored: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The augmented batch, and which images are mirrored (``[B]`` bool; None without `flip`).
+
+        Which ones are is drawn, unless `mirrored` says it.
+        """
         if self.shift:
             images = _shift(images, self.shift, generator)
-        if self.flip:
-            mirrored = (torch.rand(len(images), generator=generator, device=generator.device) < 0.5).to(images.device)
-            images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
-        return images, mirrored
+        if not self.flip:
+            return images, None
+        if mirrored is None:
+            mirrored = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
+        mirrored = mirrored.to(images.device)
+        return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images), mirrored
 
 
 def _shift(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:

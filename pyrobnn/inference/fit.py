@@ -20,6 +20,7 @@ from pyrobnn.inference.checkpoint import load_checkpoint, save_checkpoint
 from pyrobnn.inference.elbo import ELBO
 from pyrobnn.inference.events import Event
 from pyrobnn.inference.local import local_params, prepare
+from pyrobnn.inference.muon import Muon, muon_groups
 from pyrobnn.inference.objective import Objective
 from pyrobnn.inference.precision import as_channels_last, channels_last, resolve_device, resolve_precision
 from pyrobnn.inference.progress import Progress
@@ -40,9 +41,10 @@ class FitConfig:
         batch_size: examples per step.
         lr: peak learning rate of the network's deterministic parameters.
         guide_lr: peak learning rate of the guide's parameters (default: `lr`).
-        optimizer: `"adam"` or `"sgd"` (Nesterov momentum), for network and guide alike.
-        momentum: of SGD, or Adam's beta1.
-        weight_decay: on deterministic tensors with two or more dimensions.
+        optimizer: `"adam"` or `"sgd"` (Nesterov momentum), for network and guide alike, or `"muon"`: kernels take
+            orthogonalised steps, all else SGD (:class:`~pyrobnn.inference.muon.Muon`).
+        momentum: of SGD and Muon, or Adam's beta1.
+        weight_decay: on deterministic tensors with two or more dimensions; decoupled with Muon.
         lr_schedule: factor on both rates over progress: a name, a number or a function.
         kl_schedule: KL weight over progress: a number or a function; 1 is the ELBO.
         clip: gradient norm bound, None for none.
@@ -51,7 +53,8 @@ class FitConfig:
         precision: `auto`, `fp32` or `bf16`.
         device: `auto`, `cpu`, `cuda`, `mps`.
         seed: of shuffling, augmentation and sampling.
-        augment: use the data's augmentation.
+        augment: use the data's augmentation; where it mirrors, each image is mirrored in every second epoch
+            (Jordan 2024, "alternating flip").
         validate: measure validation accuracy (posterior means) after each epoch.
         max_steps: steps per epoch, to stop short of a full pass over the (shuffled) data.
     """
@@ -81,8 +84,8 @@ class FitConfig:
                 f"epochs must be 0 or more, batch_size at least 1 and lr not negative, "
                 f"got {self.epochs}, {self.batch_size}, {self.lr}"
             )
-        if self.optimizer not in ("adam", "sgd"):
-            raise ConfigError(f"optimizer must be 'adam' or 'sgd', got {self.optimizer!r}")
+        if self.optimizer not in ("adam", "sgd", "muon"):
+            raise ConfigError(f"optimizer must be 'adam', 'sgd' or 'muon', got {self.optimizer!r}")
 
 
 @dataclass
@@ -127,6 +130,8 @@ class Loop:
         self.config, self.data, self.events = config, data, tuple(events)
         self.device = resolve_device(config.device)
         self.generator = torch.Generator().manual_seed(config.seed)
+        coins = torch.Generator().manual_seed(config.seed)
+        self._sides = torch.rand(len(data.train), generator=coins) < 0.5  # which images are mirrored in even epochs
         self.epoch = self.step = 0
         self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
         if config.max_steps is not None:
@@ -179,11 +184,16 @@ class Loop:
         groups: list[dict[str, Any]] = [
             {"params": [p for p in weights if p.dim() > 1], "peak": c.lr, "weight_decay": c.weight_decay},
             {"params": [p for p in weights if p.dim() <= 1], "peak": c.lr, "weight_decay": 0.0},
-            *({"params": params, "peak": rate, "weight_decay": 0.0} for rate, params in rates.items()),
         ]
+        if c.optimizer == "muon":
+            groups = muon_groups(weights, c.lr, c.weight_decay, c.momentum)
+        for rate, params in rates.items():
+            groups.append({"params": params, "peak": rate, "weight_decay": 0.0})
         groups = [group for group in groups if group["params"]]
         if not groups:
             raise ConfigError("nothing to train: model and guide have no parameters that require gradients")
+        if c.optimizer == "muon":
+            return Muon(groups, lr=c.lr, momentum=c.momentum, orthogonal=False)
         if c.optimizer == "adam":
             return torch.optim.Adam(groups, lr=c.lr, betas=(c.momentum, 0.999), foreach=True)
         return torch.optim.SGD(groups, lr=c.lr, momentum=c.momentum, nesterov=c.momentum > 0, foreach=True)
@@ -240,7 +250,13 @@ class Loop:
         sums, seen = [0.0, 0.0, 0.0, 0], 0
         c = self.config
         batches = self.data.train.examples(
-            c.batch_size, generator=self.generator, augment=c.augment, device=self.device, channels_last=True
+            c.batch_size,
+            generator=self.generator,
+            augment=c.augment,
+            device=self.device,
+            channels_last=True,
+            # In turns: two epochs show both sides of every image, where drawing would show half of them one side twice.
+            mirrored=self._sides ^ bool(self.epoch % 2),
         )
         for batch in itertools.islice(batches, self.steps_per_epoch):
             size = len(batch.y)

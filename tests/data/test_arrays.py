@@ -175,3 +175,14 @@ def test_examples_say_which_view_they_are(augment: Augment | None) -> None:
         assert {v % 2 for v in seen} == {0, 1}
     pairs = zip(split.batches(4, generator=generator(), augment=True), split.examples(4, generator=generator(), augment=True), strict=True)
     assert all(torch.equal(a[0], b.x) and torch.equal(a[1], b.y) for a, b in pairs)
+
+
+def test_mirrored_images_can_be_chosen_by_row() -> None:
+    split = make_split(11, Augment(flip=True))
+    sides = torch.arange(11) % 3 == 0
+    views = torch.cat(list(split.views(4)))
+    for x, _, view in split.examples(4, generator=generator(), augment=True, mirrored=sides):
+        assert torch.equal((view % 2).bool(), sides[view // 2])
+        assert torch.equal(x, views[view])
+    with pytest.raises(DataError, match="one mirror flag for each of 11"):
+        split.examples(4, generator=generator(), augment=True, mirrored=sides[:4])

@@ -43,6 +43,15 @@ def test_flip_mirrors_half_of_the_images() -> None:
     assert abs(int(mirrored.sum()) - 2000) < 5 * 32  # a standard deviation is 31.6
 
 
+def test_which_images_are_mirrored_can_be_said() -> None:
+    batch, sides = torch.rand(6, 1, 3, 4), torch.tensor([True, False, False, True, True, False])
+    out, mirrored = Augment(flip=True).draw(batch, generator(), sides)
+    assert mirrored is not None and torch.equal(mirrored, sides)
+    assert torch.equal(out[sides], batch[sides].flip(3)) and torch.equal(out[~sides], batch[~sides])
+    same, none = Augment().draw(batch, generator(), sides)
+    assert same is batch and none is None
+
+
 def test_images_of_a_batch_are_treated_apart_and_left_alone() -> None:
     batch = torch.randint(0, 256, (8, 3, 8, 8), dtype=torch.uint8)
     before = batch.clone()

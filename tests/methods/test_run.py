@@ -50,12 +50,12 @@ def test_larger_shifts_have_answers_of_their_own(shift: int, asked: str, data: D
     assert result.report["settings"]["teacher"] == asked
 
 
-def test_a_long_tuning_of_a_deep_net_goes_further(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    rates: dict[str, float] = {}
+def test_deep_nets_are_trained_by_sgd_and_tuned_by_muon(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs: dict[str, Any] = {}
     original = run_module.fit
 
     def fit(*args: Any, title: str, config: Any, **options: Any) -> Any:
-        rates[title] = config.lr
+        configs[title] = config
         return original(*args, title=title, config=config, **options)
 
     monkeypatch.setattr(run_module, "fit", fit)
@@ -65,12 +65,11 @@ def test_a_long_tuning_of_a_deep_net_goes_further(data: Data, monkeypatch: pytes
         layers += [nn.Conv2d(width, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()]
     net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
     options: dict[str, Any] = {"target_macs": 0.6, "epochs": 5, "precision": "fp32", "progress": False}
-    near = pb.compress(net, few, "ard", **options).report["settings"]["tune_lr"]
-    assert rates["tune"] == near < rates["dense"]
-    monkeypatch.setattr(run_module, "LONG_TUNING", 1)
-    far = pb.compress(net, few, "ard", **options).report["settings"]["tune_lr"]
-    assert rates["tune"] == far
-    assert near < far < rates["dense"]
+    settings = pb.compress(net, few, "ard", **options).report["settings"]
+    assert configs["dense"].optimizer == "sgd" and configs["tune"].optimizer == settings["tune_optimizer"] == "muon"
+    assert configs["tune"].lr == settings["tune_lr"] and configs["tune"].weight_decay == settings["tune_weight_decay"]
+    small = pb.compress("small_cnn", few, "ard", **options).report["settings"]
+    assert small["tune_optimizer"] == configs["tune"].optimizer == "adam"
 
 
 def test_a_method_says_how_the_dense_network_teaches(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
