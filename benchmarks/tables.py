@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import uncertainty
 from scipy.stats import f as f_distribution
+from scipy.stats import t as t_distribution
 
 from pyrobnn.methods.registry import METHODS
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+CONTROL = "l1"
 SCRIPTS = {"gaussian": "gaussian", "ard": "channel_noise", "sbp": "channel_noise", "rbp": "channel_noise"}
 SCRIPTS |= {"bayes-l1": "scores", "hbfp": "scores", "hbfp-bayes": "scores"}
 
@@ -61,7 +63,8 @@ def _parameters(reports: list[dict[str, Any]]) -> str:
 def _taught(report: dict[str, Any]) -> str:
     """How the dense network taught while tuning; files that do not say are of a time when there was one way."""
     found = report["settings"]
-    return f"T = {found.get('temperature', 4):g}, {found.get('teacher', 'every step')}"
+    muon = "; Muon" if found.get("tune_optimizer") == "muon" else ""
+    return f"T = {found.get('temperature', 4):g}, {found.get('teacher', 'every step')}{muon}"
 
 
 def _whole(report: dict[str, Any], key: str) -> float:
@@ -95,18 +98,20 @@ def equal_macs_table() -> str:
         first = (runs[method][columns[0]] or [None])[0]
         widths = "–" if first is None else "-".join(str(w) for w in first["compact"]["widths"].values())
         lines.append(f"| `{method}` | " + " | ".join(accuracy(runs[method][c]) for c in columns) + f" | {widths} |")
-    apart = [told_apart(c, [runs[method][c] for method in runs]) for c in columns]
+    # The rows of a seed start from one dense network, but for those that are trained from scratch.
+    apart = [told_apart(c, {m: runs[m][c] for m in runs if m != "from-scratch"}) for c in columns]
     return "\n".join([*lines, "", *(line for line in apart if line)])
 
 
-def told_apart(network: str, rows: list[list[dict[str, Any]]]) -> str:
-    """Whether the rows of a network differ by more than their seeds do; empty if too few have three seeds.
+def told_apart(network: str, rows: dict[str, list[dict[str, Any]]]) -> str:
+    """Whether the rows of a network differ by more than their seeds do, and from `l1`; empty if too few have three seeds.
 
     Two-way analysis of variance without interaction: seeds are blocks, every row of a seed having started
-    from the same dense network.
+    from the same dense network. Intervals are 95 %, each for itself.
     """
-    full = [{r["seed"]: 100 * r["compact"]["accuracy"] for r in reports} for reports in rows]
-    values = np.array([[row[seed] for seed in sorted(row)] for row in full if len(row) > 2])
+    accuracy = {m: {r["seed"]: 100 * r["compact"]["accuracy"] for r in reports} for m, reports in rows.items()}
+    names = sorted((m for m, row in accuracy.items() if len(row) > 2), key=lambda m: -mean(accuracy[m].values()))
+    values = np.array([[accuracy[m][seed] for seed in sorted(accuracy[m])] for m in names])
     if len(values) < 3:
         return ""
     methods, seeds = values.shape
@@ -116,10 +121,14 @@ def told_apart(network: str, rows: list[list[dict[str, Any]]]) -> str:
     within = (left**2).sum() / free
     ratio = seeds * means.var(ddof=1) / within
     p = f_distribution.sf(ratio, methods - 1, free)
+    margin = t_distribution.ppf(0.975, free) * (2 * within / seeds) ** 0.5
+    gaps = {m: float(means[k, 0] - means[names.index(CONTROL), 0]) for k, m in enumerate(names) if m != CONTROL}
+    apart = [f"`{m}` {gap:+.2f}" for m, gap in gaps.items() if abs(gap) > margin]
     return (
         f"{network}: the means of the {methods} rows with {seeds} seeds have a standard deviation of {means.std(ddof=1):.2f} points, "
         f"one run has {within**0.5:.2f} (which makes {(within / seeds) ** 0.5:.2f} of a mean). "
-        f"Test of no difference at all: F = {ratio:.2f}, p = {p:.2f}."
+        f"Test of no difference at all: F = {ratio:.2f}, p {'< 0.001' if p < 0.001 else f'= {p:.2f}'}. "
+        f"A row differs from `{CONTROL}` where it is more than {margin:.2f} points away: {', '.join(apart) or 'none does'}."
     )
 
 

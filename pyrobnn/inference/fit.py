@@ -42,9 +42,9 @@ class FitConfig:
         lr: peak learning rate of the network's deterministic parameters.
         guide_lr: peak learning rate of the guide's parameters (default: `lr`).
         optimizer: `"adam"` or `"sgd"` (Nesterov momentum), for network and guide alike, or `"muon"`: kernels take
-            orthogonalised steps, all else SGD (:class:`~pyrobnn.inference.muon.Muon`).
+            orthogonalised steps of `lr` times their norm, all else SGD (:class:`~pyrobnn.inference.muon.Muon`).
         momentum: of SGD and Muon, or Adam's beta1.
-        weight_decay: on deterministic tensors with two or more dimensions; decoupled with Muon.
+        weight_decay: on deterministic tensors with two or more dimensions; with Muon, on all but kernels.
         lr_schedule: factor on both rates over progress: a name, a number or a function.
         kl_schedule: KL weight over progress: a number or a function; 1 is the ELBO.
         clip: gradient norm bound, None for none.
@@ -186,7 +186,7 @@ class Loop:
             {"params": [p for p in weights if p.dim() <= 1], "peak": c.lr, "weight_decay": 0.0},
         ]
         if c.optimizer == "muon":
-            groups = muon_groups(weights, c.lr, c.weight_decay, c.momentum)
+            groups = muon_groups(weights, c.lr, c.weight_decay)
         for rate, params in rates.items():
             groups.append({"params": params, "peak": rate, "weight_decay": 0.0})
         groups = [group for group in groups if group["params"]]

@@ -12,10 +12,10 @@ from pyrobnn.inference.precision import cpu_has_bf16
 
 # Odd quintic with a steep slope at zero that keeps [0, 1] near 1 (Jordan et al. 2024).
 QUINTIC = (3.4445, -4.7750, 2.0315)
-# Root mean square of an update at rate 1, whatever the kernel's shape (Liu et al. 2025, "match RMS of AdamW").
-RMS = 0.2
 # Rate of vectors and linear layers, in units of the rate of the kernels.
-OTHERS = 5.0
+OTHERS = 2.5
+# Least root mean square that a kernel is taken to have, so that one of zeros can move.
+SMALLEST = 1e-4
 
 
 class Muon(torch.optim.Optimizer):
@@ -23,17 +23,18 @@ class Muon(torch.optim.Optimizer):
 
     A kernel `[out, in, h, w]` counts as a matrix `[out, in * h * w]`. Its Nesterov momentum is brought near to the
     closest semi-orthogonal matrix by Newton-Schulz steps, so that the few directions in which a cut kernel's gradient
-    is large do not drown the others, and scaled to a root mean square of `0.2 * lr`. Weight decay is decoupled.
-    Groups with `orthogonal=False` take Nesterov steps of SGD, with its usual decay in the gradient.
+    is large do not drown the others. The step has `lr` times the norm of the kernel: kernels before a BatchNorm have no
+    scale of their own, and in trained networks they lie two orders of magnitude apart. (Ours; Jordan's code for
+    CIFAR-10 resets the norms instead.) Groups with `orthogonal=False` take Nesterov steps of SGD.
 
     torch's own Muon (from 2.9) takes matrices only; this one takes kernels, and both kinds of group in one
     optimiser, so that checkpoints and cuts see a single state.
 
     Args:
         params: parameters or groups; a group may set `lr`, `momentum`, `weight_decay` and `orthogonal`.
-        lr: learning rate.
+        lr: learning rate; of kernels, the length of a step as a share of their norm.
         momentum: of both kinds of step.
-        weight_decay: share of a kernel that goes per unit of learning rate and step.
+        weight_decay: of SGD, in the gradient; kernels have none, as it would only scale what has no scale.
         orthogonal: whether the group's tensors are orthogonalised.
         steps: Newton-Schulz iterations.
 
@@ -66,20 +67,21 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
+            momentum = group["momentum"]
+            lr, decay = group["lr"], 0.0 if group["orthogonal"] else group["weight_decay"]
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                grad = p.grad if group["orthogonal"] or not decay else p.grad.add(p, alpha=decay)
+                grad = p.grad.add(p, alpha=decay) if decay else p.grad
                 state = self.state[p]
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(p)
                 buffer = state["momentum_buffer"].mul_(momentum).add_(grad)
                 update = grad.add(buffer, alpha=momentum)
                 if group["orthogonal"]:
-                    matrix = update.reshape(len(update), -1)
-                    scale = RMS * max(matrix.shape) ** 0.5
-                    p.mul_(1 - lr * decay).add_(orthogonalised(matrix, group["steps"]).view_as(p), alpha=-lr * scale)
+                    step = orthogonalised(update.reshape(len(update), -1), group["steps"]).view_as(p)
+                    norm = p.norm().clamp_min(SMALLEST * p.numel() ** 0.5)
+                    p.sub_(step * (lr * norm / step.norm().clamp_min(1e-7)))
                 else:
                     p.add_(update, alpha=-lr)
         return loss
@@ -102,23 +104,18 @@ def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
     return (x.mT if tall else x).to(matrix.dtype)
 
 
-def muon_groups(weights: Sequence[Tensor], lr: float, weight_decay: float, momentum: float) -> list[dict[str, Any]]:
+def muon_groups(weights: Sequence[Tensor], lr: float, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups of a network: kernels that mix channels are orthogonalised, the rest takes SGD.
 
-    Matrices of linear layers are left to SGD too, as the last one should be (its rows are classes), at a decay that
-    shrinks them as fast as the kernels.
+    Matrices of linear layers are left to SGD too, as the last one should be: its rows are classes.
     """
     kernels = [p for p in weights if p.dim() > 2 and p.size(1) > 1]
     chosen = {id(p) for p in kernels}
     others = [p for p in weights if id(p) not in chosen]
-    rate = OTHERS * lr
+    matrices, vectors = [p for p in others if p.dim() > 1], [p for p in others if p.dim() <= 1]
+    rest = {"peak": OTHERS * lr, "orthogonal": False}
     return [
-        {"params": kernels, "peak": lr, "weight_decay": weight_decay, "orthogonal": True},
-        {
-            "params": [p for p in others if p.dim() > 1],
-            "peak": rate,
-            "weight_decay": weight_decay * (1 - momentum) / OTHERS,
-            "orthogonal": False,
-        },
-        {"params": [p for p in others if p.dim() <= 1], "peak": rate, "weight_decay": 0.0, "orthogonal": False},
+        {"params": kernels, "peak": lr, "weight_decay": 0.0, "orthogonal": True},
+        {"params": matrices, "weight_decay": weight_decay, **rest},
+        {"params": vectors, "weight_decay": 0.0, **rest},
     ]

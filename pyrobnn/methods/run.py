@@ -40,7 +40,7 @@ from pyrobnn.report.metrics import evaluate
 
 MOST_ANSWERS = 50_000_000  # logits of the dense network that are kept (200 MB)
 SMALL_SHIFT = 1  # pixels of augmentation that leave its answers as they are
-TUNE_LR, TUNE_DECAY = 0.01, 0.05  # of Muon, for deep networks
+TUNE_LR = 0.02  # of Muon, for deep networks: share of a kernel's norm
 
 State = dict[str, Tensor]
 
@@ -154,9 +154,7 @@ class Run:
         """
         schedule = OneCycle(0.15 if tuning else 0.3)
         if self.large and tuning:
-            return self.config(
-                step, epochs, optimizer="muon", lr=TUNE_LR, weight_decay=TUNE_DECAY, lr_schedule=schedule
-            )
+            return self.config(step, epochs, optimizer="muon", lr=TUNE_LR, weight_decay=5e-4, lr_schedule=schedule)
         if self.large:
             return self.config(step, epochs, optimizer="sgd", lr=0.1, weight_decay=5e-4, lr_schedule=schedule)
         lr = 6e-3 if tuning else 2e-3  # what is left of a small network takes larger steps than the dense one
@@ -272,7 +270,7 @@ class Run:
 
     def _tuning(self) -> dict[str, Any]:
         config = self.point_config("tune", self.epochs.tune, tuning=True)
-        return {"tune_optimizer": config.optimizer, "tune_lr": config.lr, "tune_weight_decay": config.weight_decay}
+        return {"tune_optimizer": config.optimizer, "tune_lr": config.lr}
 
     def _distillation(self) -> dict[str, Any]:
         teacher = "once per image" if self.asks_once() else "every step"

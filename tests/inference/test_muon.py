@@ -9,7 +9,7 @@ from torch import nn
 import pyrobnn as pb
 from pyrobnn.guides import NoLatents
 from pyrobnn.inference.fit import FitConfig
-from pyrobnn.inference.muon import RMS, Muon, muon_groups, orthogonalised
+from pyrobnn.inference.muon import Muon, muon_groups, orthogonalised
 
 
 @pytest.mark.parametrize("shape", [(16, 144), (64, 9), (7, 7), (1, 5)])
@@ -25,16 +25,26 @@ def test_singular_values_become_alike_and_vectors_stay(shape: tuple[int, int]) -
     assert float((core - core.diagonal().diag()).abs().max()) < 0.05
 
 
-def test_the_step_of_a_kernel_has_the_size_that_was_asked_for() -> None:
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_the_step_of_a_kernel_is_a_share_of_its_norm(size: float) -> None:
     torch.manual_seed(0)
-    kernel = nn.Parameter(torch.randn(8, 4, 3, 3))
+    kernel = nn.Parameter(torch.randn(8, 4, 3, 3) * size)
     before = kernel.detach().clone()
     kernel.grad = torch.randn_like(kernel) * 1e-4  # the size of a gradient does not matter
-    Muon([kernel], lr=0.01, momentum=0.9, weight_decay=0.5).step()
-    moved = kernel.detach() - before * (1 - 0.01 * 0.5)
-    # A semi-orthogonal 8 x 36 matrix has a mean square of 1 / 36; its singular values are 0.7 to 1.2, not 1.
-    assert 0.7 < float(moved.square().mean().sqrt()) / (0.01 * RMS) < 1.2
+    Muon([kernel], lr=0.03, momentum=0.9, weight_decay=0.5).step()
+    moved = kernel.detach() - before
+    assert float(moved.norm() / before.norm()) == pytest.approx(0.03, rel=1e-3)
     assert float((moved * kernel.grad).sum()) < 0
+
+
+def test_a_kernel_of_zeros_can_move() -> None:
+    kernel = nn.Parameter(torch.zeros(2, 2, 1, 1))
+    kernel.grad = torch.ones_like(kernel)
+    Muon([kernel], lr=0.1).step()
+    assert float(kernel.detach().abs().min()) > 0
+    kernel.grad = torch.zeros_like(kernel)
+    Muon([kernel], lr=0.1).step()
+    assert bool(torch.isfinite(kernel.detach()).all())
 
 
 def test_the_other_group_is_nesterov_sgd() -> None:
@@ -58,23 +68,12 @@ def test_a_vector_cannot_be_orthogonalised() -> None:
 
 def test_kernels_that_mix_channels_and_nothing_else_are_orthogonalised() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(4, 2))
-    kernels, matrices, vectors = muon_groups(list(net.parameters()), 0.01, 0.1, 0.9)
+    kernels, matrices, vectors = muon_groups(list(net.parameters()), 0.01, 0.1)
     assert [tuple(p.shape) for p in kernels["params"]] == [(4, 3, 3, 3)] and kernels["orthogonal"]
     assert [tuple(p.shape) for p in matrices["params"]] == [(4, 1, 3, 3), (2, 4)]
     assert all(p.dim() == 1 for p in vectors["params"]) and len(vectors["params"]) == 5
-    assert vectors["weight_decay"] == 0 and not matrices["orthogonal"] and not vectors["orthogonal"]
-
-
-def test_weights_without_a_gradient_shrink_alike_in_both_groups() -> None:
-    """Momentum carries SGD's decay on; after many steps both groups have lost the same share."""
-    kernel, matrix = nn.Parameter(torch.ones(2, 2, 1, 1)), nn.Parameter(torch.ones(2, 2))
-    groups = muon_groups([kernel, matrix], 0.01, 0.05, 0.9)
-    optimiser = Muon([{**group, "lr": group["peak"]} for group in groups if group["params"]], momentum=0.9)
-    for _ in range(2000):
-        kernel.grad, matrix.grad = torch.zeros_like(kernel), torch.zeros_like(matrix)
-        optimiser.step()
-    assert float(kernel.detach().log().mean()) == pytest.approx(-1.0, rel=0.01)
-    assert float(matrix.detach().log().mean()) == pytest.approx(-1.0, rel=0.02)
+    assert kernels["weight_decay"] == vectors["weight_decay"] == 0 and matrices["weight_decay"] == 0.1
+    assert not matrices["orthogonal"] and not vectors["orthogonal"]
 
 
 def test_fit_takes_it_and_learns() -> None:
@@ -83,7 +82,7 @@ def test_fit_takes_it_and_learns() -> None:
     layers: list[nn.Module] = [nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten()]
     net = nn.Sequential(*layers, nn.Linear(8 * 16, 10))
     model = pb.BayesianModel(net, data_size=len(data.train))
-    config = FitConfig(epochs=4, batch_size=32, optimizer="muon", lr=0.01, weight_decay=0.05)
+    config = FitConfig(epochs=4, batch_size=32, optimizer="muon", lr=0.02, weight_decay=5e-4)
     result = pb.fit(model, NoLatents(), data, config=config, progress=False)
     losses = [row["nll"] for row in result.history]
     assert losses[-1] < 0.3 * losses[0] and result.history[-1]["valid_accuracy"] > 0.9

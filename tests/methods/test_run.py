@@ -67,7 +67,7 @@ def test_deep_nets_are_trained_by_sgd_and_tuned_by_muon(data: Data, monkeypatch:
     options: dict[str, Any] = {"target_macs": 0.6, "epochs": 5, "precision": "fp32", "progress": False}
     settings = pb.compress(net, few, "ard", **options).report["settings"]
     assert configs["dense"].optimizer == "sgd" and configs["tune"].optimizer == settings["tune_optimizer"] == "muon"
-    assert configs["tune"].lr == settings["tune_lr"] and configs["tune"].weight_decay == settings["tune_weight_decay"]
+    assert configs["tune"].lr == settings["tune_lr"]
     small = pb.compress("small_cnn", few, "ard", **options).report["settings"]
     assert small["tune_optimizer"] == configs["tune"].optimizer == "adam"
 
