@@ -13,7 +13,7 @@ from pyrobnn.inference.precision import cpu_has_bf16
 # Odd quintic with a steep slope at zero that keeps [0, 1] near 1 (Jordan et al. 2024).
 QUINTIC = (3.4445, -4.7750, 2.0315)
 # Rate of vectors and linear layers, in units of the rate of the kernels.
-OTHERS = 2.5
+OTHERS = 5.0
 # Least root mean square that a kernel is taken to have, so that one of zeros can move.
 SMALLEST = 1e-4
 

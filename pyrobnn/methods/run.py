@@ -40,7 +40,7 @@ from pyrobnn.report.metrics import evaluate
 
 MOST_ANSWERS = 50_000_000  # logits of the dense network that are kept (200 MB)
 SMALL_SHIFT = 1  # pixels of augmentation that leave its answers as they are
-TUNE_LR = 0.02  # of Muon, for deep networks: share of a kernel's norm
+TUNE_LR = 0.01  # of Muon, for deep networks: share of a kernel's norm
 
 State = dict[str, Tensor]
 
