@@ -15,20 +15,19 @@ from torch import Tensor, nn
 from pyrobnn.data import Data
 from pyrobnn.groups import ChannelTable
 from pyrobnn.guides.function import NoLatents
-from pyrobnn.inference.blends import Blends
 from pyrobnn.inference.events import Event
 from pyrobnn.inference.fit import FitConfig, FitResult, fit
-from pyrobnn.inference.folding import folded
 from pyrobnn.inference.precision import channels_last, cpu_has_bf16, resolve_device, resolve_precision
 from pyrobnn.inference.progress import console
 from pyrobnn.inference.record import ChannelHistory
 from pyrobnn.inference.schedules import OneCycle
 from pyrobnn.inference.shrink import shrink
-from pyrobnn.inference.terms import Distillation, Term, answers
+from pyrobnn.inference.terms import Term
 from pyrobnn.likelihoods import Categorical, Likelihood
 from pyrobnn.methods.base import Method, Reading, Request
 from pyrobnn.methods.journal import Carry, Journal
 from pyrobnn.methods.schedule import Epochs, is_large
+from pyrobnn.methods.teaching import Teaching
 from pyrobnn.methods.zeros import KeepZeros
 from pyrobnn.model import BayesianModel
 from pyrobnn.posterior.state import from_state, to_state
@@ -38,8 +37,6 @@ from pyrobnn.pruning import PruningPlan, compact, resize_to
 from pyrobnn.pruning.batchnorm import reestimate_batchnorm
 from pyrobnn.report.metrics import evaluate
 
-MOST_ANSWERS = 50_000_000  # logits of the dense network that are kept (200 MB)
-SMALL_SHIFT = 1  # pixels of augmentation that leave its answers as they are
 TUNE_LR = 0.01  # of Muon, for deep networks: share of a kernel's norm
 
 State = dict[str, Tensor]
@@ -82,7 +79,7 @@ class Run:
         self.method, self.request, self.epochs, self.journal = method, request, epochs, journal
         self.trained, self.likelihood, self.progress = trained, likelihood, progress
         self.large = is_large(net)
-        self._answers: Tensor | None = None  # of the dense network, made when first needed
+        self.teaching = Teaching(self)
         self.device = resolve_device(request.device)
         self.autocast = resolve_precision(request.precision, self.device, net, data.example)
         cost = table.cost(None)
@@ -179,36 +176,12 @@ class Run:
     ) -> nn.Module:
         """Train a plain network, with distillation if there is a teacher."""
         model = BayesianModel(net, data_size=len(self.data.train), likelihood=self.likelihood)
-        terms: list[Term] = [] if teacher is None else [*self.taught_by(teacher, 0.7), *self.blends(teacher)]
+        terms: list[Term] = []
+        if teacher is not None:
+            terms = [*self.teaching.answers(teacher, 0.7), *self.teaching.between(teacher)]
         config = self.point_config(step, epochs, tuning=teacher is not None)
         result = self.fit(step, model, NoLatents(), config, terms=terms, events=events)
         return deterministic_net(result.model, result.guide)
-
-    def taught_by(self, teacher: nn.Module, weight: float) -> list[Distillation]:
-        """Soft targets from the dense network, where the targets are classes.
-
-        It is asked once per image and mirror image where that is cheaper than in every epoch and fits in memory.
-        """
-        if not weight or not self.classifies:
-            return []
-        teacher = self.asked(teacher)
-        if self.asks_once() and self._answers is None:
-            self._answers = answers(teacher, self.data.train, self.autocast, self.device).to(self.device)
-        return [
-            Distillation(
-                teacher, weight=weight, temperature=self.temperature(), autocast=self.quick(), logits=self._answers
-            )
-        ]
-
-    def asked(self, teacher: nn.Module) -> nn.Module:
-        """The network as it is asked for its answers, in every step: as fast as it can be."""
-        return channels_last(folded(teacher.to(self.device), self.data.example.to(self.device)))
-
-    def blends(self, teacher: nn.Module) -> list[Blends]:
-        """The dense network's answers between images, where the method asks for them and the targets are classes."""
-        if not self.method.blends or not self.classifies:
-            return []
-        return [Blends(self.asked(teacher), self.method.blends, self.temperature(), self.quick())]
 
     @property
     def classifies(self) -> bool:
@@ -220,26 +193,6 @@ class Run:
         if self.request.precision == "auto" and self.device.type == "cpu" and cpu_has_bf16():
             return torch.bfloat16
         return self.autocast
-
-    def temperature(self) -> float:
-        """Of distillation: what is left of a small network has no room for the finer shades of softer targets.
-
-        LeNet-300-100 at 3 % of its weights, 20 epochs, error on validation images: 2.0 % at temperature 4,
-        1.6 % at 2, 1.8 % at 1; LeNet-5 at 0.6 %: no difference between 4 and 2.
-        """
-        return self.method.temperature or (4.0 if self.large else 2.0)
-
-    def asks_once(self) -> bool:
-        """Whether the dense network's answers are kept: shifts so small that they hardly change, and epochs to gain.
-
-        LeNet-5 with shifts of 1 pixel: 0.82 % validation error with kept answers, 0.78 % without, in 0.6 of the
-        time. ResNet-20 at half of its MACs with shifts of 4, 3 epochs: 8.4 and 7.0 %.
-        """
-        split = self.data.train
-        if split.augment is not None and split.augment.shift > SMALL_SHIFT:
-            return False
-        taught = self.epochs.tune + self.epochs.retune + (sum(self.epochs.infer) if self.method.distil else 0)
-        return taught > split.num_views and len(split) * split.num_views * self.data.num_classes <= MOST_ANSWERS
 
     def threshold(self) -> float | None:
         """The cut line of the method's own rule, where no target sets another one."""
@@ -262,7 +215,7 @@ class Run:
             **{**method.infer, **(method.infer_large if self.large else {})},
             "estimator": self.estimator(),
             "kl_weight": method.kl(0, self.large)(1.0),
-            **(self._distillation() if self.classifies else {"distillation": 0.0}),
+            **self.teaching.settings(),
             "batch_size": self.epochs.batch_size,
             "rounds": len(self.epochs.infer),
             **self._tuning(),
@@ -271,11 +224,6 @@ class Run:
     def _tuning(self) -> dict[str, Any]:
         config = self.point_config("tune", self.epochs.tune, tuning=True)
         return {"tune_optimizer": config.optimizer, "tune_lr": config.lr}
-
-    def _distillation(self) -> dict[str, Any]:
-        teacher = "once per image" if self.asks_once() else "every step"
-        blends = {"blends": self.method.blends} if self.method.blends else {}
-        return {"distillation": self.method.distil, "temperature": self.temperature(), "teacher": teacher, **blends}
 
     def bayesian(self, only: str | None = None) -> tuple[BayesianModel, Any]:
         """Model and guide of the current network, where the last round left them."""
@@ -355,7 +303,7 @@ class Run:
             settings = {**self.method.infer, **(self.method.infer_large if self.large else {})}
             settings["kl_schedule"] = self.method.kl(number, self.large)
             config = replace(config, validate=False, **settings)
-            terms = self.taught_by(self.net("dense"), self.method.distil)
+            terms = self.teaching.answers(self.net("dense"), self.method.distil)
             events = self.method.events(self, number)
             for event, state in zip(events, carry.get("events", []), strict=False):
                 event.load_state_dict(state)

@@ -13,6 +13,7 @@ from pyrobnn.data import Augment, Data
 from pyrobnn.inference import terms
 from pyrobnn.inference.blends import Blends
 from pyrobnn.methods import run as run_module
+from pyrobnn.methods import teaching
 from pyrobnn.methods.registry import get_method
 
 
@@ -36,7 +37,7 @@ def test_the_dense_network_is_asked_once_per_image(data: Data, monkeypatch: pyte
     assert often.report["settings"]["teacher"] == "once per image"
     # Where answers do not fit, the network is asked in every epoch that learns from it.
     asked.clear()
-    monkeypatch.setattr(run_module, "MOST_ANSWERS", 10)
+    monkeypatch.setattr(teaching, "MOST_ANSWERS", 10)
     rarely = pb.compress("small_cnn", data, "ard", epochs=5, **options)
     phases = rarely.report["epochs_by_phase"]
     assert sum(asked) == len(data.train) * (phases["infer"] + phases["tune"]) > 2 * len(data.train)
