@@ -147,7 +147,8 @@ class Run:
         """Settings for training plain weights: one-cycle rates, Adam for small networks.
 
         Deep normalised ones are trained by SGD and tuned by Muon: ResNet-20 at half of its MACs, 3 epochs, 91.2 % of the
-        training images (NLL 0.31) against 89.6 % (0.39) with SGD at 0.05; other rates of SGD were not tried there.
+        training images (NLL 0.31) against 89.6 % (0.39) with SGD at 0.05; other rates of SGD were not tried there, and
+        only the former had its mirror images in turns.
         """
         schedule = OneCycle(0.15 if tuning else 0.3)
         if self.large and tuning:
