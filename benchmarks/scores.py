@@ -36,7 +36,7 @@ ROWS = [
         {"method": "bayes-l1", "target_macs": 0.30, "target_params": 0.24, "epochs": 20},
         weights="vgg16_cifar10.safetensors",
     ),
-    # That one fell 0.5 short of the dense network; this one is tuned by Muon, for 15 of 18 epochs.
+    # That one fell 0.5 short of the dense network; this one is tuned by Muon, in 15 epochs.
     Row(
         "bayes-l1-vgg16-cifar10-m30-muon",
         "vgg16",

@@ -104,7 +104,7 @@ def equal_macs_table() -> str:
 
 
 def told_apart(network: str, rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Whether the rows of a network differ by more than their seeds do, and from `l1`; empty if too few have three seeds.
+    """Whether the rows of a network differ by more than their seeds do, and from `l1`; empty if too few, or `l1` itself, have three seeds.
 
     Two-way analysis of variance without interaction: seeds are blocks, every row of a seed having started
     from the same dense network. Intervals are 95 %, each for itself.
@@ -112,7 +112,7 @@ def told_apart(network: str, rows: dict[str, list[dict[str, Any]]]) -> str:
     accuracy = {m: {r["seed"]: 100 * r["compact"]["accuracy"] for r in reports} for m, reports in rows.items()}
     names = sorted((m for m, row in accuracy.items() if len(row) > 2), key=lambda m: -mean(accuracy[m].values()))
     values = np.array([[accuracy[m][seed] for seed in sorted(accuracy[m])] for m in names])
-    if len(values) < 3:
+    if len(values) < 3 or CONTROL not in names:
         return ""
     methods, seeds = values.shape
     means = values.mean(1, keepdims=True)

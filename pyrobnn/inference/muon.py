@@ -51,10 +51,8 @@ class Muon(torch.optim.Optimizer):
         orthogonal: bool = True,
         steps: int = 5,
     ) -> None:
-        defaults = {
-            "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "orthogonal": orthogonal, "steps": steps
-        }  # fmt: skip
-        super().__init__(params, defaults)
+        own = {"orthogonal": orthogonal, "steps": steps}
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, **own})
         for group in self.param_groups:
             if group["orthogonal"] and any(p.dim() < 2 for p in group["params"]):
                 raise ValueError("expected tensors of two or more dimensions in an orthogonal group, got a vector")
@@ -88,7 +86,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
-    """A matrix with the same singular vectors and singular values of about 1 (0.7 to 1.2 for all but the smallest).
+    """A matrix with the same singular vectors and singular values of about 1 (0.6 to 1.3 for all but the smallest).
 
     In bfloat16 where the processor has it: the iteration corrects its own rounding.
     """

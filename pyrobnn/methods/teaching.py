@@ -37,11 +37,7 @@ class Teaching:
         asked = self._asked(dense)
         if self.once and self._kept is None:
             self._kept = answers(asked, run.data.train, run.autocast, run.device).to(run.device)
-        return [
-            Distillation(
-                asked, weight=weight, temperature=self.temperature, autocast=run.quick(), logits=self._kept
-            )
-        ]  # fmt: skip
+        return [Distillation(asked, weight, self.temperature, run.quick(), self._kept)]
 
     def between(self, dense: nn.Module) -> list[Blends]:
         """Soft targets for blends of training images, where the method asks for them."""
