@@ -22,7 +22,8 @@ import pyrobnn as pb
 from pyrobnn.data import Data
 from pyrobnn.guides.function import NoLatents
 from pyrobnn.guides.noise import NormalNoise
-from pyrobnn.inference.fit import FitConfig, Loop
+from pyrobnn.inference.config import FitConfig
+from pyrobnn.inference.fit import Loop
 from pyrobnn.priors.noise import ARDNoise
 from pyrobnn.report.report import versions
 

@@ -20,7 +20,7 @@ import torch
 import pyrobnn as pb
 from pyrobnn.compression import without_validation
 from pyrobnn.guides.function import NoLatents
-from pyrobnn.inference.fit import FitConfig
+from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.schedules import OneCycle
 from pyrobnn.nets import save_weights
 

@@ -13,8 +13,9 @@ from pyrobnn.errors import (
     PyrobnnError,
 )
 from pyrobnn.groups import ChannelGroup, ChannelTable, channel_groups
+from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.elbo import ELBO
-from pyrobnn.inference.fit import FitConfig, FitResult, fit
+from pyrobnn.inference.fit import FitResult, fit
 from pyrobnn.inference.predict import predict
 from pyrobnn.inference.shrink import shrink
 from pyrobnn.model import BayesianModel

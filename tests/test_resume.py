@@ -17,8 +17,9 @@ from torch import Tensor, nn
 import pyrobnn as pb
 from pyrobnn.data import Data
 from pyrobnn.guides import MeanField, NoLatents
+from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.events import Event, Temperature
-from pyrobnn.inference.fit import FitConfig, Loop
+from pyrobnn.inference.fit import Loop
 from pyrobnn.inference.local import local_params
 from pyrobnn.inference.schedules import OneCycle, WarmUp
 from pyrobnn.priors.noise import SpikeNoise

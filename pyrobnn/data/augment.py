@@ -10,12 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Augment:
-    """Random shifts and mirror images, drawn per example.
+    """Random shifts, mirror images and hidden squares, drawn per example.
 
     Attributes:
         shift: Largest shift in pixels, both ways on both axes. What moves in is zero in raw pixel values, so
             ``Augment(shift=4, flip=True)`` is the pad, crop and flip of the CIFAR recipes.
         flip: Mirror left-right with probability one half.
+        cutout: Side in pixels of a square that is hidden (DeVries and Taylor 2017, "cutout"), all of it inside the image.
+            It gets the mean colour of its image, so that nothing here depends on how the pixels are normalised.
 
     >>> Augment(shift=1)(torch.ones(2, 1, 3, 3), torch.Generator().manual_seed(0)).shape
     torch.Size([2, 1, 3, 3])
@@ -23,6 +25,7 @@ class Augment:
 
     shift: int = 0
     flip: bool = False
+    cutout: int = 0
 
     @property
     def views(self) -> int:
@@ -51,6 +54,8 @@ class Augment:
         """
         if self.shift:
             images = _shift(images, self.shift, generator)
+        if self.cutout:
+            images = _hide(images, self.cutout, generator)
         if not self.flip:
             return images, None
         if mirrored is None:
@@ -72,3 +77,16 @@ def _shift(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
     # Channels last while indexing, so that each gathered element is a run of C values.
     window = padded.permute(0, 2, 3, 1)[example, rows[:, :, None], columns[:, None, :]]
     return window.permute(0, 3, 1, 2)
+
+
+def _hide(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Fills one square per example, cut off where the image is smaller, with the mean of each channel."""
+    count, _, height, width = images.shape
+    covered = []
+    for length in (height, width):
+        span = min(side, length)
+        start = torch.randint(0, length - span + 1, (count, 1), generator=generator, device=generator.device)
+        place = torch.arange(length, device=images.device) - start.to(images.device)
+        covered.append((place >= 0) & (place < span))
+    square = covered[0][:, None, :, None] & covered[1][:, None, None, :]  # [B, 1, H, W]
+    return torch.where(square, images.mean((2, 3), keepdim=True, dtype=torch.float32).to(images.dtype), images)

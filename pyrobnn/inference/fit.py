@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.data import Data
-from pyrobnn.errors import CheckpointError, ConfigError, NumericalError
+from pyrobnn.errors import CheckpointError, NumericalError
 from pyrobnn.guides.function import as_guide_module
 from pyrobnn.inference.checkpoint import load_checkpoint, save_checkpoint
+from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.elbo import ELBO
 from pyrobnn.inference.events import Event
 from pyrobnn.inference.local import local_params, prepare
-from pyrobnn.inference.muon import Muon, muon_groups
 from pyrobnn.inference.objective import Objective
+from pyrobnn.inference.optimisers import new_optimiser
 from pyrobnn.inference.precision import as_channels_last, channels_last, resolve_device, resolve_precision
 from pyrobnn.inference.progress import Progress
 from pyrobnn.inference.schedules import schedule
@@ -30,62 +31,6 @@ from pyrobnn.inference.terms import Term
 from pyrobnn.model import BayesianModel
 from pyrobnn.pruning import PruningPlan
 from pyrobnn.report.metrics import evaluate
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """Settings of a fit.
-
-    Attributes:
-        epochs: full passes over the training data, with gradients.
-        batch_size: examples per step.
-        lr: peak learning rate of the network's deterministic parameters.
-        guide_lr: peak learning rate of the guide's parameters (default: `lr`).
-        optimizer: `"adam"` or `"sgd"` (Nesterov momentum), for network and guide alike, or `"muon"`: kernels take
-            orthogonalised steps of `lr` times their norm, all else SGD (:class:`~pyrobnn.inference.muon.Muon`).
-        momentum: of SGD and Muon, or Adam's beta1.
-        weight_decay: on deterministic tensors with two or more dimensions; with Muon, on all but kernels.
-        lr_schedule: factor on both rates over progress: a name, a number or a function.
-        kl_schedule: KL weight over progress: a number or a function; 1 is the ELBO.
-        clip: gradient norm bound, None for none.
-        estimator: see :class:`~pyrobnn.inference.ELBO`.
-        num_particles: draws per step.
-        precision: `auto`, `fp32` or `bf16`.
-        device: `auto`, `cpu`, `cuda`, `mps`.
-        seed: of shuffling, augmentation and sampling.
-        augment: use the data's augmentation; where it mirrors, each image is mirrored in every second epoch
-            (Jordan 2024, "alternating flip").
-        validate: measure validation accuracy (posterior means) after each epoch.
-        max_steps: steps per epoch, to stop short of a full pass over the (shuffled) data.
-    """
-
-    epochs: int = 10
-    batch_size: int = 128
-    lr: float = 1e-3
-    guide_lr: float | None = None
-    optimizer: str = "adam"
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    lr_schedule: Any = "cosine"
-    kl_schedule: Any = 1.0
-    clip: float | None = 10.0
-    estimator: str = "weight"
-    num_particles: int = 1
-    precision: str = "auto"
-    device: str = "auto"
-    seed: int = 0
-    augment: bool = True
-    validate: bool = True
-    max_steps: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.epochs < 0 or self.batch_size < 1 or self.lr < 0:
-            raise ConfigError(
-                f"epochs must be 0 or more, batch_size at least 1 and lr not negative, "
-                f"got {self.epochs}, {self.batch_size}, {self.lr}"
-            )
-        if self.optimizer not in ("adam", "sgd", "muon"):
-            raise ConfigError(f"optimizer must be 'adam', 'sgd' or 'muon', got {self.optimizer!r}")
 
 
 @dataclass
@@ -130,8 +75,8 @@ class Loop:
         self.config, self.data, self.events = config, data, tuple(events)
         self.device = resolve_device(config.device)
         self.generator = torch.Generator().manual_seed(config.seed)
-        coins = torch.Generator().manual_seed(config.seed)
-        self._sides = torch.rand(len(data.train), generator=coins) < 0.5  # which images are mirrored in even epochs
+        # Which images are mirrored in even epochs: the generator's first draws, also where a fit is resumed.
+        self._sides = torch.rand(len(data.train), generator=self.generator) < 0.5
         self.epoch = self.step = 0
         self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
         if config.max_steps is not None:
@@ -157,7 +102,7 @@ class Loop:
         x, y = next(iter(self.data.train.batches(min(8, len(self.data.train)), device=self.device)))
         self.model.initialise((x, y), self.guide)
         self.objective.to(self.device)
-        self.optimiser = self._new_optimiser()
+        self.optimiser = new_optimiser(self.config, self.model.net, self.guide)
 
     @property
     def model(self) -> BayesianModel:
@@ -171,32 +116,6 @@ class Loop:
     def progress(self) -> float:
         """Share of the fit's steps that are done."""
         return self.step / max(1, self.config.epochs * self.steps_per_epoch)
-
-    def _new_optimiser(self) -> torch.optim.Optimizer:
-        c = self.config
-        weights = [p for p in self.model.net.parameters() if p.requires_grad]
-        guide_lr = c.lr if c.guide_lr is None else c.guide_lr
-        factor = getattr(self.guide, "lr_factor", lambda name: 1.0)
-        rates: dict[float, list[Tensor]] = {}
-        for name, parameter in self.guide.named_parameters():
-            if parameter.requires_grad:
-                rates.setdefault(guide_lr * factor(name), []).append(parameter)
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in weights if p.dim() > 1], "peak": c.lr, "weight_decay": c.weight_decay},
-            {"params": [p for p in weights if p.dim() <= 1], "peak": c.lr, "weight_decay": 0.0},
-        ]
-        if c.optimizer == "muon":
-            groups = muon_groups(weights, c.lr, c.weight_decay)
-        for rate, params in rates.items():
-            groups.append({"params": params, "peak": rate, "weight_decay": 0.0})
-        groups = [group for group in groups if group["params"]]
-        if not groups:
-            raise ConfigError("nothing to train: model and guide have no parameters that require gradients")
-        if c.optimizer == "muon":
-            return Muon(groups, lr=c.lr, momentum=c.momentum, orthogonal=False)
-        if c.optimizer == "adam":
-            return torch.optim.Adam(groups, lr=c.lr, betas=(c.momentum, 0.999), foreach=True)
-        return torch.optim.SGD(groups, lr=c.lr, momentum=c.momentum, nesterov=c.momentum > 0, foreach=True)
 
     def mean_net(self) -> nn.Module:
         """The plain network at the posterior means."""

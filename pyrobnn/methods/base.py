@@ -127,7 +127,7 @@ class Method:
         guide: makes the guide of a model.
         rule, threshold: the cut rule of :func:`~pyrobnn.plan` where no target is given.
         infer: settings of the fits of the posterior (fields of
-            :class:`~pyrobnn.inference.fit.FitConfig`) for networks trained by Adam.
+            :class:`~pyrobnn.inference.config.FitConfig`) for networks trained by Adam.
         infer_large: what differs for large networks with BatchNorm.
         kl: KL weight over one round's fit, given the round's number (from 0) and whether the network is
             a large one; 1 is the ELBO.
@@ -146,6 +146,8 @@ class Method:
         temperature: of distillation; None is 2 for small and 4 for large networks.
         blends: weight of distillation on blends of training images while the compact network is tuned, see
             :class:`~pyrobnn.inference.blends.Blends`; 0 is none.
+        cutout: side of the square that is hidden in every image while the compact network is tuned, as a share of the
+            image's shorter side; the teacher sees the same image. 0 is none.
         zeros: for methods that decide weight by weight: which single weights of the cut network stay, given
             the run (see :mod:`pyrobnn.methods.zeros`); the others are zero from then on.
         road: how the method goes from a dense to a compact network; None is the common road.
@@ -175,5 +177,6 @@ class Method:
     distil: float = 0.5
     temperature: float | None = None
     blends: float = 0.0
+    cutout: float = 0.0
     zeros: Callable[[Any], Zeros] | None = None
     road: Callable[..., None] | None = None

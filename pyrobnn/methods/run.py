@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from pyrobnn.data import Data
 from pyrobnn.groups import ChannelTable
 from pyrobnn.guides.function import NoLatents
+from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.events import Event
-from pyrobnn.inference.fit import FitConfig, FitResult, fit
+from pyrobnn.inference.fit import FitResult, fit
 from pyrobnn.inference.precision import channels_last, cpu_has_bf16, resolve_device, resolve_precision
 from pyrobnn.inference.progress import console
 from pyrobnn.inference.record import ChannelHistory
@@ -158,12 +159,14 @@ class Run:
         lr = 6e-3 if tuning else 2e-3  # what is left of a small network takes larger steps than the dense one
         return self.config(step, epochs, lr=lr, lr_schedule=OneCycle(0.2, floor=0.01), weight_decay=0.0)
 
-    def fit(self, step: str, model: BayesianModel, guide: Any, config: FitConfig, **options: Any) -> FitResult:
+    def fit(
+        self, step: str, model: BayesianModel, guide: Any, config: FitConfig, data: Data | None = None, **options: Any
+    ) -> FitResult:
         """A fit whose epochs are in the journal."""
         return fit(
             model,
             guide,
-            self.data,
+            data or self.data,
             config=config,
             save=self.journal.save_fit,
             state=self.journal.fit_state,
@@ -178,10 +181,12 @@ class Run:
         """Train a plain network, with distillation if there is a teacher."""
         model = BayesianModel(net, data_size=len(self.data.train), likelihood=self.likelihood)
         terms: list[Term] = []
+        data = self.data
         if teacher is not None:
             terms = [*self.teaching.answers(teacher, 0.7), *self.teaching.between(teacher)]
+            data = self.teaching.data
         config = self.point_config(step, epochs, tuning=teacher is not None)
-        result = self.fit(step, model, NoLatents(), config, terms=terms, events=events)
+        result = self.fit(step, model, NoLatents(), config, data, terms=terms, events=events)
         return deterministic_net(result.model, result.guide)
 
     @property

@@ -11,7 +11,8 @@ from torch import nn
 
 from pyrobnn.data import Data
 from pyrobnn.guides.function import NoLatents
-from pyrobnn.inference.fit import FitConfig, fit
+from pyrobnn.inference.config import FitConfig
+from pyrobnn.inference.fit import fit
 from pyrobnn.methods.base import Method, Request
 from pyrobnn.model import BayesianModel
 

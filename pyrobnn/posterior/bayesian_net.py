@@ -22,8 +22,9 @@ from pyrobnn.data import Data, Split
 from pyrobnn.errors import CheckpointError
 from pyrobnn.guides.base import site_key
 from pyrobnn.guides.mean_field import MeanField
+from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.elbo import ELBO
-from pyrobnn.inference.fit import FitConfig, fit
+from pyrobnn.inference.fit import fit
 from pyrobnn.inference.predict import predict
 from pyrobnn.likelihoods import Likelihood
 from pyrobnn.methods.schedule import is_large

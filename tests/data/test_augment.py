@@ -61,6 +61,30 @@ def test_images_of_a_batch_are_treated_apart_and_left_alone() -> None:
     assert not torch.equal(one, Augment(shift=2, flip=True)(batch, generator(2)))
 
 
+def test_cutout_hides_every_square_inside_the_image_and_nothing_else() -> None:
+    image = torch.randint(0, 256, (3, 5, 4), dtype=torch.uint8)
+    batch = image.expand(2000, -1, -1, -1)
+    out = Augment(cutout=2)(batch, generator())
+    assert out.dtype == torch.uint8
+    colour = image.double().mean((1, 2)).floor().to(torch.uint8)
+    squares = []
+    for top in range(4):
+        for left in range(3):
+            square = image.clone()
+            square[:, top : top + 2, left : left + 2] = colour[:, None, None]
+            squares.append(square)
+    same = (out[:, None] == torch.stack(squares)[None]).flatten(2).all(2)  # [2000, 12]
+    assert bool((same.sum(1) == 1).all())
+    # 167 of each are expected; five standard deviations of a binomial are 62.
+    assert int(same.sum(0).min()) > 105 and int(same.sum(0).max()) < 229
+
+
+def test_cutout_larger_than_the_image_hides_all_of_it() -> None:
+    batch = torch.rand(3, 2, 4, 6)
+    out = Augment(cutout=9)(batch, generator())
+    torch.testing.assert_close(out, batch.mean((2, 3), keepdim=True).expand_as(batch))
+
+
 def test_no_augmentation_is_the_identity() -> None:
     batch = torch.rand(2, 1, 4, 4)
     assert Augment()(batch, generator()) is batch

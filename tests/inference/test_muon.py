@@ -8,7 +8,7 @@ from torch import nn
 
 import pyrobnn as pb
 from pyrobnn.guides import NoLatents
-from pyrobnn.inference.fit import FitConfig
+from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.muon import Muon, muon_groups, orthogonalised
 
 

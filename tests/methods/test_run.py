@@ -93,3 +93,22 @@ def test_a_method_says_how_the_dense_network_teaches(data: Data, monkeypatch: py
     assert isinstance(between, Blends) and between.weight == 0.4
     assert plain.temperature == between.temperature == 1.5
     assert not any(isinstance(term, Blends) for title, found in taught.items() if title != "tune" for term in found)
+
+
+def test_a_method_hides_a_part_of_every_image_while_tuning(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Data] = {}
+    original = run_module.fit
+
+    def fit(model: Any, guide: Any, data: Data, *, title: str, **options: Any) -> Any:
+        seen[title] = data
+        return original(model, guide, data, title=title, **options)
+
+    monkeypatch.setattr(run_module, "fit", fit)
+    few = replace(data, train=replace(data.train.take(256), augment=Augment(shift=1)))
+    options: dict[str, Any] = {"target_macs": 0.6, "epochs": 6, "precision": "fp32", "progress": False}
+    result = pb.compress("small_cnn", few, replace(get_method("l1"), cutout=0.25), **options)
+    assert result.report["settings"]["cutout"] == 0.25 and result.report["settings"]["teacher"] == "every step"
+    hidden = seen.pop("tune").train.augment
+    assert hidden is not None and hidden.cutout == few.image_shape[1] // 4
+    assert replace(hidden, cutout=0) == few.train.augment
+    assert seen and all(other.train.augment == few.train.augment for other in seen.values())

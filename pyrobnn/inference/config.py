@@ -1,0 +1,64 @@
+"""What a fit can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pyrobnn.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Settings of a fit.
+
+    Attributes:
+        epochs: full passes over the training data, with gradients.
+        batch_size: examples per step.
+        lr: peak learning rate of the network's deterministic parameters.
+        guide_lr: peak learning rate of the guide's parameters (default: `lr`).
+        optimizer: `"adam"` or `"sgd"` (Nesterov momentum), for network and guide alike, or `"muon"`: kernels take
+            orthogonalised steps of `lr` times their norm, all else SGD (:class:`~pyrobnn.inference.muon.Muon`).
+        momentum: of SGD and Muon, or Adam's beta1.
+        weight_decay: on deterministic tensors with two or more dimensions; with Muon, on all but kernels.
+        lr_schedule: factor on both rates over progress: a name, a number or a function.
+        kl_schedule: KL weight over progress: a number or a function; 1 is the ELBO.
+        clip: gradient norm bound, None for none.
+        estimator: see :class:`~pyrobnn.inference.ELBO`.
+        num_particles: draws per step.
+        precision: `auto`, `fp32` or `bf16`.
+        device: `auto`, `cpu`, `cuda`, `mps`.
+        seed: of shuffling, augmentation and sampling.
+        augment: use the data's augmentation; where it mirrors, each image is mirrored in every second epoch
+            (Jordan 2024, "alternating flip").
+        validate: measure validation accuracy (posterior means) after each epoch.
+        max_steps: steps per epoch, to stop short of a full pass over the (shuffled) data.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    lr: float = 1e-3
+    guide_lr: float | None = None
+    optimizer: str = "adam"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    lr_schedule: Any = "cosine"
+    kl_schedule: Any = 1.0
+    clip: float | None = 10.0
+    estimator: str = "weight"
+    num_particles: int = 1
+    precision: str = "auto"
+    device: str = "auto"
+    seed: int = 0
+    augment: bool = True
+    validate: bool = True
+    max_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.batch_size < 1 or self.lr < 0:
+            raise ConfigError(
+                f"epochs must be 0 or more, batch_size at least 1 and lr not negative, "
+                f"got {self.epochs}, {self.batch_size}, {self.lr}"
+            )
+        if self.optimizer not in ("adam", "sgd", "muon"):
+            raise ConfigError(f"optimizer must be 'adam', 'sgd' or 'muon', got {self.optimizer!r}")
