@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -203,6 +203,7 @@ def compress(
     path = None if out is None else Path(out)
     identity = {
         "request": _plain(request),
+        "method": _numbers(chosen),
         "protect": list(protect),
         "data": data.fingerprint,
         "net": [[name, list(value.shape)] for name, value in net.state_dict().items()],
@@ -234,6 +235,17 @@ def compress(
 
 def _plain(request: Request) -> dict[str, Any]:
     return {name: getattr(request, name) for name in request.__dataclass_fields__ if name != "device"}
+
+
+def _numbers(method: Method) -> dict[str, Any]:
+    """What of a method can be compared: two of the same name may differ in their settings."""
+
+    def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str | None)}
+
+    values = {name: getattr(method, name) for name in method.__dataclass_fields__}
+    nested = {name: plain(value) for name, value in values.items() if isinstance(value, Mapping)}
+    return {**plain(values), **nested}
 
 
 def _network(net: nn.Module | str, data: Data, seed: int) -> tuple[nn.Module, dict[str, Any] | None]:

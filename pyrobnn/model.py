@@ -142,6 +142,19 @@ class BayesianModel(PyroModule):
         return values
 
     def forward(self, x: Any, y: Tensor | None = None) -> Tensor:
+        """The Pyro model: samples the prior's sites, calls the network, observes `y`.
+
+        Args:
+            x: what the network takes, `[B, ...]` on the device of its parameters.
+            y: targets `[B]` or `[B, ...]`; None samples the site `obs` (prior or posterior predictive).
+
+        Returns:
+            The network's output; the likelihood of the batch is scaled to `data_size` examples.
+
+        Raises:
+            ConfigError: the prior returns a value for no tensor of the network.
+            DataError: targets of another shape than the likelihood's.
+        """
         net = self.net  # this look-up is what shows the deterministic parameters to Pyro
         values = self.values()
         output = self.call_net(net, values, x)

@@ -22,6 +22,7 @@ from pyrobnn import cli
 from pyrobnn.data import Data
 from pyrobnn.inference.fit import Loop
 from pyrobnn.methods.journal import Journal
+from pyrobnn.methods.registry import get_method
 from pyrobnn.report.report import VOLATILE
 
 EPOCHS = 5
@@ -405,7 +406,15 @@ def test_resuming_a_finished_run_trains_nothing(
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 4}, {"epochs": 6}, {"target_macs": 0.5}, {"min_channels": 2}, {"protect": ["fc1"]}]
+    "change",
+    [
+        {"seed": 4},
+        {"epochs": 6},
+        {"target_macs": 0.5},
+        {"min_channels": 2},
+        {"protect": ["fc1"]},
+        {"method": replace(get_method("gaussian"), temperature=3.0)},
+    ],
 )
 def test_a_resume_with_other_settings_is_refused(
     change: dict[str, Any], npz: Path, finished: tuple[Path, pb.Result]
@@ -413,7 +422,8 @@ def test_a_resume_with_other_settings_is_refused(
     out, _ = finished
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     settings = {**SETTINGS, "target_macs": 0.4, **change}
-    with pytest.raises(pb.CheckpointError, match="belongs to a run with"):
+    name = "temperature" if "method" in change else next(iter(change))
+    with pytest.raises(pb.CheckpointError, match=f"belongs to a run with {name}="):
         pb.compress("small_cnn", npz, out=out, resume=True, **settings)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 

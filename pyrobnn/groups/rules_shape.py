@@ -48,6 +48,7 @@ def tie_split(tracer: Tracer, call: Call, small: Tensor, axes: tuple[int, ...]) 
 
 @rule("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "T", "mT", "adjoint")
 def rearrange(tracer: Tracer, call: Call) -> None:
+    """The call itself, made on the labels."""
     source = source_of(call)
     labels = tracer.labels(source)
     if labels is None:
@@ -61,6 +62,7 @@ def rearrange(tracer: Tracer, call: Call) -> None:
 
 @rule("expand", "expand_as", "broadcast_to")
 def expand(tracer: Tracer, call: Call) -> None:
+    """Copies of a channel are that channel."""
     labels = tracer.labels(source_of(call))
     if labels is None:
         return no_labels(tracer, call)
@@ -69,6 +71,7 @@ def expand(tracer: Tracer, call: Call) -> None:
 
 @rule("repeat", "tile", "repeat_interleave", "flip", "fliplr", "flipud")
 def repeat(tracer: Tracer, call: Call) -> None:
+    """Copies of a channel, and mirrored axes, keep their labels; the call is made on them."""
     labels = tracer.labels(source_of(call))
     if labels is None:
         return no_labels(tracer, call)
@@ -77,6 +80,7 @@ def repeat(tracer: Tracer, call: Call) -> None:
 
 @rule("roll")
 def roll(tracer: Tracer, call: Call) -> None:
+    """Other axes may roll; channels that roll by a fixed number are refused."""
     source = source_of(call)
     labels = tracer.labels(source)
     if labels is None:
@@ -90,6 +94,7 @@ def roll(tracer: Tracer, call: Call) -> None:
 
 @rule("chunk", "split", "unsafe_chunk", "unsafe_split", "tensor_split", "split_with_sizes", "unbind")
 def split(tracer: Tracer, call: Call) -> None:
+    """Equal parts lose the same offsets; unequal ones, and single channels, are refused."""
     source = source_of(call)
     labels = tracer.labels(source)
     if labels is None:
@@ -118,6 +123,10 @@ def split(tracer: Tracer, call: Call) -> None:
 
 @rule("getitem", "narrow", "select")
 def getitem(tracer: Tracer, call: Call) -> None:
+    """Slices of other axes, and of channels one of several equal parts, as `split` would make it.
+
+    Refused: index tensors, single channels, slices whose bounds a cut would move.
+    """
     source = source_of(call)
     labels = tracer.labels(source)
     if labels is None:
@@ -166,6 +175,10 @@ def _normal_index(index: Any, dims: int) -> list[Any] | None:
 
 @rule("cat", "concat", "concatenate", "stack")
 def concatenate(tracer: Tracer, call: Call) -> None:
+    """Along the channels the labels follow one another; along another axis the same channels meet.
+
+    A part without labels has a fixed size: its place is locked.
+    """
     parts: list[Tensor] = list(call.get(0, "tensors"))
     if all(tracer.labels(part) is None for part in parts):
         return no_labels(tracer, call)
@@ -200,6 +213,10 @@ def concatenate(tracer: Tracer, call: Call) -> None:
 
 @rule("pad", "constant_pad_nd")
 def pad(tracer: Tracer, call: Call) -> None:
+    """Channels of constants come to channels: locked, as their number stands in the call.
+
+    Padding with anything but zeros makes new labels: a removed channel would not be zero behind it.
+    """
     source = source_of(call)
     labels = tracer.labels(source)
     if labels is None:
@@ -224,6 +241,7 @@ def pad(tracer: Tracer, call: Call) -> None:
 
 @rule("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(tracer: Tracer, call: Call) -> None:
+    """Groups must lose the same offsets, so that they stay of one size; then the grid is transposed."""
     source = source_of(call)
     groups = int(call.get(1, "groups"))
     line = tracer.vector(source, 1)
@@ -234,6 +252,7 @@ def channel_shuffle(tracer: Tracer, call: Call) -> None:
 
 @rule("pixel_shuffle")
 def pixel_shuffle(tracer: Tracer, call: Call) -> None:
+    """The r * r channels that become one go together."""
     line = tracer.vector(source_of(call), -3)
     blocks = line.reshape(call.out.shape[-3], -1)
     tracer.ledger.union(blocks, blocks[:, :1])
@@ -242,5 +261,6 @@ def pixel_shuffle(tracer: Tracer, call: Call) -> None:
 
 @rule("pixel_unshuffle")
 def pixel_unshuffle(tracer: Tracer, call: Call) -> None:
+    """Each channel becomes r * r with its label."""
     line = tracer.vector(source_of(call), -3)
     tracer.set(call.out, line.repeat_interleave(call.out.shape[-3] // line.numel()).reshape(-1, 1, 1))

@@ -106,10 +106,12 @@ class Loop:
 
     @property
     def model(self) -> BayesianModel:
+        """The model, as it is after the cuts so far."""
         return self.objective.model
 
     @property
     def guide(self) -> Any:
+        """The guide, likewise."""
         return self.objective.guide
 
     @property

@@ -46,9 +46,10 @@ class Journal:
             raise CheckpointError(f"{self.path} is not the checkpoint of a run: delete it and start afresh")
         for key, value in self.identity.items():
             if state["identity"].get(key) != value:
+                name, theirs, ours = _difference(key, state["identity"].get(key), value)
                 raise CheckpointError(
-                    f"{self.path} belongs to a run with {key}={state['identity'].get(key)!r}, this one has "
-                    f"{value!r}: use the same settings, or another --out"
+                    f"{self.path} belongs to a run with {name}={theirs!r}, this one has {ours!r}: "
+                    "use the same settings, or another --out"
                 )
         self.done, self.carry, self._fit = list(state["done"]), state["carry"], state["fit"]
         self._before = float(state["seconds"])
@@ -88,3 +89,11 @@ class Journal:
                 "seconds": self.seconds,
             }
             save_checkpoint(state, self.path)
+
+
+def _difference(name: str, theirs: Any, ours: Any) -> tuple[str, Any, Any]:
+    """The first entry in which two values differ, its name and both of its values; they themselves if they have no entries."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        key = next(key for key in (*ours, *theirs) if theirs.get(key) != ours.get(key))
+        return _difference(str(key), theirs.get(key), ours.get(key))
+    return name, theirs, ours

@@ -90,6 +90,7 @@ class Run:
 
     @property
     def carry(self) -> Carry:
+        """What the steps so far have left."""
         return self.journal.carry
 
     @property

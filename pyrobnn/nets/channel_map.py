@@ -42,6 +42,7 @@ class ChannelMap(nn.Module):
         self.register_buffer("weight", copied.to(torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
+        """`[B, in, ...]` to `[B, out, ...]`."""
         return x.index_select(1, self.index) * self.weight.to(x.dtype).view(1, -1, *[1] * (x.dim() - 2))
 
     def extra_repr(self) -> str:

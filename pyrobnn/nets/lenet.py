@@ -29,6 +29,7 @@ class LeNet5(nn.Module):
         self.fc2 = nn.Linear(500, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits `[B, num_classes]` of normalised images `[B, in_channels, H, W]`."""
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)
         return self.fc2(F.relu(self.fc1(x.flatten(1))))
@@ -50,6 +51,7 @@ class LeNet300(nn.Module):
         self.fc3 = nn.Linear(100, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits `[B, num_classes]` of normalised images `[B, in_channels, H, W]`."""
         return self.fc3(F.relu(self.fc2(F.relu(self.fc1(self.pixels(x.flatten(1)))))))
 
 

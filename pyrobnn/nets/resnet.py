@@ -26,6 +26,7 @@ class BasicBlock(nn.Module):
             self.shortcut = ChannelMap(in_channels, channels, offset=(channels - in_channels) // 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps `[B, in_channels, H, W]` to `[B, channels, H / stride, W / stride]`."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         identity = x if self.shortcut is None else self.shortcut(x[:, :, ::2, ::2])
@@ -54,6 +55,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits `[B, num_classes]` of normalised images `[B, in_channels, H, W]`."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))

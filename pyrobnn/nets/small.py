@@ -24,6 +24,7 @@ class SmallCNN(nn.Module):
         self.fc2 = nn.Linear(64, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits `[B, num_classes]` of normalised images `[B, in_channels, H, W]`."""
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 2)
         x = F.max_pool2d(F.relu(self.bn2(self.conv2(x))), 2)
         return self.fc2(F.relu(self.fc1(x.flatten(1))))

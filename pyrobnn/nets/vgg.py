@@ -46,6 +46,7 @@ class VGG16(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits `[B, num_classes]` of normalised images `[B, in_channels, H, W]`."""
         return self.classifier(self.pool(self.features(x)).flatten(1))
 
 

@@ -237,6 +237,7 @@ class Budget:
         return masks
 
     def shares(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters and MACs under keep masks `{group: [channels]}`, as shares of the dense ones; differentiable."""
         cost = self.table.cost(dict(masks))
         return {
             "params": torch.as_tensor(cost.params) / self.dense["params"],
@@ -244,10 +245,12 @@ class Budget:
         }
 
     def left(self, order: Mapping[str, list[int]], gone: Mapping[str, int]) -> str:
+        """In words, what is left without the first `gone` units of each `order`."""
         shares = self.shares(self._masks(order, gone))
         return " and ".join(f"{100 * float(shares[name]):.2f} % of {name}" for name in self.targets)
 
     def met(self, order: Mapping[str, list[int]], gone: Mapping[str, int]) -> bool:
+        """Whether all targets hold then."""
         shares = self.shares(self._masks(order, gone))
         return all(float(shares[name]) <= value + 1e-12 for name, value in self.targets.items())
 
