@@ -10,7 +10,8 @@ from torch import nn
 
 from pyrobnn.errors import PlanError
 from pyrobnn.methods.journal import Carry
-from pyrobnn.methods.run import Run, state_of
+from pyrobnn.methods.run import Run
+from pyrobnn.methods.run_state import state_of
 from pyrobnn.methods.verdict import begin, finish, floor, resolution, survives
 from pyrobnn.posterior.state import from_state
 from pyrobnn.pruning import PruningPlan, compact

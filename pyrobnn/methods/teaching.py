@@ -14,7 +14,7 @@ from pyrobnn.inference.precision import channels_last
 from pyrobnn.inference.terms import Distillation, answers
 
 if TYPE_CHECKING:
-    from pyrobnn.methods.run import Run
+    from pyrobnn.methods.run_state import RunState
 
 MOST_ANSWERS = 50_000_000  # logits of the dense network that are kept (200 MB)
 SMALL_SHIFT = 1  # pixels of augmentation that leave its answers as they are
@@ -23,7 +23,7 @@ SMALL_SHIFT = 1  # pixels of augmentation that leave its answers as they are
 class Teaching:
     """The objective terms of a run that come from its dense network; none where the targets are not classes."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunState) -> None:
         self.run = run
         self._kept: Tensor | None = None  # answers, made when first needed
 
