@@ -1,6 +1,6 @@
 # make demo     compress a small net on digits (no download of data) into runs/demo
 # make test     ruff, mypy, pytest with doctests
-# make bench NAME=lenet5_mnist   one script of benchmarks/; more arguments in ARGS="..."
+# make bench NAME=channel_noise   one script of benchmarks/; more arguments in ARGS="..."
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed

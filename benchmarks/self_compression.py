@@ -1,4 +1,4 @@
-"""Self-compression: LeNet-5 with a tolerance as the only request, digits with none, ResNet-20 to a budget."""
+"""Self-compression: LeNet-5 and digits with a tolerance as the only request, ResNet-20 to a budget."""
 
 from rows import Row, run
 

@@ -85,13 +85,14 @@ def equal_macs_table() -> str:
     def accuracy(reports: list[dict[str, Any]]) -> str:
         values = [100 * r["compact"]["accuracy"] for r in reports]
         spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-        return f"{mean(values):.2f}{spread} ({len(values)})" if values else "–"
+        gone = f"−{100 * mean(r['reduction']['params'] for r in reports):.1f} %" if values else ""
+        return f"{mean(values):.2f}{spread} ({len(values)}); {gone}" if values else "–"
 
     def rank(method: str) -> tuple[float, ...]:
         return tuple(-mean(r["compact"]["accuracy"] for r in runs[method][c]) if runs[method][c] else 0 for c in columns)
 
     lines = [
-        "| method | " + " | ".join(f"{c}: accuracy, % (seeds)" for c in columns) + " | widths, seed 0 |",
+        "| method | " + " | ".join(f"{c}: accuracy, % (seeds); parameters" for c in columns) + f" | widths of {columns[0].split(',')[0]}, seed 0 |",
         "|---" * (len(columns) + 2) + "|",
     ]
     for method in sorted(runs, key=rank):
@@ -114,22 +115,32 @@ def told_apart(network: str, rows: dict[str, list[dict[str, Any]]]) -> str:
     values = np.array([[accuracy[m][seed] for seed in sorted(accuracy[m])] for m in names])
     if len(values) < 3 or CONTROL not in names:
         return ""
+    means = values.mean(1)
+    methods, seeds = values.shape
+    within, free, test = analysed(values)
+    margin = t_distribution.ppf(0.975, free) * (2 * within / seeds) ** 0.5
+    gaps = {m: float(means[k] - means[names.index(CONTROL)]) for k, m in enumerate(names) if m != CONTROL}
+    apart = [f"`{m}` {gap:+.2f}" for m, gap in gaps.items() if abs(gap) > margin]
+    others = values[[k for k, m in enumerate(names) if m != "random"]]
+    without = f" (without `random`: {analysed(others)[2]})" if 2 < len(others) < len(values) else ""
+    return (
+        f"{network}: the means of the {methods} rows with {seeds} seeds have a standard deviation of {means.std(ddof=1):.2f} points, "
+        f"one run has {within**0.5:.2f} (which makes {(within / seeds) ** 0.5:.2f} of a mean). "
+        f"Test of no difference at all: {test}{without}. "
+        f"A row differs from `{CONTROL}` where it is more than {margin:.2f} points away: {', '.join(apart) or 'none does'}."
+    )
+
+
+def analysed(values: np.ndarray) -> tuple[float, int, str]:
+    """Of accuracies `[methods, seeds]`: variance of one run, its degrees of freedom, the test of equal means in words."""
     methods, seeds = values.shape
     means = values.mean(1, keepdims=True)
     left = values - means - values.mean(0) + values.mean()
     free = (methods - 1) * (seeds - 1)
-    within = (left**2).sum() / free
+    within = float((left**2).sum() / free)
     ratio = seeds * means.var(ddof=1) / within
     p = f_distribution.sf(ratio, methods - 1, free)
-    margin = t_distribution.ppf(0.975, free) * (2 * within / seeds) ** 0.5
-    gaps = {m: float(means[k, 0] - means[names.index(CONTROL), 0]) for k, m in enumerate(names) if m != CONTROL}
-    apart = [f"`{m}` {gap:+.2f}" for m, gap in gaps.items() if abs(gap) > margin]
-    return (
-        f"{network}: the means of the {methods} rows with {seeds} seeds have a standard deviation of {means.std(ddof=1):.2f} points, "
-        f"one run has {within**0.5:.2f} (which makes {(within / seeds) ** 0.5:.2f} of a mean). "
-        f"Test of no difference at all: F = {ratio:.2f}, p {'< 0.001' if p < 0.001 else f'= {p:.2f}'}. "
-        f"A row differs from `{CONTROL}` where it is more than {margin:.2f} points away: {', '.join(apart) or 'none does'}."
-    )
+    return within, free, f"F = {ratio:.2f}, p {'< 0.001' if p < 0.001 else f'= {p:.2f}'}"
 
 
 def methods_table() -> str:
