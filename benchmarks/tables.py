@@ -64,7 +64,8 @@ def _taught(report: dict[str, Any]) -> str:
     """How the dense network taught while tuning; files that do not say are of a time when there was one way."""
     found = report["settings"]
     muon = "; Muon" if found.get("tune_optimizer") == "muon" else ""
-    return f"T = {found.get('temperature', 4):g}, {found.get('teacher', 'every step')}{muon}"
+    extras = "".join(f"; {name} {found[name]:g}" for name in ("blends", "cutout") if name in found)
+    return f"T = {found.get('temperature', 4):g}, {found.get('teacher', 'every step')}{muon}{extras}"
 
 
 def _whole(report: dict[str, Any], key: str) -> float:

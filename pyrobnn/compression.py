@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pyrobnn.groups import channel_groups
 from pyrobnn.inference.precision import resolve_device, resolve_precision
 from pyrobnn.likelihoods import Likelihood
 from pyrobnn.methods.base import Method, Request
+from pyrobnn.methods.identity import identity
 from pyrobnn.methods.journal import Journal
 from pyrobnn.methods.registry import METHODS, get_method
 from pyrobnn.methods.road import common_road, scratch_road
@@ -201,18 +202,14 @@ def compress(
     if from_scratch is not None:
         table.keep_vector(from_scratch)
     path = None if out is None else Path(out)
-    identity = {
-        "request": _plain(request),
-        "method": _numbers(chosen),
+    who = {
+        **identity(request, chosen, data, net, trained=trained, likelihood=likelihood),
         "protect": list(protect),
-        "data": data.fingerprint,
-        "net": [[name, list(value.shape)] for name, value in net.state_dict().items()],
-        "weights": None if weights is None else str(weights),
         "from_scratch": None if from_scratch is None else from_scratch.to_json(),
     }
     if path is not None:
         claim(path, resume=resume)
-    journal = Journal(path / CHECKPOINT if path else None, identity, resume=resume)
+    journal = Journal(path / CHECKPOINT if path else None, who, resume=resume)
     share = journal.carry.get("share")
     schedule = share_out(chosen, request, data, net, trained=trained)
     if share is not None:  # a time budget was turned into epochs when the run began
@@ -231,21 +228,6 @@ def compress(
     if bayesian_epochs:
         survive(run, bayesian_epochs)
     return _finish(run, spec, source, path, trained_on, clean)
-
-
-def _plain(request: Request) -> dict[str, Any]:
-    return {name: getattr(request, name) for name in request.__dataclass_fields__ if name != "device"}
-
-
-def _numbers(method: Method) -> dict[str, Any]:
-    """What of a method can be compared: two of the same name may differ in their settings."""
-
-    def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str | None)}
-
-    values = {name: getattr(method, name) for name in method.__dataclass_fields__}
-    nested = {name: plain(value) for name, value in values.items() if isinstance(value, Mapping)}
-    return {**plain(values), **nested}
 
 
 def _network(net: nn.Module | str, data: Data, seed: int) -> tuple[nn.Module, dict[str, Any] | None]:

@@ -22,7 +22,7 @@ class Batch(NamedTuple):
         x: Normalised float32 images ``[B, C, H, W]``.
         y: int64 labels ``[B]``.
         view: int64 ``[B]``, which image this is: ``views * row + (1 if mirrored else 0)``, a row of
-            :meth:`Split.views` whatever the shifts were.
+            :meth:`Split.views` whatever was shifted or hidden.
     """
 
     x: Tensor
@@ -139,7 +139,7 @@ class Split:
 
     @property
     def num_views(self) -> int:
-        """Versions of each image that augmentation makes, shifts apart: 2 with mirror images, else 1."""
+        """Versions of each image that augmentation makes, apart from shifts and hidden squares: 2 with mirror images, else 1."""
         return 1 if self.augment is None else self.augment.views
 
     def views(self, batch_size: int, *, device: str | torch.device = "cpu") -> Iterator[Tensor]:

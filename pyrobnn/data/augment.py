@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyrobnn.errors import DataError
+
 
 @dataclass(frozen=True)
 class Augment:
@@ -16,8 +18,11 @@ class Augment:
         shift: Largest shift in pixels, both ways on both axes. What moves in is zero in raw pixel values, so
             ``Augment(shift=4, flip=True)`` is the pad, crop and flip of the CIFAR recipes.
         flip: Mirror left-right with probability one half.
-        cutout: Side in pixels of a square that is hidden (DeVries and Taylor 2017, "cutout"), all of it inside the image.
-            It gets the mean colour of its image, so that nothing here depends on how the pixels are normalised.
+        cutout: Side in pixels of a square that is hidden (DeVries and Taylor 2017, "cutout"), all of it inside the
+            image. It gets the mean colour of its image, so that nothing depends on how pixels are normalised.
+
+    Raises:
+        DataError: `shift` or `cutout` is negative or no whole number.
 
     >>> Augment(shift=1)(torch.ones(2, 1, 3, 3), torch.Generator().manual_seed(0)).shape
     torch.Size([2, 1, 3, 3])
@@ -27,9 +32,15 @@ class Augment:
     flip: bool = False
     cutout: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("shift", "cutout"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise DataError(f"{name} is in whole pixels, 0 or more, got {value!r}")
+
     @property
     def views(self) -> int:
-        """Versions of an image that differ by more than a shift: 2 with mirror images, else 1."""
+        """Versions of an image that differ by more than a shift or a hidden square: 2 with mirror images, else 1."""
         return 2 if self.flip else 1
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:

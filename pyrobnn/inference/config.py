@@ -24,7 +24,7 @@ class FitConfig:
         lr_schedule: factor on both rates over progress: a name, a number or a function.
         kl_schedule: KL weight over progress: a number or a function; 1 is the ELBO.
         clip: gradient norm bound, None for none.
-        estimator: see :class:`~pyrobnn.inference.ELBO`.
+        estimator: see :class:`~pyrobnn.inference.elbo.ELBO`.
         num_particles: draws per step.
         precision: `auto`, `fp32` or `bf16`.
         device: `auto`, `cpu`, `cuda`, `mps`.

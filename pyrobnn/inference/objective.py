@@ -30,7 +30,7 @@ class Objective(nn.Module):
 
     Attributes:
         kl_weight: current factor on the KL.
-        site_weights: `{site: factor or tensor per coordinate}`, see :class:`~pyrobnn.inference.ELBO`.
+        site_weights: `{site: factor or tensor per coordinate}`, see :class:`~pyrobnn.inference.elbo.ELBO`.
     """
 
     def __init__(self, model: BayesianModel, guide: nn.Module, elbo: ELBO, terms: Sequence[Term] = ()) -> None:

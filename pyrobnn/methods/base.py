@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import nn
 
 from pyrobnn.errors import ConfigError
@@ -45,6 +46,9 @@ class Request:
     target_nonzero: float | None = None
 
     def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            if isinstance(value := getattr(self, name), np.generic):  # no checkpoint or report can hold it
+                object.__setattr__(self, name, value.item())
         for name in ("target_macs", "target_params", "target_nonzero"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
@@ -147,7 +151,7 @@ class Method:
         blends: weight of distillation on blends of training images while the compact network is tuned, see
             :class:`~pyrobnn.inference.blends.Blends`; 0 is none.
         cutout: side of the square that is hidden in every image while the compact network is tuned, as a share of the
-            image's shorter side; the teacher sees the same image. 0 is none.
+            image's shorter side, below 1; the teacher sees the same image. 0 is none.
         zeros: for methods that decide weight by weight: which single weights of the cut network stay, given
             the run (see :mod:`pyrobnn.methods.zeros`); the others are zero from then on.
         road: how the method goes from a dense to a compact network; None is the common road.
@@ -180,3 +184,7 @@ class Method:
     cutout: float = 0.0
     zeros: Callable[[Any], Zeros] | None = None
     road: Callable[..., None] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cutout < 1:
+            raise ConfigError(f"cutout is a share of the image's shorter side, from 0 to below 1, got {self.cutout:g}")

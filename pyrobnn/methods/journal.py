@@ -15,6 +15,7 @@ from typing import Any
 
 from pyrobnn.errors import CheckpointError
 from pyrobnn.inference.checkpoint import load_checkpoint, save_checkpoint
+from pyrobnn.methods.identity import difference
 
 Carry = dict[str, Any]
 
@@ -24,7 +25,7 @@ class Journal:
 
     Args:
         path: checkpoint file; None keeps everything in memory.
-        identity: what must be equal for a resume (method, model, data, seed, targets, …).
+        identity: what must be equal for a resume, see :mod:`pyrobnn.methods.identity`.
         resume: go on from `path` if it exists.
 
     Raises:
@@ -44,13 +45,13 @@ class Journal:
     def _load(self, state: dict[str, Any]) -> None:
         if not {"identity", "carry", "done", "fit", "seconds"} <= state.keys():
             raise CheckpointError(f"{self.path} is not the checkpoint of a run: delete it and start afresh")
-        for key, value in self.identity.items():
-            if state["identity"].get(key) != value:
-                name, theirs, ours = _difference(key, state["identity"].get(key), value)
-                raise CheckpointError(
-                    f"{self.path} belongs to a run with {name}={theirs!r}, this one has {ours!r}: "
-                    "use the same settings, or another --out"
-                )
+        found = difference(state["identity"], self.identity)
+        if found is not None:
+            name, theirs, ours = found
+            raise CheckpointError(
+                f"{self.path} belongs to a run with {name}={theirs!r}, this one has {ours!r}: "
+                "use the same settings, or another --out"
+            )
         self.done, self.carry, self._fit = list(state["done"]), state["carry"], state["fit"]
         self._before = float(state["seconds"])
 
@@ -89,11 +90,3 @@ class Journal:
                 "seconds": self.seconds,
             }
             save_checkpoint(state, self.path)
-
-
-def _difference(name: str, theirs: Any, ours: Any) -> tuple[str, Any, Any]:
-    """The first entry in which two values differ, its name and both of its values; they themselves if they have no entries."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        key = next(key for key in (*ours, *theirs) if theirs.get(key) != ours.get(key))
-        return _difference(str(key), theirs.get(key), ours.get(key))
-    return name, theirs, ours

@@ -1,4 +1,4 @@
-"""How the dense network teaches the compact one: at which temperature, and how often it is asked."""
+"""How the dense network teaches the compact one: on which images, at which temperature, and how often it is asked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ SMALL_SHIFT = 1  # pixels of augmentation that leave its answers as they are
 
 
 class Teaching:
-    """The objective terms of a run that come from its dense network; none where the targets are not classes."""
+    """What a run's compact network is tuned on, and the objective terms that come from the dense one.
+
+    There are no such terms where the targets are not classes.
+    """
 
     def __init__(self, run: RunState) -> None:
         self.run = run
@@ -79,7 +82,8 @@ class Teaching:
         time. ResNet-20 at half of its MACs with shifts of 4, 3 epochs: 8.4 and 7.0 %.
         """
         run, split = self.run, self.run.data.train
-        if run.method.cutout or (split.augment is not None and split.augment.shift > SMALL_SHIFT):
+        augment = split.augment or Augment()
+        if run.method.cutout or augment.cutout or augment.shift > SMALL_SHIFT:
             return False
         taught = run.epochs.tune + run.epochs.retune + (sum(run.epochs.infer) if run.method.distil else 0)
         return taught > split.num_views and len(split) * split.num_views * run.data.num_classes <= MOST_ANSWERS
@@ -87,8 +91,9 @@ class Teaching:
     def settings(self) -> dict[str, Any]:
         """For the report."""
         method = self.run.method
+        hidden = {"cutout": method.cutout} if method.cutout else {}
         if not self.run.classifies:
-            return {"distillation": 0.0}
+            return {"distillation": 0.0, **hidden}
         teacher = "once per image" if self.once else "every step"
-        extras = {name: getattr(method, name) for name in ("blends", "cutout") if getattr(method, name)}
-        return {"distillation": method.distil, "temperature": self.temperature, "teacher": teacher, **extras}
+        blends = {"blends": method.blends} if method.blends else {}
+        return {"distillation": method.distil, "temperature": self.temperature, "teacher": teacher, **blends, **hidden}
