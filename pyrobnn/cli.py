@@ -151,7 +151,9 @@ def groups(
     image: Annotated[
         str | None, typer.Option("--image", help="Channels x height x width, such as 3x32x32, instead of --data.")
     ] = None,
-    classes: Annotated[int, typer.Option("--classes", help="Number of classes, with --image.")] = 10,
+    classes: Annotated[
+        int | None, typer.Option("--classes", help="Number of classes, without --data.", show_default="10")
+    ] = None,
     protect: Protect = None,
 ) -> None:
     """Channel groups, their costs, and what cannot be cut and why: a dry run before hours of training."""
@@ -161,12 +163,16 @@ def groups(
     from pyrobnn.groups import channel_groups
     from pyrobnn.nets import build, check_fits
 
+    if classes is not None and classes < 1:
+        raise ConfigError(f"--classes is how many there are, at least 1, got {classes}")
+    if data is not None and (image is not None or classes is not None):
+        raise ConfigError("--image and --classes are for a run without --data, which knows them: give one or the other")
     if data is not None:
         loaded = load_data(data)
         shape, classes = loaded.image_shape, loaded.num_classes
     else:
         shape = _image_shape(image) if image else _usual_shape(model)
-    net = build(model, num_classes=classes, in_channels=shape[0], image_size=shape[1])
+    net = build(model, num_classes=classes or 10, in_channels=shape[0], image_size=shape[1])
     example = torch.zeros(2, *shape)
     check_fits(net, example)
     table = channel_groups(net, example, protect=tuple(protect or ()))
@@ -215,13 +221,16 @@ def evaluate(
     """Measure the saved compact network again, from its files; exit code 1 if the figures differ."""
     from pyrobnn.data import load_data
     from pyrobnn.inference.precision import resolve_device
+    from pyrobnn.nets import check_fits
     from pyrobnn.report.report import VOLATILE, measure
     from pyrobnn.rundir import load_compact, read_description, read_report
 
     report, description = read_report(run), read_description(run)
     loaded = load_data(data or report["data"]).with_normalisation(description["mean"], description["std"])
+    net = load_compact(run)
+    check_fits(net, loaded.example, loaded.num_classes)
     figures = measure(
-        load_compact(run),
+        net,
         loaded,
         description["widths"],
         device=resolve_device(device),
@@ -270,6 +279,10 @@ def inspect(
     from pyrobnn.rundir import CHECKPOINT, read_report
 
     report = read_report(run)
+    if not (run / CHECKPOINT).is_file():
+        raise CheckpointError(
+            f"{run} has no {CHECKPOINT}, from which inspect reads the posterior: give the --out of a run"
+        )
     carry = load_checkpoint(run / CHECKPOINT).get("carry", {})
     if "posterior" not in carry:
         raise CheckpointError(
@@ -322,6 +335,8 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error))
     except _UsageError as error:
         _fail(error.format_message())
+    except OSError as error:  # no permission, no space, a file where a directory should be
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}")
     except (typer.Abort, KeyboardInterrupt):
         _stopped()
     else:

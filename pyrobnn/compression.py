@@ -136,7 +136,7 @@ def compress(
         bayesian_epochs: passes for the posterior of the compact network's weights (`result.bayesian`), after
             and on top of `epochs`; 0 for none. With `resume` a finished run can be given one.
         precision: `auto`, `fp32` or `bf16`. device: `auto`, `cpu`, `cuda` or `mps`.
-        likelihood: of the targets; categorical by default.
+        likelihood: of the labels, one class per image; categorical by default.
         out: run directory, written as the run goes on (checkpoint after each epoch).
         resume: go on with an interrupted run in `out`.
         progress: bars and lines on stderr.
@@ -180,6 +180,13 @@ def compress(
     elif trained:
         trained_on = "all"
     check_fits(net, data.example, data.num_classes)
+    if likelihood is not None:
+        _check_likelihood(likelihood, net, data)
+    if from_scratch is not None and request.target:
+        raise ConfigError(
+            f"--from-scratch trains the widths of its plan, so {' and '.join(request.target)} would do nothing: leave out "
+            + " and ".join("--" + name.replace("_", "-") for name in request.target)
+        )
     clean = trained_on != "all"
     if not clean and request.max_drop is None and (request.has_budget or request.target_nonzero is not None):
         data = without_validation(data)  # nothing is chosen on data, so all training images may train
@@ -241,6 +248,17 @@ def _network(net: nn.Module | str, data: Data, seed: int) -> tuple[nn.Module, di
         return build_spec(spec), dict(spec)
 
 
+def _check_likelihood(likelihood: Likelihood, net: nn.Module, data: Data) -> None:
+    net = copy.deepcopy(net).eval()
+    with torch.no_grad():
+        shape = tuple(likelihood(net(data.example)).shape())
+    if shape != (len(data.example),):
+        raise ConfigError(
+            f"compress measures accuracy, so its likelihood must give one class per image, got shape {shape} for "
+            f"{len(data.example)} images: for other targets use fit, summarize, plan and compact"
+        )
+
+
 def without_validation(data: Data) -> Data:
     """All training images in the training part, none for validation."""
     train = replace(
@@ -255,6 +273,8 @@ def without_validation(data: Data) -> Data:
 
 def _rule(run: Run) -> str:
     """What decided which channels went."""
+    if run.carry.get("scratch"):
+        return "plan"
     if run.request.has_budget:
         return "budget"
     return run.method.rule if run.request.max_drop is None else "max-drop"
@@ -313,7 +333,7 @@ def _finish(
     }
     result = Result(small.cpu(), dense.cpu(), report, posterior, plan, bayesian, spec, data.mean, data.std)
     if path is not None:
-        if not run.trained:
+        if not run.trained and not run.carry.get("scratch"):  # else it was given, or never trained
             save_weights(dense, path / DENSE, mean=data.mean, std=data.std, trained_on="train")
         result._write(path)
     return result

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import pyro.distributions as dist
-import torch
 from torch import Tensor
 
 
@@ -41,4 +40,4 @@ class Gaussian:
 
     def __call__(self, output: Tensor) -> dist.TorchDistribution:
         output = output.float()
-        return dist.Normal(output, torch.as_tensor(self.scale)).to_event(output.dim() - 1)
+        return dist.Normal(output, output.new_tensor(self.scale)).to_event(output.dim() - 1)

@@ -233,10 +233,33 @@ def test_a_plan_of_another_net(run: Callable[..., Answer], tmp_path: Path) -> No
     refused(compress(run, out, "--from-scratch", "--plan", plan), "'layer9'")
     pb.PruningPlan({"conv1": [0, 20]}, {"conv1": 24}).save(plan)
     refused(compress(run, out, "--from-scratch", "--plan", plan), "conv1", "16")
+    refused(compress(run, out, "--from-scratch", "--plan", plan, "--target-macs", "0.5"), "--target-macs", "would do nothing")
     plan.write_text('{"schema": 1, "keep": {"conv1": []}, "channels": {"conv1": 16}}')
     refused(compress(run, out, "--from-scratch", "--plan", plan), "keeps nothing of 'conv1'")
     plan.write_text("{")
     refused(compress(run, out, "--from-scratch", "--plan", plan), "not JSON")
+
+
+def test_a_place_that_cannot_be_written(run: Callable[..., Answer], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    refused(compress(run, tmp_path / "file" / "out"), "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_groups_of_what_cannot_be(run: Callable[..., Answer]) -> None:
+    refused(run("groups", "--model", "small_cnn", "--data", "digits", "--classes", "3"), "--image and --classes", "--data")
+    refused(run("groups", "--model", "small_cnn", "--data", "digits", "--image", "1x8x8"), "--image and --classes")
+    refused(run("groups", "--model", "small_cnn", "--classes", "-3"), "--classes", "-3")
+
+
+def test_evaluate_with_images_of_another_size(run: Callable[..., Answer], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert compress(run, out, "--target-macs", "0.6").code == 0
+    larger = {"x_train": np.zeros((60, 12, 12, 1), np.uint8), "x_test": np.zeros((12, 12, 12, 1), np.uint8)}
+    np.savez(tmp_path / "few.npz", **arrays(**larger))
+    refused(run("evaluate", out, "--data", tmp_path / "few.npz"), "12")
+    (out / "checkpoint.pt").unlink()
+    refused(run("inspect", out), "has no checkpoint.pt")
 
 
 def test_missing_arguments(run: Callable[..., Answer]) -> None:

@@ -242,12 +242,18 @@ def test_weights_that_have_seen_the_validation_images(
     assert drop.report["validation_clean"] is False
 
 
+def test_a_likelihood_that_is_not_of_classes_is_refused_before_training(data: Data) -> None:
+    with pytest.raises(pb.ConfigError, match="one class per image"):
+        pb.compress("small_cnn", data, target_macs=0.5, likelihood=pb.likelihoods.Gaussian(), progress=False)
+
+
 def test_from_scratch(finished: tuple[Path, pb.Result], data: Data, tmp_path: Path) -> None:
     _, first = finished
     settings = {**SETTINGS, "epochs": 3}
     result = pb.compress("small_cnn", data, from_scratch=first.plan, out=tmp_path / "control", **settings)
     report = result.report
     assert report["method"] == "from-scratch" and report["epochs_by_phase"] == {"dense": 0, "infer": 0, "tune": 3}
+    assert report["rule"] == "plan" and not (tmp_path / "control" / "dense.safetensors").exists()
     assert report["compact"]["params"] == first.report["compact"]["params"]
     assert report["compact"]["widths"] == first.report["compact"]["widths"]
     for name, value in result.compact.named_parameters():

@@ -372,6 +372,14 @@ def test_bad_settings(data: Data, tmp_path: Path) -> None:
     pb.fit(model, guide, data, epochs=1, checkpoint=path, progress=False)
     with pytest.raises(pb.CheckpointError, match=r"epochs=1, this fit has 2"):
         pb.fit(model, guide, data, epochs=2, checkpoint=path, resume=True, progress=False)
+    with pytest.raises(pb.CheckpointError, match="kl_schedule"):
+        pb.fit(model, guide, data, epochs=1, kl_schedule=WarmUp(0.5), checkpoint=path, resume=True, progress=False)
+    with pytest.raises(pb.CheckpointError, match="0 events, this fit has 1"):
+        pb.fit(model, guide, data, epochs=1, events=[Event()], checkpoint=path, resume=True, progress=False)
+    pb.fit(model, guide, data, epochs=1, device="cpu", checkpoint=path, resume=True, progress=False)
+    torch.save({"carry": {}}, tmp_path / "run.pt")
+    with pytest.raises(pb.CheckpointError, match="not one of a fit"):
+        pb.fit(model, guide, data, epochs=1, checkpoint=tmp_path / "run.pt", resume=True, progress=False)
     other = model_of(data)
     with pytest.raises(pb.CheckpointError, match="does not fit this model"):
         pb.fit(other, MeanField(other), data, epochs=1, checkpoint=path, resume=True, progress=False)

@@ -68,7 +68,7 @@ def _read(folders: list[ImageFolder], image_size: int | None) -> list[tuple[Tens
             with _open_image(path) as image:
                 sizes.add(image.size)
                 modes.add(image.mode)
-    mode = "L" if modes <= {"L", "1"} else "RGB"
+    mode = "L" if all(mode in ("L", "1", "LA") or mode.startswith("I") for mode in modes) else "RGB"
     if image_size is None and len(sizes) > 1:
         image_size = DEFAULT_SIZE
     return [_read_part(folder, mode, image_size) for folder in folders]
@@ -79,7 +79,7 @@ def _read_part(folder: ImageFolder, mode: str, image_size: int | None) -> tuple[
     for path, label in folder.samples:
         try:
             with _open_image(path) as image:
-                converted = image.convert(mode)
+                converted = _eight_bit(image, path).convert(mode)
         except OSError as error:  # the header was fine, the pixels are not
             raise DataError(f"{path} is a damaged image ({error}): remove it") from error
         if image_size is not None:
@@ -88,6 +88,18 @@ def _read_part(folder: ImageFolder, mode: str, image_size: int | None) -> tuple[
         arrays.append(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
         labels.append(label)
     return torch.from_numpy(np.stack(arrays)), torch.tensor(labels, dtype=torch.int64)
+
+
+def _eight_bit(image: Image.Image, path: str) -> Image.Image:
+    """Grey images of 16 bits by their upper byte: `convert` would clip them to white."""
+    if image.mode == "F":
+        raise DataError(f"{path} has pixels of 32-bit floats: expected 8 or 16 bits; convert it, or give an .npz file")
+    if not image.mode.startswith("I"):
+        return image
+    pixels = np.asarray(image).astype(np.int64)
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise DataError(f"{path} has pixels beyond 16 bits: expected 8 or 16; convert it, or give an .npz file")
+    return Image.fromarray((pixels >> 8).astype(np.uint8))
 
 
 def _open_image(path: str) -> Image.Image:

@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pyrobnn.inference.events import Event
 from pyrobnn.inference.local import local_params, prepare
 from pyrobnn.inference.objective import Objective
 from pyrobnn.inference.optimisers import new_optimiser
+from pyrobnn.inference.plain import plain
 from pyrobnn.inference.precision import as_channels_last, channels_last, resolve_device, resolve_precision
 from pyrobnn.inference.progress import Progress
 from pyrobnn.inference.schedules import schedule
@@ -223,7 +224,7 @@ class Loop:
             "epoch": self.epoch,
             "step": self.step,
             "seconds": self.seconds,
-            "config": {k: v for k, v in asdict(self.config).items() if isinstance(v, int | float | str | bool | None)},
+            "config": _settings(self.config),
             "generator": self.generator.get_state(),
             "plan": None if self.plan is None else self.plan.to_json(),
             "net": self.model.net.state_dict(),
@@ -239,12 +240,19 @@ class Loop:
         Raises:
             CheckpointError: the state belongs to a fit with other settings or another network.
         """
-        mine = {k: v for k, v in asdict(self.config).items() if isinstance(v, int | float | str | bool | None)}
+        if missing := {"epoch", "config", "net", "guide", "optimiser", "events"} - state.keys():
+            raise CheckpointError(f"the checkpoint is not one of a fit (no {min(missing)}): give one that fit() has written")
+        mine = _settings(self.config)
         if changed := [k for k in mine if k in state["config"] and state["config"][k] != mine[k]]:
             k = changed[0]
             raise CheckpointError(
                 f"the checkpoint was made with {k}={state['config'][k]!r}, this fit has {mine[k]!r}: "
                 "use the same settings or start afresh"
+            )
+        if len(state["events"]) != len(self.events):
+            raise CheckpointError(
+                f"the checkpoint was made with {len(state['events'])} events, this fit has {len(self.events)}: "
+                "use the same or start afresh"
             )
         if state["plan"] is not None:
             self.cut(PruningPlan.from_json(state["plan"]))
@@ -259,6 +267,11 @@ class Loop:
         self.generator.set_state(state["generator"])
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.history = list(state["history"])
+
+
+def _settings(config: FitConfig) -> dict[str, Any]:
+    """What a resumed fit must have been told alike; it may go on on another device."""
+    return {name: plain(getattr(config, name)) for name in config.__dataclass_fields__ if name != "device"}
 
 
 def fit(

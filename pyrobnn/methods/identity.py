@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from pyrobnn.data import Data
+from pyrobnn.inference.plain import plain
 from pyrobnn.likelihoods import Likelihood
 from pyrobnn.methods.base import Method, Request
 
@@ -60,44 +59,6 @@ def _inside(name: str, one: Any, other: Any) -> tuple[str, Any, Any]:
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         return next((name, a, b) for a, b in zip(one, other, strict=True) if a != b)
     return name, one, other
-
-
-def plain(value: Any) -> Any:
-    """A value as numbers, strings, lists and dictionaries.
-
-    A function is its name, with the settings that were closed over, an object its class with its attributes.
-    Two functions that differ in their code alone look the same.
-
-    >>> plain({"rounds": np.int64(3), "schedule": partial(max, 2)})
-    {'rounds': 3, 'schedule': ['max', [2], {}]}
-    """
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    if isinstance(value, partial):
-        return [_name(value.func), plain(value.args), plain(value.keywords)]
-    if callable(value) and hasattr(value, "__qualname__"):
-        return [_name(value), *_settings(value)]
-    kept = {key: entry for key, entry in getattr(value, "__dict__", {}).items() if _simple(entry)}
-    return [type(value).__qualname__, plain(kept)]
-
-
-def _settings(function: Callable[..., Any]) -> list[Any]:
-    closed = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-    return [plain(value) for value in (*closed, *(getattr(function, "__defaults__", None) or ())) if _simple(value)]
-
-
-def _simple(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float | str | list | tuple | Mapping | np.generic)
-
-
-def _name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__qualname__", type(function).__qualname__)
 
 
 def _fields(value: Any, without: tuple[str, ...]) -> dict[str, Any]:

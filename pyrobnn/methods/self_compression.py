@@ -86,8 +86,8 @@ def _passes(run: Run) -> list[float]:
 
 
 def _rank(run: Run, statistic: str, carry: Carry) -> Carry:
-    """The last posterior, its channels ranked as kernels."""
-    return {"latest": to_state(rank_kernels(from_state(carry["latest"]), run.current_table(), statistic))}
+    """The last posterior, its channels ranked as kernels; what was recorded before is of another statistic."""
+    return {"latest": to_state(rank_kernels(from_state(carry["latest"]), run.current_table(), statistic)), "earlier": []}
 
 
 def _count(run: Run, number: int, carry: Carry) -> Carry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyrobnn.errors import CheckpointError
 from pyrobnn.inference.off_data import OffData
 from pyrobnn.inference.precision import channels_last
 from pyrobnn.methods.journal import Carry
@@ -17,7 +18,19 @@ def survive(run: Run, epochs: int) -> None:
     that are independent wants that. Roads that fold their noise away
     round by round (`rbp`) and controls carry none to the end; there it starts at a tenth of the weights.
     The dense network teaches what to answer where there are no data. The compact network itself stays as it is.
+    Weights that the method zeroed one by one get a posterior like the others.
+
+    Raises:
+        CheckpointError: the run has a posterior of another number of epochs.
     """
+
+    had = run.carry["epochs"].get("bayesian")
+    if had is not None and had != epochs:
+        raise CheckpointError(
+            f"this run has a posterior of {had} epochs, not {epochs}: leave --bayesian-epochs out, or choose another --out"
+        )
+    # A control from fresh weights has no dense network that could teach.
+    taught = run.classifies and (run.trained or not run.carry.get("scratch"))
 
     def function(carry: Carry) -> Carry:
         net, scales = run.net().cpu(), None
@@ -30,7 +43,7 @@ def survive(run: Run, epochs: int) -> None:
         fitted.fit(
             run.data,
             config,
-            terms=[OffData(channels_last(run.net("dense")), autocast=run.quick())] if run.classifies else [],
+            terms=[OffData(channels_last(run.net("dense")), autocast=run.quick())] if taught else [],
             save=run.journal.save_fit,
             state=run.journal.fit_state,
             progress=run.progress,

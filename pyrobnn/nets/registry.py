@@ -108,7 +108,7 @@ def build_spec(spec: Mapping[str, Any]) -> nn.Module:
         with warnings.catch_warnings():  # the check below says it better
             warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
             net = factory(**kwargs)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, NetError):
             raise
         raise NetError(f"{name} cannot be built with {dict(kwargs)}: {_first_line(error)}") from error

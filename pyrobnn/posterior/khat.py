@@ -77,6 +77,7 @@ def guide_khat(
     chosen = [name for name in means if any(fnmatch(name, pattern) for pattern in patterns)]
     if not chosen:
         raise ConfigError(f"no site matches {sites!r}; the model has {', '.join(means)}")
+    device = means[chosen[0]].device
     ratios = []
     seeds = torch.randint(2**62, (draws,), generator=torch.Generator().manual_seed(seed))
     with eval_mode(model.net), torch.random.fork_rng(devices=[]), poutine.block():
@@ -89,7 +90,8 @@ def guide_khat(
             tensors = trace.nodes["_RETURN"]["value"]
             batches = data.batches(batch_size) if isinstance(data, Split) else data
             for x, y in batches:
-                ratio += float(model.likelihood(functional_call(model.net, tensors, (x,))).log_prob(y).sum())
+                output = functional_call(model.net, tensors, (x.to(device),))
+                ratio += float(model.likelihood(output).log_prob(y.to(device)).sum())
             ratios.append(ratio)
     log_ratio = torch.tensor(ratios, dtype=torch.float64)
     return GuideCheck(pareto_khat(log_ratio), log_ratio, sum(means[name].numel() for name in chosen))

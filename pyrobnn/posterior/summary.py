@@ -116,7 +116,8 @@ def summarize(model: BayesianModel, guide: Any, *, draws: int = 100, seed: int =
         kind = "channel" if per_channel else "weight" if name in model.tensor_names else "other"
         dims = _dims(name, loc, kind)
         sites[name] = SiteSummary(
-            name, loc.cpu().float(), scale.cpu().float(), dims, kind, owner if per_channel else None
+            # Copies: what the guide learns later must not change what was read.
+            name, loc.cpu().float().clone(), scale.cpu().float().clone(), dims, kind, owner if per_channel else None
         )
     priors = {name: base_distribution(site["fn"]) for name, site in model.sites().items()}
     channels = {}

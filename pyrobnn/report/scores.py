@@ -118,6 +118,7 @@ class Tally:
             )
         if labels.numel() == 0:
             return
+        labels = labels.to(probs.device)
         column = labels[:, None]
         true_prob = probs.gather(1, column).squeeze(1)
         self._nll -= float(log_probs.gather(1, column).sum(dtype=torch.float32))

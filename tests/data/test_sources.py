@@ -288,6 +288,24 @@ def test_images_of_different_size_are_resized(tmp_path: Path) -> None:
     assert load_data(tmp_path, image_size=16).image_shape == (3, 16, 16)
 
 
+def test_grey_of_sixteen_bits_and_with_alpha(tmp_path: Path) -> None:
+    levels = {"dark": 10, "bright": 200}
+    for name, level in levels.items():
+        (tmp_path / name).mkdir()
+        for number in range(6):
+            deep = np.full((8, 8), level * 256 + 77, dtype=np.uint16)
+            grey = Image.fromarray(deep) if number % 2 else Image.new("LA", (8, 8), (level, 128))
+            grey.save(tmp_path / name / f"{number}.png")
+    data = load_data(str(tmp_path))
+    assert data.image_shape == (1, 8, 8)
+    for split in (data.train, data.test):
+        means = split.images.float().mean((1, 2, 3))
+        assert torch.equal(means, torch.tensor([200.0, 10.0])[split.labels])  # folders in the order of the alphabet
+    Image.fromarray(np.full((8, 8), 0.5, dtype=np.float32)).save(tmp_path / "dark" / "9.tiff")
+    with pytest.raises(DataError, match="32-bit floats"):
+        load_data(str(tmp_path))
+
+
 def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="one sub-folder with images per class"):
         load_data(tmp_path)

@@ -233,6 +233,8 @@ def test_a_finished_run_can_be_given_one(data: Data, tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first.compact.parameters(), second.compact.parameters(), strict=True))
     assert second.report["compact"]["accuracy"] == first.report["compact"]["accuracy"]
     assert second.report["seconds"] >= first.report["seconds"]
+    with pytest.raises(pb.CheckpointError, match="a posterior of 1 epochs, not 2"):
+        pb.compress("small_cnn", data, target_macs=0.5, out=out, resume=True, bayesian_epochs=2, **QUICK)
     whole = pb.compress("small_cnn", data, target_macs=0.5, bayesian_epochs=1, **QUICK)
     assert whole.bayesian is not None and second.bayesian is not None
     assert all(

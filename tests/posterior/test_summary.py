@@ -253,6 +253,18 @@ def test_state_is_plain_data_and_comes_back(tmp_path: Any) -> None:
     assert torch.equal(back.history[0]["0"], torch.ones(4))
 
 
+def test_what_was_read_stays_when_the_guide_learns_on() -> None:
+    model = model_with(SpikeNoise(0.7))
+    guide = shaken(MeanField(model))
+    posterior = pb.summarize(model, guide)
+    before = {name: (site.loc.clone(), site.scale.clone()) for name, site in posterior.sites.items()}
+    shaken(guide)
+    moved = pb.summarize(model, guide)
+    for name, (loc, scale) in before.items():
+        assert torch.equal(posterior.sites[name].loc, loc) and torch.equal(posterior.sites[name].scale, scale)
+        assert not torch.equal(moved.sites[name].loc, loc)
+
+
 def test_deterministic_net_folds_the_mean() -> None:
     model = model_with(SpikeNoise(0.7))
     guide = shaken(MeanField(model))
