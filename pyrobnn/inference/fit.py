@@ -76,8 +76,9 @@ class Loop:
         self.config, self.data, self.events = config, data, tuple(events)
         self.device = resolve_device(config.device)
         self.generator = torch.Generator().manual_seed(config.seed)
-        # Which images are mirrored in even epochs: the generator's first draws, also where a fit is resumed.
-        self._sides = torch.rand(len(data.train), generator=self.generator) < 0.5
+        # Which images are mirrored in even epochs; not drawn from the generator that shuffles, nor with its seed.
+        coins = torch.Generator().manual_seed(config.seed + 1)
+        self._sides = torch.rand(len(data.train), generator=coins) < 0.5
         self.epoch = self.step = 0
         self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
         if config.max_steps is not None:
