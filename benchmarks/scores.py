@@ -52,7 +52,7 @@ ROWS = [
         {"method": replace(BAYES_L1, infer_share=0.1), "target_macs": 0.30, "target_params": 0.24, "epochs": 20},
         weights="vgg16_cifar10.safetensors",
     ),
-    # The same, with an 8 x 8 square of every training image hidden while tuning.
+    # The same (the finished one went on from the same inference), with an 8 x 8 square of every image hidden while tuning.
     Row(
         "bayes-l1-vgg16-cifar10-m30-cutout",
         "vgg16",
