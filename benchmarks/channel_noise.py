@@ -1,8 +1,9 @@
 """Channel noise with a priced KL: fixed budgets and epochs, so that no run chooses anything on data.
 
 Budgets are those of published systems (ResNet-20's at 70 % is ours); the accuracy beside them is the question. `drop03`
-alone has a tolerance, judged on validation images. Later variants of a row were added when its test accuracy was known. LeNet rows
-train a dense network first (10 epochs, one per seed) and go on for 40 (LeNet-300-100: 50), the others start from given weights.
+alone has a tolerance, judged on validation images. Later variants of a row were added when its test accuracy was known.
+LeNet rows train a dense network first (10 epochs, one per seed) and go on for 40 (LeNet-300-100: 50), the others start
+from given weights.
 """
 
 from dataclasses import replace

@@ -21,6 +21,16 @@ OPTIONS = {
     "hbfp-even": hbfp(even=True, name="hbfp, even widths"),
     "hbfp-kl": hbfp(bayesian=True, distance="kl", name="hbfp-bayes, pairs by KL"),
 }
+PAIR = {"target_macs": 0.30, "target_params": 0.24}
+BAYES_L1_ROWS = {
+    "m30": {"method": "bayes-l1", "epochs": 20},
+    # That one fell 0.5 short of the dense network; this one is tuned by Muon, in 15 epochs.
+    "m30-muon": {"method": replace(BAYES_L1, infer_share=0.2), "epochs": 15},
+    # As many epochs as the first, 18 of them for tuning by Muon.
+    "m30-muon-e20": {"method": replace(BAYES_L1, infer_share=0.1), "epochs": 20},
+    # The same (the finished one went on from the same inference), with an 8 x 8 square of every image hidden while tuning.
+    "m30-cutout": {"method": replace(BAYES_L1, infer_share=0.1, cutout=0.25), "epochs": 20},
+}
 
 ROWS = [
     Row("hbfp-lenet5-mnist-m021", "lenet5", "mnist", {"method": "hbfp", **LENET}, dense=10, seeds=SEEDS),
@@ -29,41 +39,9 @@ ROWS = [
         Row(f"{name}-lenet5-mnist-m021", "lenet5", "mnist", {"method": method, **LENET}, dense=10, seeds=SEEDS)
         for name, method in OPTIONS.items()
     ),
-    Row(
-        "bayes-l1-vgg16-cifar10-m30",
-        "vgg16",
-        "cifar10",
-        {"method": "bayes-l1", "target_macs": 0.30, "target_params": 0.24, "epochs": 20},
-        weights="vgg16_cifar10.safetensors",
-    ),
-    # That one fell 0.5 short of the dense network; this one is tuned by Muon, in 15 epochs.
-    Row(
-        "bayes-l1-vgg16-cifar10-m30-muon",
-        "vgg16",
-        "cifar10",
-        {"method": replace(BAYES_L1, infer_share=0.2), "target_macs": 0.30, "target_params": 0.24, "epochs": 15},
-        weights="vgg16_cifar10.safetensors",
-    ),
-    # As many epochs as the first, 18 of them for tuning by Muon.
-    Row(
-        "bayes-l1-vgg16-cifar10-m30-muon-e20",
-        "vgg16",
-        "cifar10",
-        {"method": replace(BAYES_L1, infer_share=0.1), "target_macs": 0.30, "target_params": 0.24, "epochs": 20},
-        weights="vgg16_cifar10.safetensors",
-    ),
-    # The same (the finished one went on from the same inference), with an 8 x 8 square of every image hidden while tuning.
-    Row(
-        "bayes-l1-vgg16-cifar10-m30-cutout",
-        "vgg16",
-        "cifar10",
-        {
-            "method": replace(BAYES_L1, infer_share=0.1, cutout=0.25),
-            "target_macs": 0.30,
-            "target_params": 0.24,
-            "epochs": 20,
-        },
-        weights="vgg16_cifar10.safetensors",
+    *(
+        Row(f"bayes-l1-vgg16-cifar10-{name}", "vgg16", "cifar10", {**PAIR, **options}, weights="vgg16_cifar10.safetensors")
+        for name, options in BAYES_L1_ROWS.items()
     ),
     Row(
         "hbfp-vgg16-cifar10-m166",

@@ -106,7 +106,7 @@ def equal_macs_table() -> str:
 
 
 def told_apart(network: str, rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Whether the rows of a network differ by more than their seeds do, and from `l1`; empty if too few, or `l1` itself, have three seeds.
+    """Whether the rows of a network differ by more than their seeds do, and from `l1`; empty unless three of them have three seeds, `l1` too.
 
     Two-way analysis of variance without interaction: seeds are blocks, every row of a seed having started
     from the same dense network. Intervals are 95 %, each for itself.

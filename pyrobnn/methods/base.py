@@ -155,6 +155,9 @@ class Method:
         zeros: for methods that decide weight by weight: which single weights of the cut network stay, given
             the run (see :mod:`pyrobnn.methods.zeros`); the others are zero from then on.
         road: how the method goes from a dense to a compact network; None is the common road.
+
+    Raises:
+        ConfigError: `cutout` is no share.
     """
 
     name: str
