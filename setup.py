@@ -27,9 +27,11 @@ EXTRAS = {
     "dev": [
         "pytest>=8.2",
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",  # the suite on all cores
+        "import-linter>=2.1",  # the floors of the package, checked
         "ruff>=0.6",
         "mypy>=1.11",
-        "torch-pruning>=1.5,<2",  # only the oracle of the tests of pyrobnn.groups
+        "torch-pruning>=1.5,<2",  # only the oracle of the tests of pyrobnn.channels
     ],
     "notebooks": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],
     "export": ["onnx>=1.16", "onnxscript>=0.2"],
@@ -47,7 +49,7 @@ setup(
     package_data={"pyrobnn": ["py.typed"]},
     install_requires=DEPENDENCIES,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["pyrobnn = pyrobnn.cli:main"]},
+    entry_points={"console_scripts": ["pyrobnn = pyrobnn.cli.main:main"]},
     zip_safe=False,
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -20,10 +20,10 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 from rows import RUNS
 
-from pyrobnn.inference.checkpoint import load_checkpoint
-from pyrobnn.posterior import plots
-from pyrobnn.posterior.kept import ChannelSummary
-from pyrobnn.posterior.state import from_state
+from pyrobnn.io.checkpoint import load_checkpoint
+from pyrobnn.summary.state import from_state
+from pyrobnn.summary.types import ChannelSummary
+from pyrobnn.views import plots
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 NOISE, SLAB = ("ard", "sbp", "rbp", "rbp-spike"), ("ss-ig", "ss-gl", "ss-ghs")

@@ -24,10 +24,10 @@ from rows import RESULTS, RUNS, dense, weights
 from torch import nn
 
 import pyrobnn as pb
-from pyrobnn.compression import without_validation
-from pyrobnn.methods.base import Method
+from pyrobnn.compression.compress import without_validation
 from pyrobnn.methods.controls import CONTROLS
 from pyrobnn.methods.registry import METHODS
+from pyrobnn.pipeline.method import Method
 
 FOLDER = RESULTS / "equal_macs"
 SEEDS = (0, 1, 2)

@@ -21,8 +21,8 @@ from torch import Tensor
 
 import pyrobnn as pb
 from pyrobnn.inference.schedules import WarmUp
+from pyrobnn.metrics.evaluate import ood_auroc
 from pyrobnn.priors.tensor_normal import TensorNormal
-from pyrobnn.report.metrics import ood_auroc
 
 SEED = 0
 IMAGES = int(sys.argv[2]) if len(sys.argv) > 2 else 2000

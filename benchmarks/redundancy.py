@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 import pyrobnn as pb
 from pyrobnn.inference.schedules import WarmUp
+from pyrobnn.metrics.evaluate import evaluate
 from pyrobnn.priors.tensor_normal import TensorNormal
-from pyrobnn.report.metrics import evaluate
 
 KERNELS, SEED = 64, 0
 epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 10

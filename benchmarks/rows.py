@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import pyrobnn as pb
-from pyrobnn.compression import without_validation
+from pyrobnn.compression.compress import without_validation
 from pyrobnn.guides.function import NoLatents
 from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.schedules import OneCycle

@@ -21,7 +21,8 @@ import torch
 from rows import weights
 
 import pyrobnn as pb
-from pyrobnn.compression import without_validation
+from pyrobnn.compression.compress import without_validation
+from pyrobnn.criteria.scores import l1_norms, moments_of
 from pyrobnn.guides.function import NoLatents
 from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.folding import folded
@@ -29,9 +30,8 @@ from pyrobnn.inference.precision import channels_last, cpu_has_bf16
 from pyrobnn.inference.schedules import OneCycle
 from pyrobnn.inference.terms import Distillation
 from pyrobnn.nets import load_weights
-from pyrobnn.posterior.shares import removal_cost
-from pyrobnn.pruning.scores import l1_norms, moments_of
 from pyrobnn.report.report import versions
+from pyrobnn.summary.saliency import removal_cost
 
 RESULT = Path(__file__).parent / "results" / "tuning.json"
 RATES = {"sgd": (0.02, 0.05, 0.1), "muon": (0.005, 0.01, 0.02)}

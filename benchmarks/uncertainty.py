@@ -29,17 +29,17 @@ from rows import RESULTS, RUNS, dense, weights
 from torch import Tensor, nn
 
 import pyrobnn as pb
+from pyrobnn.compression.store import read_description
 from pyrobnn.data import Data, Split
 from pyrobnn.guides import NoLatents
+from pyrobnn.inference.recipe import is_large
 from pyrobnn.inference.schedules import OneCycle
-from pyrobnn.methods.schedule import is_large
+from pyrobnn.metrics.evaluate import ood_auroc, predict_logits
+from pyrobnn.metrics.scores import PredictiveAccumulator
 from pyrobnn.nets import load_weights, save_weights
 from pyrobnn.posterior.bayesian_net import settings
 from pyrobnn.report.cost import count
-from pyrobnn.report.metrics import ood_auroc, predict_logits
 from pyrobnn.report.report import versions
-from pyrobnn.report.scores import PredictiveAccumulator
-from pyrobnn.rundir import read_description
 
 MEMBERS = 3
 
@@ -186,7 +186,7 @@ class Setup:
     @property
     def run_data(self) -> Data:
         """Training images as the run used them: all of them where nothing was chosen on validation images."""
-        from pyrobnn.compression import without_validation
+        from pyrobnn.compression.compress import without_validation
 
         return self.data if self.run.report["validation_clean"] else without_validation(self.data)
 

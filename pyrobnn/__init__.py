@@ -1,7 +1,12 @@
 """Bayesian compression of convolutional networks on Pyro: posterior in, smaller network out."""
 
-from pyrobnn import guides, likelihoods, nets, priors
-from pyrobnn.compression import Result, compress
+from pyrobnn import _moved, guides, likelihoods, nets, priors
+from pyrobnn.channels import ChannelGroup, ChannelTable, PruningPlan, channel_groups, compact, mask
+from pyrobnn.channels.planner import plan_for_budget
+from pyrobnn.channels.search import largest_cut
+from pyrobnn.compression.compress import Result, compress
+from pyrobnn.compression.store import load_bayesian, load_compact
+from pyrobnn.criteria.rules import plan
 from pyrobnn.data import Data, load_data
 from pyrobnn.errors import (
     CheckpointError,
@@ -12,7 +17,7 @@ from pyrobnn.errors import (
     PlanError,
     PyrobnnError,
 )
-from pyrobnn.groups import ChannelGroup, ChannelTable, channel_groups
+from pyrobnn.inference.batchnorm import reestimate_batchnorm
 from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.elbo import ELBO
 from pyrobnn.inference.fit import FitResult, fit
@@ -21,14 +26,12 @@ from pyrobnn.inference.shrink import shrink
 from pyrobnn.model import BayesianModel
 from pyrobnn.posterior.bayesian_net import BayesianNet
 from pyrobnn.posterior.khat import guide_khat
-from pyrobnn.posterior.summary import Posterior, deterministic_net, summarize
-from pyrobnn.pruning import PruningPlan, compact, mask
-from pyrobnn.pruning.batchnorm import reestimate_batchnorm
-from pyrobnn.pruning.criteria import plan, plan_for_budget
-from pyrobnn.pruning.search import largest_cut
-from pyrobnn.rundir import load_bayesian, load_compact
+from pyrobnn.summary.summarize import deterministic_net, summarize
+from pyrobnn.summary.types import Posterior
 
 __version__ = "0.1.0"
+
+_moved.install()
 
 __all__ = [
     "ELBO",

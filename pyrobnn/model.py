@@ -24,7 +24,7 @@ from pyrobnn.likelihoods import Categorical, Likelihood
 from pyrobnn.priors.base import NetView, Prior, PriorFunction
 
 if TYPE_CHECKING:
-    from pyrobnn.groups import ChannelTable
+    from pyrobnn.channels import ChannelTable
 
 _NORMS = nn.modules.batchnorm._BatchNorm
 
@@ -270,7 +270,7 @@ def _first_example(*batch: Any) -> tuple[Tensor, ...]:
 def _gate_map(groups: ChannelTable | None, placement: str) -> Any:
     if not groups:
         return None
-    from pyrobnn.groups import GateMap
+    from pyrobnn.channels import GateMap
 
     return GateMap(groups, placement)
 

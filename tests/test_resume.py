@@ -17,10 +17,10 @@ from torch import Tensor, nn
 import pyrobnn as pb
 from pyrobnn.data import Data
 from pyrobnn.guides import MeanField, NoLatents
+from pyrobnn.guides.local import local_params
 from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.events import Event, Temperature
 from pyrobnn.inference.fit import Loop
-from pyrobnn.inference.local import local_params
 from pyrobnn.inference.schedules import OneCycle, WarmUp
 from pyrobnn.priors.noise import SpikeNoise
 

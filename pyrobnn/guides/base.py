@@ -11,7 +11,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from pyrobnn.groups import ChannelTable
+    from pyrobnn.channels import ChannelTable
 
 
 @dataclass(frozen=True)

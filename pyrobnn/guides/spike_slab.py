@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from pyrobnn.channels.parts import per_unit
 from pyrobnn.distributions import StraightThroughBernoulli, SwitchedNormal
 from pyrobnn.distributions.binary import GRADIENTS
 from pyrobnn.errors import ConfigError
@@ -18,7 +19,7 @@ from pyrobnn.guides.base import Guide, Layout, LikeTensor, PerChannel, site_key
 from pyrobnn.guides.noise import bare
 
 if TYPE_CHECKING:
-    from pyrobnn.groups import ChannelTable
+    from pyrobnn.channels import ChannelTable
     from pyrobnn.model import BayesianModel
 
 GATE = ".gate"
@@ -194,7 +195,6 @@ class SpikeSlabGuide(Guide):
 
     def _edge_nats(self) -> dict[str, Tensor]:
         """−log P(all weights that produce a channel are off), `{group: [channels]}`."""
-        from pyrobnn.posterior.summary import per_unit
 
         found = {}
         for group in self._table[0] or []:

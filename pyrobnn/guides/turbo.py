@@ -36,7 +36,7 @@ from pyrobnn.guides.turbo_factors import (
 from pyrobnn.priors.turbo import PrecisionPrior, Transitions, Turbo, matrix_shape
 
 if TYPE_CHECKING:
-    from pyrobnn.groups import ChannelTable
+    from pyrobnn.channels import ChannelTable
     from pyrobnn.model import BayesianModel
 
 

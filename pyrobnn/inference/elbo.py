@@ -21,6 +21,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyrobnn.distributions.base import base_distribution
 from pyrobnn.errors import ConfigError, NumericalError
 
 Weights = Mapping[str, float | Tensor]
@@ -196,14 +197,6 @@ def _require_rsample(name: str, fn: Any) -> None:
             f"guide site {name!r} has distribution {type(fn).__name__}, which cannot be reparameterised: "
             "use a relaxed distribution, or train with pyro.infer.Trace_ELBO"
         )
-
-
-def base_distribution(fn: Any) -> Any:
-    """The distribution inside `Independent`, masked and expanded wrappers."""
-    wrappers = dist.Independent | torch.distributions.Independent | dist.MaskedDistribution | dist.ExpandedDistribution
-    while isinstance(fn, wrappers):
-        fn = fn.base_dist
-    return fn
 
 
 def _closed_form(

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pyrobnn.channels import PruningPlan
     from pyrobnn.inference.fit import Loop
-    from pyrobnn.pruning import PruningPlan
 
 
 class Event:

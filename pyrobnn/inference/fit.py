@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.channels import PruningPlan
 from pyrobnn.data import Data
 from pyrobnn.errors import CheckpointError, NumericalError
 from pyrobnn.guides.function import as_guide_module
-from pyrobnn.inference.checkpoint import load_checkpoint, save_checkpoint
+from pyrobnn.guides.local import local_params, prepare
 from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.elbo import ELBO
 from pyrobnn.inference.events import Event
-from pyrobnn.inference.local import local_params, prepare
 from pyrobnn.inference.objective import Objective
 from pyrobnn.inference.optimisers import new_optimiser
 from pyrobnn.inference.plain import plain
@@ -29,9 +29,10 @@ from pyrobnn.inference.progress import Progress
 from pyrobnn.inference.schedules import schedule
 from pyrobnn.inference.shrink import shrink, shrink_optimiser
 from pyrobnn.inference.terms import Term
+from pyrobnn.io.checkpoint import load_checkpoint, save_checkpoint
+from pyrobnn.metrics.evaluate import evaluate
 from pyrobnn.model import BayesianModel
-from pyrobnn.pruning import PruningPlan
-from pyrobnn.report.metrics import evaluate
+from pyrobnn.summary.summarize import deterministic_net
 
 
 @dataclass
@@ -123,8 +124,6 @@ class Loop:
 
     def mean_net(self) -> nn.Module:
         """The plain network at the posterior means."""
-        from pyrobnn.posterior.summary import deterministic_net
-
         return deterministic_net(self.model, self.guide)
 
     def cut(self, plan: PruningPlan) -> None:

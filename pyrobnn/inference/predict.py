@@ -10,11 +10,11 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrobnn.errors import ConfigError
-from pyrobnn.inference.local import local_params
+from pyrobnn.guides.local import local_params
+from pyrobnn.metrics.evaluate import eval_mode
+from pyrobnn.metrics.scores import PredictiveAccumulator
 from pyrobnn.model import BayesianModel
-from pyrobnn.posterior.summary import find_guide, run_guide
-from pyrobnn.report.metrics import eval_mode
-from pyrobnn.report.scores import PredictiveAccumulator
+from pyrobnn.summary.summarize import find_guide, run_guide
 
 if TYPE_CHECKING:
     from pyrobnn.data.arrays import Split

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pyrobnn.channels.planner import Budget
 from pyrobnn.errors import ConfigError
 from pyrobnn.inference.events import Event
-from pyrobnn.pruning.criteria import Budget
 
 if TYPE_CHECKING:
     from pyrobnn.inference.fit import Loop

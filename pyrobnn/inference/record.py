@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from pyrobnn.inference.events import Event
-from pyrobnn.posterior.summary import summarize
+from pyrobnn.summary.summarize import summarize
 
 if TYPE_CHECKING:
     from pyrobnn.inference.fit import Loop
@@ -18,7 +18,7 @@ class ChannelHistory(Event):
 
     Attributes:
         records: one `{group: statistic [channels]}` per epoch, in the coordinates of that epoch's network.
-        kinds: `{group: statistic}`, what the numbers are; see :class:`~pyrobnn.posterior.kept.ChannelSummary`.
+        kinds: `{group: statistic}`, what the numbers are; see :class:`~pyrobnn.summary.types.ChannelSummary`.
     """
 
     def __init__(self) -> None:

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyrobnn.channels import PruningPlan, compact
 from pyrobnn.errors import PlanError
 from pyrobnn.guides.base import Guide, LikeTensor, PerChannel, cut
 from pyrobnn.guides.function import NoLatents
 from pyrobnn.guides.mean_field import MeanField
 from pyrobnn.model import BayesianModel
 from pyrobnn.priors.base import Prior
-from pyrobnn.pruning import PruningPlan, compact
+from pyrobnn.summary.summarize import site_moments
 
 
 def shrink(model: BayesianModel, guide: Any, plan: PruningPlan) -> tuple[BayesianModel, Any]:
@@ -50,8 +51,6 @@ def shrink(model: BayesianModel, guide: Any, plan: PruningPlan) -> tuple[Bayesia
 
 
 def _from_summary(model: BayesianModel, guide: Any, small: BayesianModel, plan: PruningPlan) -> MeanField:
-    from pyrobnn.posterior.summary import site_moments
-
     moments = {}
     for site, (loc, scale) in site_moments(model, guide).items():
         layout = site_layout(model, site)

@@ -10,8 +10,8 @@ from pyrobnn.guides.turbo import TurboGuide
 from pyrobnn.inference.events import Event
 
 if TYPE_CHECKING:
+    from pyrobnn.channels import PruningPlan
     from pyrobnn.inference.fit import Loop
-    from pyrobnn.pruning import PruningPlan
 
 
 class TurboUpdates(Event):

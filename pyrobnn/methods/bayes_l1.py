@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pyrobnn.criteria.scores import capped_l1_scores, moments_of, scored
 from pyrobnn.errors import ConfigError
-from pyrobnn.methods.base import Method, Reading
 from pyrobnn.methods.gaussian import cold_kl, quick_scales
-from pyrobnn.methods.iterative import iterative_road
-from pyrobnn.posterior.kept import Posterior
-from pyrobnn.posterior.summary import site_moments
+from pyrobnn.pipeline.iterative import iterative_road
+from pyrobnn.pipeline.method import Method, Reading
 from pyrobnn.priors.base import Prior
 from pyrobnn.priors.capped import CappedL1
 from pyrobnn.priors.gaussian import Gaussian, ScaleMixture
-from pyrobnn.pruning.scores import capped_l1_scores, moments_of, scored
+from pyrobnn.summary.summarize import site_moments
+from pyrobnn.summary.types import Posterior
 
 PRIORS: dict[str, Callable[[], Prior]] = {"capped-l1": CappedL1, "gaussian": lambda: Gaussian("fan_in"), "mixture": ScaleMixture}
 

@@ -12,13 +12,13 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from pyrobnn.groups import ChannelTable
+from pyrobnn.channels import ChannelTable
+from pyrobnn.criteria.scores import Scores, fpgm_scores, l1_norms, moments_of, norm_scales, scored, taylor_scores
 from pyrobnn.guides.function import NoLatents
 from pyrobnn.inference.precision import channels_last
-from pyrobnn.methods.base import Method, Reading
-from pyrobnn.methods.iterative import iterative_road
-from pyrobnn.posterior.kept import Posterior
-from pyrobnn.pruning.scores import Scores, fpgm_scores, l1_norms, moments_of, norm_scales, scored, taylor_scores
+from pyrobnn.pipeline.iterative import iterative_road
+from pyrobnn.pipeline.method import Method, Reading
+from pyrobnn.summary.types import Posterior
 
 TAYLOR_BATCHES = 16
 

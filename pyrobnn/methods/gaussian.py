@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pyrobnn.guides.mean_field import MeanField
+from pyrobnn.inference.recipe import is_large
 from pyrobnn.inference.schedules import WarmUp
-from pyrobnn.methods.base import Method
-from pyrobnn.methods.schedule import is_large
 from pyrobnn.model import BayesianModel
+from pyrobnn.pipeline.method import Method
 from pyrobnn.priors.gaussian import Gaussian
 
 

@@ -4,7 +4,7 @@ Found in the authors' code: the L1 norm of every filter is recorded over trainin
 the smallest Manhattan distance of their trajectories are chosen in each layer; a regulariser is to make
 them more similar; one of each pair goes; the network is trained again and keeps a new history.
 Ours: a regulariser that has a gradient, several records an epoch, budgets (the pair's distance is what a
-filter's removal loses, see :meth:`~pyrobnn.pruning.pairs.Elimination.parts`), and `hbfp-bayes`, whose
+filter's removal loses, see :meth:`~pyrobnn.criteria.pairs.Elimination.parts`), and `hbfp-bayes`, whose
 history is of expected norms under a mean-field posterior.
 """
 
@@ -15,20 +15,20 @@ from typing import Any
 
 import torch
 
+from pyrobnn.criteria.scores import scored
 from pyrobnn.guides.function import NoLatents
 from pyrobnn.guides.mean_field import MeanField
 from pyrobnn.inference.events import Event
-from pyrobnn.inference.history_events import NormHistory, SimilarPairs
+from pyrobnn.inference.recipe import is_large
 from pyrobnn.inference.schedules import WarmUp
-from pyrobnn.methods.base import Method, Reading
-from pyrobnn.methods.iterative import iterative_road
-from pyrobnn.methods.run import Run
-from pyrobnn.methods.schedule import is_large
-from pyrobnn.methods.widths import by_scores, evenly, planned_road
+from pyrobnn.methods.history import NormHistory, SimilarPairs
 from pyrobnn.model import BayesianModel
-from pyrobnn.posterior.kept import Posterior
+from pyrobnn.pipeline.iterative import iterative_road
+from pyrobnn.pipeline.method import Method, Reading
+from pyrobnn.pipeline.run import Run
+from pyrobnn.pipeline.widths import by_scores, evenly, planned_road
 from pyrobnn.priors.gaussian import Gaussian
-from pyrobnn.pruning.scores import scored
+from pyrobnn.summary.types import Posterior
 
 SHARE = 0.8  # of every layer's filters that a round keeps without a target
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from pyrobnn.guides.noise import NormalNoise, TruncatedLogNormalNoise
 from pyrobnn.inference.events import Event
 from pyrobnn.inference.pricing import PricedKL
-from pyrobnn.methods.base import Method, Reading
-from pyrobnn.posterior.kept import Posterior
+from pyrobnn.pipeline.method import Method, Reading
 from pyrobnn.priors.noise import ARDNoise, LogUniformNoise
+from pyrobnn.summary.types import Posterior
 
 
 def round_goal(run: Any, number: int) -> dict[str, float]:

@@ -15,21 +15,22 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pyrobnn.channels import PruningPlan
+from pyrobnn.channels.planner import Limits, plan_for_budget
+from pyrobnn.criteria.rules import plan
 from pyrobnn.errors import PlanError
 from pyrobnn.guides.noise import NormalNoise
 from pyrobnn.inference.events import Event
 from pyrobnn.inference.schedules import WarmUp
-from pyrobnn.methods.base import Method
-from pyrobnn.methods.road import deepest
-from pyrobnn.methods.verdict import begin, finish, survives
-from pyrobnn.posterior.state import from_state
+from pyrobnn.pipeline.acceptance import begin, finish, survives
+from pyrobnn.pipeline.common import deepest
+from pyrobnn.pipeline.method import Method
 from pyrobnn.priors.noise import SpikeNoise, TwoSpikeNoise
-from pyrobnn.pruning import PruningPlan
-from pyrobnn.pruning.criteria import Limits, plan, plan_for_budget
+from pyrobnn.summary.state import from_state
 
 if TYPE_CHECKING:
     from pyrobnn.inference.fit import Loop
-    from pyrobnn.methods.run import Run
+    from pyrobnn.pipeline.run import Run
 
 
 class NarrowSpikes(Event):

@@ -6,7 +6,7 @@ import difflib
 
 from pyrobnn.errors import ConfigError
 from pyrobnn.methods import bayes_l1, controls, gaussian, hbfp, noise, rbp, self_compression, spike_slab, turbo_vbi
-from pyrobnn.methods.base import Method
+from pyrobnn.pipeline.method import Method
 
 METHODS: dict[str, Method] = {
     method.name: method

@@ -15,22 +15,22 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pyrobnn.channels import PruningPlan
+from pyrobnn.channels.planner import Limits
+from pyrobnn.criteria.kernels import rank_kernels, redundancy_plan
 from pyrobnn.guides.kernel import KernelMeanField
+from pyrobnn.inference.recipe import is_large
 from pyrobnn.inference.schedules import WarmUp
-from pyrobnn.methods.base import Method
-from pyrobnn.methods.journal import Carry
-from pyrobnn.methods.road import choose
-from pyrobnn.methods.schedule import is_large
-from pyrobnn.methods.verdict import begin, finish, survives
 from pyrobnn.model import BayesianModel
-from pyrobnn.posterior.state import from_state, to_state
+from pyrobnn.pipeline.acceptance import begin, finish, survives
+from pyrobnn.pipeline.common import choose
+from pyrobnn.pipeline.journal import Carry
+from pyrobnn.pipeline.method import Method
 from pyrobnn.priors.tensor_normal import TensorNormal
-from pyrobnn.pruning import PruningPlan
-from pyrobnn.pruning.criteria import Limits
-from pyrobnn.pruning.kernels import rank_kernels, redundancy_plan
+from pyrobnn.summary.state import from_state, to_state
 
 if TYPE_CHECKING:
-    from pyrobnn.methods.run import Run
+    from pyrobnn.pipeline.run import Run
 
 
 # A moment step of a deep network costs three plain ones. Half a pass an epoch is enough to rank kernels that

@@ -20,21 +20,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pyrobnn.distributions.base import base_distribution
 from pyrobnn.guides.spike_slab import SpikeSlabGuide
-from pyrobnn.inference.elbo import base_distribution
 from pyrobnn.inference.events import Event
 from pyrobnn.inference.pricing import PricedKL
+from pyrobnn.inference.recipe import is_large
 from pyrobnn.inference.schedules import WarmUp
-from pyrobnn.methods.base import Method, Reading
 from pyrobnn.methods.noise import round_goal
-from pyrobnn.methods.schedule import is_large
-from pyrobnn.methods.zeros import SupportPrice, choose_zeros, zero_goal
 from pyrobnn.model import BayesianModel
-from pyrobnn.posterior.kept import Posterior
+from pyrobnn.pipeline.method import Method, Reading
+from pyrobnn.pipeline.sparsity import SupportPrice, choose_zeros, zero_goal
 from pyrobnn.priors.spike_slab import EdgeSpikeSlab, SpikeSlab
+from pyrobnn.summary.types import Posterior
 
 if TYPE_CHECKING:
-    from pyrobnn.methods.run import Run
+    from pyrobnn.pipeline.run import Run
 
 COLD = {False: 0.1, True: 0.01}  # KL weight in small and in large networks
 # The gates' KL starts at ten times that of the ELBO: closing one of LeNet's convolution channels costs

@@ -20,13 +20,13 @@ from pyrobnn.guides.turbo import TurboGuide
 from pyrobnn.inference.events import Event
 from pyrobnn.inference.schedules import WarmUp
 from pyrobnn.inference.turbo_events import TurboUpdates
-from pyrobnn.methods.base import Method
-from pyrobnn.methods.zeros import Zeros, choose_zeros, support_report, zero_goal
+from pyrobnn.pipeline.method import Method
+from pyrobnn.pipeline.sparsity import Zeros, choose_zeros, support_report, zero_goal
 from pyrobnn.priors.turbo import Turbo
 
 if TYPE_CHECKING:
     from pyrobnn.inference.fit import Loop
-    from pyrobnn.methods.run import Run
+    from pyrobnn.pipeline.run import Run
 
 
 def _kl(number: int, large: bool) -> WarmUp:

@@ -90,7 +90,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         CheckpointError: The file is missing or damaged.
     """
-    from pyrobnn.pruning.sparse import is_sparse, load_sparse, load_sparse_metadata
+    from pyrobnn.io.sparse import is_sparse, load_sparse, load_sparse_metadata
 
     if not Path(path).is_file():
         raise CheckpointError(f"weights file {path} not found: expected a .safetensors file")

@@ -1,0 +1,1 @@
+"""What is done with a fitted posterior: a Bayesian network around the compact one, draws, diagnostics."""

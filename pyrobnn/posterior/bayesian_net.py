@@ -26,12 +26,12 @@ from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.elbo import ELBO
 from pyrobnn.inference.fit import fit
 from pyrobnn.inference.predict import predict
+from pyrobnn.inference.recipe import is_large
 from pyrobnn.likelihoods import Likelihood
-from pyrobnn.methods.schedule import is_large
+from pyrobnn.metrics.scores import PredictiveAccumulator
 from pyrobnn.model import BayesianModel
-from pyrobnn.posterior.summary import deterministic_net
 from pyrobnn.priors.gaussian import Gaussian
-from pyrobnn.report.scores import PredictiveAccumulator
+from pyrobnn.summary.summarize import deterministic_net
 
 LOG_SCALE = "log_scale."  # prefix of the posterior's tensors in a state
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrobnn.errors import ConfigError
 from pyrobnn.model import BayesianModel
-from pyrobnn.posterior.summary import find_guide, run_guide
+from pyrobnn.summary.summarize import find_guide, run_guide
 
 
 def draw_tensors(model: BayesianModel, guide: Any, draws: int, seed: int = 0) -> Iterator[dict[str, Tensor]]:

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.func import functional_call
 
 from pyrobnn.data import Split
+from pyrobnn.distributions.base import base_distribution
 from pyrobnn.errors import ConfigError
-from pyrobnn.inference.elbo import base_distribution
+from pyrobnn.metrics.evaluate import eval_mode
 from pyrobnn.model import BayesianModel
-from pyrobnn.posterior.arviz import pareto_khat
-from pyrobnn.posterior.summary import find_guide, run_guide, site_moments
-from pyrobnn.report.metrics import eval_mode
+from pyrobnn.summary.summarize import find_guide, run_guide, site_moments
+from pyrobnn.views.arviz import pareto_khat
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pyrobnn.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pyrobnn.groups import ChannelTable, GateMap
+    from pyrobnn.channels import ChannelTable, GateMap
 
 Selection = str | type[nn.Module] | Iterable[Any] | Callable[[str, nn.Module, Tensor], bool]
 PriorFunction = Callable[["NetView"], Mapping[str, Tensor]]

@@ -22,7 +22,7 @@ from pyrobnn.priors.gaussian import fan_in
 from pyrobnn.priors.noise import _like, chosen_groups
 
 if TYPE_CHECKING:
-    from pyrobnn.groups import ChannelTable
+    from pyrobnn.channels import ChannelTable
 
 SLABS = ("ig", "gl", "ghs")
 

@@ -30,7 +30,7 @@ from pyrobnn.errors import ConfigError
 from pyrobnn.priors.base import NetView, WeightPrior
 
 if TYPE_CHECKING:
-    from pyrobnn.groups import ChannelTable
+    from pyrobnn.channels import ChannelTable
 
 
 def matrix_shape(shape: torch.Size | tuple[int, ...]) -> tuple[int, int]:

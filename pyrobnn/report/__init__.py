@@ -1,0 +1,1 @@
+"""What `report.json`, `report.html` and the terminal say of a run."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pyrobnn.groups.read import small_batch
-from pyrobnn.groups.trace import operation_name
+from pyrobnn.channels.read import small_batch
+from pyrobnn.channels.tracer import operation_name
 
 
 @dataclass(frozen=True)

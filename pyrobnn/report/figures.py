@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from pyrobnn.posterior.summary import Posterior
-    from pyrobnn.report.scores import Reliability
+    from pyrobnn.metrics.scores import Reliability
+    from pyrobnn.summary.types import Posterior
 
 
 def as_dict(value: Any) -> Mapping[str, Any]:
@@ -35,7 +35,7 @@ def standard_figures(
         report: its figures; accuracy and MACs of the rounds make the curve.
         reliability: calibration bins by the name of the net, such as ``{"compact": …}``.
     """
-    from pyrobnn.posterior import plots
+    from pyrobnn.views import plots
 
     figures: dict[str, Figure] = {}
 
@@ -124,6 +124,6 @@ def _curve(
 
 
 def _reliability(bins: Reliability, ax: Axes) -> Axes:
-    from pyrobnn.posterior.plots import reliability_diagram
+    from pyrobnn.views.plots import reliability_diagram
 
     return reliability_diagram(bins, ax=ax)

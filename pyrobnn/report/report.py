@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from pyrobnn.data import Data
 from pyrobnn.errors import CheckpointError
-from pyrobnn.pruning.storage import stored_bytes
+from pyrobnn.metrics.evaluate import latency_ms, predict_logits
+from pyrobnn.metrics.scores import Tally
+from pyrobnn.nets.storage import stored_bytes
 from pyrobnn.report.cost import count
-from pyrobnn.report.metrics import latency_ms, predict_logits
-from pyrobnn.report.scores import Tally
 
 if TYPE_CHECKING:
     from pyrobnn.posterior.bayesian_net import BayesianNet

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import pyrobnn as pb
+from pyrobnn.channels import PruningPlan
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.kernel import KernelMeanField
 from pyrobnn.inference.elbo import ELBO
 from pyrobnn.inference.fit import fit
 from pyrobnn.priors.tensor_normal import TensorNormal
-from pyrobnn.pruning import PruningPlan
 
 
 def small() -> nn.Module:

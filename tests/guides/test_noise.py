@@ -10,17 +10,16 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
+from pyrobnn.channels import PruningPlan, channel_groups
+from pyrobnn.criteria.evidence import bmrs_n
 from pyrobnn.errors import ConfigError
-from pyrobnn.groups import channel_groups
 from pyrobnn.guides.noise import NormalNoise, TruncatedLogNormalNoise, spike_loss
 from pyrobnn.inference.elbo import ELBO
 from pyrobnn.likelihoods import Categorical
 from pyrobnn.model import BayesianModel
-from pyrobnn.posterior.summary import summarize
 from pyrobnn.priors.gaussian import Gaussian
 from pyrobnn.priors.noise import ARDNoise, LogUniformNoise, SpikeNoise, TwoSpikeNoise
-from pyrobnn.pruning import PruningPlan
-from pyrobnn.pruning.evidence import bmrs_n
+from pyrobnn.summary.summarize import summarize
 
 
 def planted() -> tuple[nn.Sequential, Tensor, Tensor]:

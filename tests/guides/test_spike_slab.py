@@ -13,16 +13,15 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
+from pyrobnn.channels import PruningPlan, channel_groups
 from pyrobnn.errors import ConfigError
-from pyrobnn.groups import channel_groups
 from pyrobnn.guides.spike_slab import SpikeSlabGuide
 from pyrobnn.inference.elbo import ELBO
 from pyrobnn.likelihoods import Gaussian
 from pyrobnn.model import BayesianModel
-from pyrobnn.posterior.summary import summarize
 from pyrobnn.priors.noise import ARDNoise
 from pyrobnn.priors.spike_slab import EdgeSpikeSlab, SpikeSlab
-from pyrobnn.pruning import PruningPlan
+from pyrobnn.summary.summarize import summarize
 
 
 def net() -> nn.Sequential:

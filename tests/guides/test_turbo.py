@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.channels import PruningPlan, channel_groups
 from pyrobnn.data import load_data
 from pyrobnn.distributions.chains import TwoLevelChain, two_level_messages
 from pyrobnn.errors import ConfigError
-from pyrobnn.groups import channel_groups
 from pyrobnn.guides.mean_field import MeanField
 from pyrobnn.guides.turbo import TurboGuide
 from pyrobnn.guides.turbo_factors import HeldFactor, joint_evidence, support_evidence, update_precision
@@ -27,7 +27,6 @@ from pyrobnn.inference.turbo_events import TurboUpdates
 from pyrobnn.model import BayesianModel
 from pyrobnn.priors.gaussian import Gaussian
 from pyrobnn.priors.turbo import PrecisionPrior, Transitions, Turbo
-from pyrobnn.pruning import PruningPlan
 
 FORMS = ["mean-field", "joint"]
 SKEWED = PrecisionPrior(a=1.5, b=1.0, a_off=1.2, b_off=0.05)

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 import pyrobnn as pb
+from pyrobnn.criteria.scores import l1_norms, moments_of
 from pyrobnn.data import Data
 from pyrobnn.errors import ConfigError
-from pyrobnn.inference.checkpoint import load_checkpoint
+from pyrobnn.io.checkpoint import load_checkpoint
 from pyrobnn.methods import verdict
 from pyrobnn.methods.bayes_l1 import bayes_l1
 from pyrobnn.methods.controls import CONTROLS
 from pyrobnn.methods.hbfp import hbfp
 from pyrobnn.methods.registry import METHODS
-from pyrobnn.methods.run import Run
-from pyrobnn.posterior.state import from_state
-from pyrobnn.pruning.scores import l1_norms, moments_of
+from pyrobnn.pipeline.run import Run
+from pyrobnn.summary.state import from_state
 
 SETTINGS: dict[str, Any] = {"precision": "fp32", "progress": False, "seed": 1}
 
@@ -78,7 +78,7 @@ def test_bn_scale_leaves_groups_without_a_norm_whole(data: Data) -> None:
 
 
 def test_bn_scale_is_refused_before_training_where_there_is_no_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyrobnn.methods.run.fit", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setattr("pyrobnn.pipeline.run.fit", lambda *a, **k: pytest.fail("trained"))
     with pytest.raises(ConfigError, match="bn-scale reads the scales of BatchNorm"):
         pb.compress("lenet300", "digits", "bn-scale", target_macs=0.5, epochs=3, **SETTINGS)
 

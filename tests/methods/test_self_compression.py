@@ -11,9 +11,9 @@ import torch
 
 import pyrobnn as pb
 from pyrobnn.data import Data
-from pyrobnn.methods.journal import Journal
 from pyrobnn.methods.registry import METHODS
-from pyrobnn.methods.run import Run
+from pyrobnn.pipeline.journal import Journal
+from pyrobnn.pipeline.run import Run
 
 SETTINGS: dict[str, Any] = {"precision": "fp32", "seed": 0, "progress": False}
 

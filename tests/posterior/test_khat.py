@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import pyrobnn as pb
 from pyrobnn.likelihoods import Gaussian
-from pyrobnn.posterior.arviz import pareto_khat
 from pyrobnn.posterior.khat import guide_khat
+from pyrobnn.views.arviz import pareto_khat
 
 NOISE = 0.5
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.channels import channel_groups
 from pyrobnn.distributions import ARD, LogUniform, TwoSpike
 from pyrobnn.errors import ConfigError
-from pyrobnn.groups import channel_groups
 from pyrobnn.model import BayesianModel
 from pyrobnn.priors.gaussian import Gaussian
 from pyrobnn.priors.noise import ARDNoise, LogUniformNoise, SpikeNoise, TwoSpikeNoise

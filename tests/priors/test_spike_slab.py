@@ -11,13 +11,12 @@ import torch
 from scipy import stats
 from torch import nn
 
+from pyrobnn.channels import PruningPlan, channel_groups
 from pyrobnn.errors import ConfigError
-from pyrobnn.groups import channel_groups
 from pyrobnn.guides.spike_slab import SpikeSlabGuide
 from pyrobnn.inference.shrink import shrink
 from pyrobnn.model import BayesianModel
 from pyrobnn.priors.spike_slab import EdgeSpikeSlab, SpikeSlab, group_rows, theory_inclusion
-from pyrobnn.pruning import PruningPlan
 
 
 def net(norm: bool = False) -> nn.Sequential:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pyrobnn import nets
-from pyrobnn.groups import channel_groups
+from pyrobnn.channels import channel_groups
 from pyrobnn.report.cost import count
 
 

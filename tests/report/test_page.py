@@ -15,8 +15,8 @@ import torch
 from matplotlib.figure import Figure
 
 from pyrobnn.errors import DataError
+from pyrobnn.metrics.evaluate import Tally
 from pyrobnn.report import page as pages
-from pyrobnn.report.metrics import Tally
 
 
 def report(**changes: Any) -> dict[str, Any]:

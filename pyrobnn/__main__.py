@@ -1,0 +1,6 @@
+"""`python -m pyrobnn` is the command line."""
+
+from pyrobnn.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Budgets met by what is lost per cost saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pyrobnn.channels.plan import PruningPlan
+from pyrobnn.errors import ConfigError, PlanError
+
+if TYPE_CHECKING:
+    from pyrobnn.channels.table import ChannelTable
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What every plan respects.
+
+    Attributes:
+        min_channels: units that each group keeps at least.
+        round_to: kept counts are multiples of this where the group is at least that wide.
+        max_cut: largest share of a group's units that one plan may remove.
+    """
+
+    min_channels: int = 1
+    round_to: int | None = None
+    max_cut: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.min_channels < 1:
+            raise ConfigError(f"min_channels must be at least 1, got {self.min_channels}")
+        if self.round_to is not None and self.round_to < 1:
+            raise ConfigError(f"round_to must be at least 1, got {self.round_to}")
+        if not 0 < self.max_cut <= 1:
+            raise ConfigError(f"max_cut must be in (0, 1], got {self.max_cut}")
+
+    def allowed(self, channels: int, wanted: int) -> int:
+        """The smallest allowed count that is at least `wanted`."""
+        least = max(self.min_channels, channels - int(self.max_cut * channels), 1)
+        count = max(wanted, min(least, channels))
+        if self.round_to and channels >= self.round_to:
+            count = -(-count // self.round_to) * self.round_to
+        return min(count, channels)
+
+
+def plan_for_budget(
+    nats: Mapping[str, Tensor],
+    table: ChannelTable,
+    *,
+    target_macs: float | None = None,
+    target_params: float | None = None,
+    limits: Limits | None = None,
+    dense: tuple[float, float] | None = None,
+) -> PruningPlan:
+    """Remove units in the order of nats lost per cost saved until the budget holds.
+
+    Marginal prices are recomputed as neighbours disappear (the cost is multilinear in the kept
+    counts, so one gradient gives them all). Afterwards removed units are taken back, most nats
+    first, wherever the budget still allows, so no single unit more would fit.
+
+    Args:
+        nats: `{group: [channels]}`, what is lost if a unit goes.
+        table: channel table of the same network.
+        target_macs, target_params: share that may be left, of `dense` (default: of this network).
+        limits: lower bounds and multiples.
+        dense: (params, macs) that the targets refer to.
+
+    Raises:
+        ConfigError: no target, or one outside (0, 1).
+        PlanError: the budget lies below what the limits leave.
+    """
+    limits = limits or Limits()
+    budget = Budget(table, target_macs, target_params, dense)
+    groups = [group for group in table if group.name in nats]
+    order = {g.name: torch.argsort(nats[g.name].double(), stable=True).tolist() for g in groups}
+    gone = {g.name: 0 for g in groups}
+
+    def next_chunk(name: str) -> int:
+        channels = len(order[name])
+        left = channels - gone[name]
+        target = next((c for c in range(left - 1, 0, -1) if limits.allowed(channels, c) == c), left)
+        return left - target
+
+    while not budget.met(order, gone):
+        prices = budget.prices(order, gone)
+        choices = []
+        for name in gone:
+            size = next_chunk(name)
+            if size == 0:
+                continue
+            units = order[name][gone[name] : gone[name] + size]
+            saved = prices[name] * size
+            if saved > 0:
+                choices.append((float(nats[name][units].sum()) / saved, name, size))
+        if not choices:
+            raise PlanError(
+                f"the budget {budget} cannot be met: at {limits.min_channels} channel(s) a group "
+                f"{budget.left(order, gone)} are left; raise the target or lower min_channels"
+            )
+        # Prices change slowly: take several cheap chunks before computing them again.
+        choices.sort()
+        for _, name, size in choices[: max(1, len(choices) // 8)]:
+            gone[name] += size
+            if budget.met(order, gone):
+                break
+    _take_back(order, gone, nats, budget, limits)
+    keep = {name: sorted(int(u) for u in order[name][gone[name] :]) for name in order}
+    return PruningPlan(
+        keep=keep,
+        channels={g.name: g.channels for g in groups},
+        score={name: [float(v) for v in nats[name]] for name in order},
+        reason=dict.fromkeys(order, f"fewest nats per cost saved, budget {budget}"),
+    )
+
+
+class Budget:
+    """Targets on MACs and parameters, and where a choice of units stands against them."""
+
+    def __init__(
+        self, table: ChannelTable, macs: float | None, params: float | None, dense: tuple[float, float] | None
+    ) -> None:
+        self.targets: dict[str, float] = {}
+        for name, value in (("macs", macs), ("params", params)):
+            if value is not None:
+                if not 0 < value < 1:
+                    raise ConfigError(f"target_{name} is the share that may be left, in (0, 1), got {value}")
+                self.targets[name] = float(value)
+        if not self.targets:
+            raise ConfigError("a budget needs target_macs or target_params, the share that may be left, in (0, 1)")
+        self.table = table
+        full = table.cost(None)
+        self.dense = {"params": float(full.params), "macs": float(full.macs)}
+        if dense is not None:
+            self.dense = {"params": float(dense[0]), "macs": float(dense[1])}
+
+    def __str__(self) -> str:
+        return " and ".join(f"{name} <= {value:g}" for name, value in self.targets.items())
+
+    def _masks(self, order: Mapping[str, list[int]], gone: Mapping[str, int]) -> dict[str, Tensor]:
+        masks = {}
+        for name, units in order.items():
+            mask = torch.ones(len(units), dtype=torch.float64)
+            mask[units[: gone[name]]] = 0.0
+            masks[name] = mask
+        return masks
+
+    def shares(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters and MACs under keep masks `{group: [channels]}`, as shares of the dense ones; differentiable."""
+        cost = self.table.cost(dict(masks))
+        return {
+            "params": torch.as_tensor(cost.params) / self.dense["params"],
+            "macs": torch.as_tensor(cost.macs) / self.dense["macs"],
+        }
+
+    def left(self, order: Mapping[str, list[int]], gone: Mapping[str, int]) -> str:
+        """In words, what is left without the first `gone` units of each `order`."""
+        shares = self.shares(self._masks(order, gone))
+        return " and ".join(f"{100 * float(shares[name]):.2f} % of {name}" for name in self.targets)
+
+    def met(self, order: Mapping[str, list[int]], gone: Mapping[str, int]) -> bool:
+        """Whether all targets hold then."""
+        shares = self.shares(self._masks(order, gone))
+        return all(float(shares[name]) <= value + 1e-12 for name, value in self.targets.items())
+
+    def prices(self, order: Mapping[str, list[int]], gone: Mapping[str, int]) -> dict[str, float]:
+        """Share of the still violated targets that one more unit of each group would save."""
+        return self.unit_prices(self._masks(order, gone))
+
+    def unit_prices(self, masks: Mapping[str, Tensor]) -> dict[str, float]:
+        """The same for any keep masks `{group: [channels]}` (mean over the kept units of a group)."""
+        masks = {name: mask.detach().double().requires_grad_() for name, mask in masks.items()}
+        shares = self.shares(masks)
+        violated = [name for name, value in self.targets.items() if float(shares[name].detach()) > value]
+        total = torch.stack([shares[name].double() for name in violated or self.targets]).sum()
+        gradients = torch.autograd.grad(total, list(masks.values()), allow_unused=True)
+        prices = {}
+        for (name, mask), gradient in zip(masks.items(), gradients, strict=True):
+            kept = mask.detach() > 0
+            prices[name] = 0.0 if gradient is None or not kept.any() else float(gradient[kept].mean())
+        return prices
+
+
+def _take_back(
+    order: dict[str, list[int]], gone: dict[str, int], nats: Mapping[str, Tensor], budget: Budget, limits: Limits
+) -> None:
+    while True:
+        candidates = []
+        for name, count in gone.items():
+            channels = len(order[name])
+            left = channels - count
+            target = next((c for c in range(left + 1, channels + 1) if limits.allowed(channels, c) == c), left)
+            if target > left:
+                units = order[name][count - (target - left) : count]
+                candidates.append((float(nats[name][units].sum()), name, target - left))
+        for _, name, size in sorted(candidates, reverse=True):
+            gone[name] -= size
+            if budget.met(order, gone):
+                break
+            gone[name] += size
+        else:
+            return

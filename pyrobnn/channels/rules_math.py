@@ -1,0 +1,305 @@
+"""Label rules of arithmetic, activations, pooling and reductions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyrobnn.channels.labels import varying
+from pyrobnn.channels.tracer import Call, Tracer, no_labels, rule, source_of, tensors_in
+
+# Element by element
+
+
+# f(0) = 0: a channel scaled by zero stays zero, so a gate in front of these is as good as one behind.
+@rule(
+    *("relu", "relu6", "hardswish", "silu", "gelu", "tanh", "leaky_relu", "elu", "selu", "celu", "mish"),
+    *(
+        "softsign",
+        "softshrink",
+        "hardshrink",
+        "tanhshrink",
+        "rrelu",
+        "dropout",
+        "dropout1d",
+        "dropout2d",
+        "dropout3d",
+    ),
+    *("feature_dropout", "abs", "neg", "square", "sqrt", "sign", "sin", "erf", "round", "floor", "ceil"),
+    *(
+        "trunc",
+        "clone",
+        "detach",
+        "contiguous",
+        "to",
+        "float",
+        "double",
+        "half",
+        "bfloat16",
+        "type",
+        "cpu",
+        "cuda",
+    ),
+    *("data", "requires_grad", "zeros_like", "nan_to_num", "positive"),
+    *("alias", "real", "type_as", "log1p", "expm1", "absolute", "negative"),
+)
+def through_zero(tracer: Tracer, call: Call) -> None:
+    """f(0) = 0: labels pass, and a gate before it is one behind it."""
+    _unary(tracer, call, keeps_tag=True)
+
+
+@rule(
+    *(
+        "sigmoid",
+        "hardsigmoid",
+        "logsigmoid",
+        "softplus",
+        "exp",
+        "log",
+        "log2",
+        "log10",
+        "rsqrt",
+        "reciprocal",
+        "cos",
+    ),
+    *(
+        "ones_like",
+        "full_like",
+        "logit",
+        "erfc",
+        "alpha_dropout",
+        "feature_alpha_dropout",
+        "threshold",
+        "lgamma",
+    ),
+    *(
+        "bitwise_not",
+        "logical_not",
+        "isnan",
+        "isinf",
+        "isfinite",
+        "invert",
+        "bool",
+        "long",
+        "int",
+        "acos",
+        "exponential",
+    ),
+    *("fill", "zero", "normal", "uniform", "empty_like", "rand_like", "randn_like", "bernoulli"),
+)
+def elementwise(tracer: Tracer, call: Call) -> None:
+    """Labels pass; f(0) may differ from 0, so the tag of a normalisation does not."""
+    _unary(tracer, call, keeps_tag=False)
+
+
+@rule("hardtanh")
+def hardtanh(tracer: Tracer, call: Call) -> None:
+    """Goes through zero where its range holds it (ReLU6 does)."""
+    low, high = call.get(1, "min_val", -1.0), call.get(2, "max_val", 1.0)
+    _unary(tracer, call, keeps_tag=bool(low <= 0 <= high))
+
+
+def _unary(tracer: Tracer, call: Call, keeps_tag: bool) -> None:
+    source = source_of(call)
+    labels = tracer.labels(source)
+    if labels is None:
+        return no_labels(tracer, call)
+    if call.out.shape != source.shape:
+        return tracer.refuse(call, "changes the shape, which")
+    tracer.set(call.out, labels if keeps_tag else tracer.ledger.renewed(labels))
+
+
+@rule(
+    *(
+        "add",
+        "sub",
+        "subtract",
+        "rsub",
+        "mul",
+        "multiply",
+        "div",
+        "divide",
+        "truediv",
+        "floordiv",
+        "rdiv",
+        "rtruediv",
+    ),
+    *(
+        "true_divide",
+        "floor_divide",
+        "pow",
+        "float_power",
+        "maximum",
+        "minimum",
+        "fmax",
+        "fmin",
+        "where",
+        "clamp",
+    ),
+    *(
+        "clip",
+        "clamp_min",
+        "clamp_max",
+        "addcmul",
+        "addcdiv",
+        "lerp",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "fmod",
+    ),
+    *(
+        "remainder",
+        "atan2",
+        "logical_and",
+        "logical_or",
+        "copy",
+        "hypot",
+        "masked_fill",
+        "and",
+        "or",
+        "xor",
+        "mod",
+    ),
+)
+def arithmetic(tracer: Tracer, call: Call) -> None:
+    """Operations on several tensors: channels that meet are tied, position by position."""
+    tensors = list(tensors_in((call.args, call.kwargs)))
+    labelled = [tensor for tensor in tensors if tracer.labels(tensor) is not None]
+    if not labelled:
+        return no_labels(tracer, call)
+    united = unite(tracer, tensors, call.out.shape, call.name)
+    scales = call.name in ("mul", "multiply", "div", "divide", "truediv", "true_divide")
+    if united is not None and not (scales and len(labelled) == 1 and tracer.labels(source_of(call)) is not None):
+        united = tracer.ledger.renewed(united)
+    tracer.set(call.out, united)
+
+
+def unite(tracer: Tracer, tensors: list[Tensor], shape: torch.Size, what: str) -> Tensor | None:
+    """Tie the channels of operands position by position; None where the result has a fixed size."""
+    ledger = tracer.ledger
+    small: list[Tensor] = []
+    fixed: list[Tensor] = []
+    for tensor in tensors:
+        labels = tracer.labels(tensor)
+        if labels is None:
+            fixed.append(tensor)
+            continue
+        one = tracer.small(labels)
+        small.append(one.reshape((1,) * (len(shape) - one.dim()) + tuple(one.shape)))
+    spread = {varying(one) for one in small} - {()}
+    if len(spread) > 1:
+        reason = tracer.here(f"{what} of tensors whose channels are on different axes")
+        for one in small:
+            ledger.lock(one, reason)
+        return None
+    axes = next(iter(spread), ())
+    for one in small:
+        if axes and not varying(one):  # one channel against many
+            ledger.lock(one, tracer.here(f"{what} of one channel with many"))
+    wide = [one for one in small if varying(one) == axes]
+    for one in wide[1:]:
+        ledger.union(wide[0], one)
+    for tensor in fixed:
+        padded = (1,) * (len(shape) - tensor.dim()) + tuple(tensor.shape)
+        if any(padded[axis] > 1 for axis in axes):
+            ledger.lock(wide[0], tracer.here(f"{what} with a tensor of fixed size ({tracer.why(tensor)})"))
+    return wide[0]
+
+
+@rule("softmax", "log_softmax", "softmin", "normalize", "glu", "cumsum", "cumprod", "sort", "argsort")
+def along_an_axis(tracer: Tracer, call: Call) -> None:
+    """Operations along one axis that keep the shape: fine unless it is the channel axis."""
+    source = source_of(call)
+    labels = tracer.labels(source)
+    if labels is None:
+        return no_labels(tracer, call)
+    default = {"normalize": 1}.get(call.name, -1)
+    dim = call.get(2, "dim", default) if call.name == "normalize" else call.get(1, "dim", default)
+    small = tracer.small(labels)
+    outs = list(tensors_in(call.out))
+    blocked = not isinstance(dim, int) or dim % source.dim() in varying(small) or not varying(small)
+    if blocked or any(out.shape != source.shape for out in outs):
+        return tracer.refuse(call, "runs over channels")
+    for out in outs:
+        tracer.set(out, tracer.ledger.renewed(small).expand(out.shape))
+
+
+# Pooling and reductions
+
+
+@rule(
+    *(
+        "max_pool1d",
+        "max_pool2d",
+        "max_pool3d",
+        "avg_pool1d",
+        "avg_pool2d",
+        "avg_pool3d",
+        "lp_pool1d",
+        "lp_pool2d",
+    ),
+    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d"),
+    *("adaptive_max_pool2d", "adaptive_max_pool3d", "max_pool1d_with_indices", "max_pool2d_with_indices"),
+    *("max_pool3d_with_indices", "adaptive_max_pool1d_with_indices", "adaptive_max_pool2d_with_indices"),
+    *("adaptive_max_pool3d_with_indices", "interpolate", "upsample", "upsample_nearest", "upsample_bilinear"),
+)
+def spatial(tracer: Tracer, call: Call) -> None:
+    """Operations on the trailing axes, channel by channel."""
+    source = source_of(call)
+    labels = tracer.labels(source)
+    if labels is None:
+        return no_labels(tracer, call)
+    digits = [int(letter) for letter in call.name if letter.isdigit()]
+    trailing = digits[0] if digits else source.dim() - 2
+    small = tracer.small(labels)
+    if any(axis >= source.dim() - trailing for axis in varying(small)):
+        return tracer.refuse(call, "pools over channels")
+    for out in tensors_in(call.out):
+        tracer.set(out, small.expand(out.shape))
+
+
+@rule(
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+    "max",
+    "min",
+    "var",
+    "std",
+    "norm",
+    "logsumexp",
+    "median",
+    "prod",
+    "any",
+    "all",
+)
+def reduction(tracer: Tracer, call: Call) -> None:
+    """Sums, means and extrema: labels pass along the axes that stay; over channels they are refused."""
+    source = source_of(call)
+    labels = tracer.labels(source)
+    other = call.get(1, "other")
+    if isinstance(other, Tensor):
+        return arithmetic(tracer, call)  # torch.max(a, b)
+    if labels is None:
+        return no_labels(tracer, call)
+    dim = call.kwargs.get("dim", call.args[2] if call.name == "norm" and len(call.args) > 2 else call.get(1, "dim"))
+    if call.name == "norm" and "dim" not in call.kwargs and len(call.args) < 3:
+        dim = None
+    small = tracer.small(labels)
+    if dim is None or isinstance(dim, bool):
+        return tracer.refuse(call, "reduces over channels")
+    dims = sorted({int(d) % source.dim() for d in ([dim] if isinstance(dim, int) else dim)})
+    if not dims:
+        dims = list(range(source.dim()))
+    if any(d in varying(small) for d in dims) or (not varying(small) and 1 in dims):
+        return tracer.refuse(call, "reduces over channels")
+    kept = small
+    for out in tensors_in(call.out):
+        if out.dim() != source.dim():
+            kept = small.squeeze(dims)
+        tracer.set(out, kept.expand(out.shape))

@@ -1,0 +1,6 @@
+"""The whole way in one call (`compress`), and the run directory it leaves (`store`)."""
+
+from pyrobnn.compression.compress import Result, compress
+from pyrobnn.compression.store import load_bayesian, load_compact
+
+__all__ = ["Result", "compress", "load_bayesian", "load_compact"]

@@ -1,0 +1,338 @@
+"""The whole road in one call: a CNN in, a truly smaller CNN out."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyrobnn.channels import PruningPlan, channel_groups
+from pyrobnn.channels.planner import Limits, plan_for_budget
+from pyrobnn.compression.store import CHECKPOINT, DENSE, claim, find_spec, write_run
+from pyrobnn.data import Data, load_data
+from pyrobnn.errors import ConfigError
+from pyrobnn.inference.precision import resolve_device, resolve_precision
+from pyrobnn.likelihoods import Likelihood
+from pyrobnn.methods.registry import METHODS, get_method
+from pyrobnn.metrics.robustness import robustness
+from pyrobnn.nets import build_spec, check_fits, load_weights, net_spec, save_weights
+from pyrobnn.pipeline.common import common_road, scratch_road
+from pyrobnn.pipeline.identity import identity
+from pyrobnn.pipeline.journal import Journal
+from pyrobnn.pipeline.method import Method, Request
+from pyrobnn.pipeline.refit import survive
+from pyrobnn.pipeline.run import Run
+from pyrobnn.pipeline.schedule import share_out
+from pyrobnn.posterior.bayesian_net import BayesianNet, settings
+from pyrobnn.report.report import SCHEMA, answers, measure, measure_posterior, reduction, versions
+from pyrobnn.summary.types import Posterior
+
+UNCLEAN = (
+    "the given weights have seen the validation images (trained_on: all), so --max-drop and automatic stops are "
+    "judged on biased data"
+)
+
+
+@dataclass
+class Result:
+    """What :func:`compress` returns.
+
+    Attributes:
+        compact: the smaller plain network, in eval mode on the CPU.
+        dense: the network it came from.
+        report: the content of `report.json`, all measured on `compact` (and on `dense` beside it).
+        posterior: site and channel summaries; see `posterior.plot()` and `posterior.to_arviz()`.
+        plan: kept units per group, in the coordinates of `dense`.
+        bayesian: the compact network with the posterior of its weights, if `bayesian_epochs` were asked for.
+    """
+
+    compact: nn.Module
+    dense: nn.Module
+    report: dict[str, Any]
+    posterior: Posterior
+    plan: PruningPlan
+    bayesian: BayesianNet | None
+    _spec: dict[str, Any] | None
+    _mean: tuple[float, ...]
+    _std: tuple[float, ...]
+
+    def save(self, path: str | Path) -> None:
+        """Write the run directory (see :func:`~pyrobnn.load_compact`).
+
+        Raises:
+            CheckpointError: the directory holds something else.
+        """
+        claim(Path(path), resume=False)
+        self._write(Path(path))
+
+    def _write(self, path: Path) -> None:
+        write_run(
+            path,
+            net=self.compact,
+            spec=self._spec,
+            plan=self.plan,
+            posterior=self.posterior,
+            bayesian=self.bayesian,
+            report=self.report,
+            mean=self._mean,
+            std=self._std,
+        )
+
+
+def compress(
+    net: nn.Module | str,
+    data: Any,
+    method: str | Method = "ard",
+    *,
+    weights: str | Path | None = None,
+    trained: bool = False,
+    target_macs: float | None = None,
+    target_params: float | None = None,
+    target_nonzero: float | None = None,
+    max_drop: float | None = None,
+    epochs: int | None = None,
+    minutes: float | None = None,
+    seed: int = 0,
+    protect: Sequence[str] = (),
+    min_channels: int = 1,
+    round_to: int | None = None,
+    estimator: str | None = None,
+    from_scratch: PruningPlan | None = None,
+    bayesian_epochs: int = 0,
+    precision: str = "auto",
+    device: str = "auto",
+    likelihood: Likelihood | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Result:
+    """Train, infer, cut, tune and report.
+
+    Args:
+        net: a module, or a name that :func:`pyrobnn.nets.build` knows. It is copied.
+        data: a :class:`~pyrobnn.data.Data`, or anything that :func:`~pyrobnn.load_data` takes.
+        method: a name, see `pyrobnn methods`; or a :class:`~pyrobnn.pipeline.method.Method` of your own.
+        weights: safetensors file of the dense network.
+        trained: the module is trained already (on all training images, as far as is known).
+        target_macs, target_params: fraction of the dense figure that may be left, in (0, 1).
+        target_nonzero: fraction of the dense parameters that may be other than zero, for methods that zero single
+            weights (`turbo-vbi`, `ss-edge`).
+        max_drop: percentage points of validation accuracy that may be lost; the smallest network within. Not
+            together with a size.
+        epochs: full passes over the training data in all; or `minutes` of wall-clock time.
+        seed: of initial weights, shuffling, augmentation and sampling.
+        protect: patterns of group or module names that are not cut.
+        min_channels, round_to: lower bound and multiple of kept channels per group.
+        estimator: `weight`, `local` or `moments`; default by method.
+        from_scratch: a control: train the compact architecture of this plan from fresh weights, for
+            `epochs` passes, with no posterior and no dense network.
+        bayesian_epochs: passes for the posterior of the compact network's weights (`result.bayesian`), after
+            and on top of `epochs`; 0 for none. With `resume` a finished run can be given one.
+        precision: `auto`, `fp32` or `bf16`. device: `auto`, `cpu`, `cuda` or `mps`.
+        likelihood: of the labels, one class per image; categorical by default.
+        out: run directory, written as the run goes on (checkpoint after each epoch).
+        resume: go on with an interrupted run in `out`.
+        progress: bars and lines on stderr.
+
+    Returns:
+        A :class:`Result`.
+
+    Raises:
+        PyrobnnError: any bad input, in one line that says what to do.
+    """
+    chosen = method if isinstance(method, Method) else get_method(method)
+    request = Request(
+        chosen.name,
+        target_macs,
+        target_params,
+        max_drop,
+        epochs,
+        minutes,
+        seed,
+        min_channels,
+        round_to,
+        estimator,
+        precision,
+        device,
+        target_nonzero,
+    )
+    if target_nonzero is not None and chosen.zeros is None:
+        able = ", ".join(name for name, other in METHODS.items() if other.zeros is not None)
+        raise ConfigError(f"--target-nonzero needs a method that zeroes single weights ({able}), got {chosen.name}")
+    if bayesian_epochs < 0:
+        raise ConfigError(f"--bayesian-epochs must be 0 or more, got {bayesian_epochs}")
+    source = data if isinstance(data, str | Path) else None
+    data = load_data(data)
+    net, spec = _network(net, data, seed)
+    trained_on = "train"
+    if weights is not None:
+        info = load_weights(net, weights)
+        trained, trained_on = True, info.trained_on
+        if info.mean is not None and info.std is not None:
+            data = data.with_normalisation(info.mean, info.std)
+    elif trained:
+        trained_on = "all"
+    check_fits(net, data.example, data.num_classes)
+    if likelihood is not None:
+        _check_likelihood(likelihood, net, data)
+    if from_scratch is not None and request.target:
+        raise ConfigError(
+            f"--from-scratch trains the widths of its plan, so {' and '.join(request.target)} would do nothing: leave out "
+            + " and ".join("--" + name.replace("_", "-") for name in request.target)
+        )
+    clean = trained_on != "all"
+    if not clean and request.max_drop is None and (request.has_budget or request.target_nonzero is not None):
+        data = without_validation(data)  # nothing is chosen on data, so all training images may train
+    elif not clean and (request.max_drop is not None or chosen.stops):
+        warnings.warn(UNCLEAN, UserWarning, stacklevel=2)
+    if (request.max_drop is not None or chosen.stops) and not request.has_budget and not len(data.valid):
+        raise ConfigError("stopping by accuracy (--max-drop, or a method's own rule) needs validation images: load the data with valid_fraction above 0")
+    table = channel_groups(net, data.example, protect=tuple(protect))
+    if chosen.usable is not None and from_scratch is None:
+        table = chosen.usable(net, table)
+    if not table:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(table.refused.items())[:3])
+        raise ConfigError(f"no channel of this network can be cut ({reasons or 'no groups found'})")
+    # What can be refused is refused now, before hours of training and before anything is written.
+    resolve_precision(precision, resolve_device(device), net)
+    if request.has_budget:
+        limits = Limits(min_channels, round_to)
+        nothing = {group.name: torch.zeros(group.channels) for group in table}
+        plan_for_budget(nothing, table, target_macs=target_macs, target_params=target_params, limits=limits)
+    if from_scratch is not None:
+        table.keep_vector(from_scratch)
+    path = None if out is None else Path(out)
+    who = {
+        **identity(request, chosen, data, net, trained=trained, likelihood=likelihood),
+        "protect": list(protect),
+        "from_scratch": None if from_scratch is None else from_scratch.to_json(),
+    }
+    if path is not None:
+        claim(path, resume=resume)
+    journal = Journal(path / CHECKPOINT if path else None, who, resume=resume)
+    share = journal.carry.get("share")
+    schedule = share_out(chosen, request, data, net, trained=trained)
+    if share is not None:  # a time budget was turned into epochs when the run began
+        schedule = replace(schedule, dense=share[0], infer=tuple(share[1]), tune=share[2], retune=share[3])
+    journal.step(
+        "schedule", lambda carry: {"share": [schedule.dense, list(schedule.infer), schedule.tune, schedule.retune]}
+    )
+    run = Run(
+        net, table, data, chosen, request, schedule, journal, trained=trained, likelihood=likelihood, progress=progress
+    )
+    if from_scratch is not None:
+        scratch_road(run, from_scratch)
+    else:
+        (chosen.road or common_road)(run)
+    journal.step("finished", lambda carry: {"seconds": journal.seconds})
+    if bayesian_epochs:
+        survive(run, bayesian_epochs)
+    return _finish(run, spec, source, path, trained_on, clean)
+
+
+def _network(net: nn.Module | str, data: Data, seed: int) -> tuple[nn.Module, dict[str, Any] | None]:
+    channels, height, _ = data.image_shape
+    sizes = {"num_classes": data.num_classes, "in_channels": channels, "image_size": height}
+    if isinstance(net, nn.Module):
+        return copy.deepcopy(net).cpu(), find_spec(net, sizes)
+    spec = net_spec(net, **sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_spec(spec), dict(spec)
+
+
+def _check_likelihood(likelihood: Likelihood, net: nn.Module, data: Data) -> None:
+    net = copy.deepcopy(net).eval()
+    with torch.no_grad():
+        shape = tuple(likelihood(net(data.example)).shape())
+    if shape != (len(data.example),):
+        raise ConfigError(
+            f"compress measures accuracy, so its likelihood must give one class per image, got shape {shape} for "
+            f"{len(data.example)} images: for other targets use fit, summarize, plan and compact"
+        )
+
+
+def without_validation(data: Data) -> Data:
+    """All training images in the training part, none for validation."""
+    train = replace(
+        data.train,
+        images=torch.cat([data.train.images, data.valid.images]),
+        labels=torch.cat([data.train.labels, data.valid.labels]),
+    )
+    return replace(
+        data, train=train, valid=replace(data.valid, images=data.valid.images[:0], labels=data.valid.labels[:0])
+    )
+
+
+def _rule(run: Run) -> str:
+    """What decided which channels went."""
+    if run.carry.get("scratch"):
+        return "plan"
+    if run.request.has_budget:
+        return "budget"
+    return run.method.rule if run.request.max_drop is None else "max-drop"
+
+
+def _finish(
+    run: Run, spec: dict[str, Any] | None, source: Any, path: Path | None, trained_on: str, clean: bool
+) -> Result:
+    """Read the test set, once; write the run."""
+    dense, small = run.net("dense").cpu().eval(), run.net().cpu().eval()
+    plan, posterior, data = run.plan, run.posterior(), run.data
+    nets, widths = {"dense": dense, "compact": small}, {"dense": run.table.widths(), "compact": plan.widths()}
+    logits = {name: answers(net, data, run.device) for name, net in nets.items()}
+    figures = {
+        name: measure(net, data, widths[name], device=run.device, trained_on=trained_on, logits=logits[name])
+        for name, net in nets.items()
+    }
+    others: dict[str, Any] = {}
+    if run.classifies:
+        precision = "fp32" if run.quick() is None else "bf16"
+        others["robustness"] = robustness(dense, small, data.test, device=run.device, precision=precision, logits=logits)
+    state = run.carry.get("bayesian")
+    bayesian = None
+    if state is not None:
+        bayesian = BayesianNet.from_state(small, state, data_size=len(data.train), likelihood=run.likelihood)
+        if run.classifies:
+            kl_weight, seconds = settings(small)["kl_schedule"], run.carry["bayesian_seconds"]
+            measured = measure_posterior(bayesian, data, draws=20 if run.large else 50)  # each is a pass
+            others["bayesian"] = {**measured, "kl_weight": kl_weight, "seconds": seconds}
+    spent = {phase: round(passes, 3) for phase, passes in run.carry["epochs"].items()}
+    epochs = {phase: int(passes) if float(passes).is_integer() else passes for phase, passes in spent.items()}
+    report = {
+        "schema": SCHEMA,
+        "method": "from-scratch" if run.carry.get("scratch") else run.method.name,
+        "model": spec["model"] if spec else type(run.template).__name__,
+        "data": str(source) if source is not None else data.name,
+        "seed": run.request.seed,
+        "rule": _rule(run),
+        "target": run.request.target,
+        "validation_clean": clean,
+        "trained_on": trained_on,
+        "epochs": sum(epochs.values()),
+        "epochs_by_phase": epochs,
+        "seconds": run.carry["seconds"],
+        "precision": "fp32" if run.autocast is None else "bf16",
+        "device": str(run.device),
+        "versions": versions(),
+        **figures,
+        "reduction": reduction(figures["dense"], figures["compact"]),
+        **others,
+        **({"zeros": run.carry["zeros"]} if "zeros" in run.carry else {}),
+        "rounds": run.carry["rounds"],
+        "validation": {"dense": run.carry.get("base"), "compact": run.carry.get("tuned")},
+        "settings": run.settings(),
+        "refused": dict(run.table.refused),
+    }
+    result = Result(small.cpu(), dense.cpu(), report, posterior, plan, bayesian, spec, data.mean, data.std)
+    if path is not None:
+        if not run.trained and not run.carry.get("scratch"):  # else it was given, or never trained
+            save_weights(dense, path / DENSE, mean=data.mean, std=data.std, trained_on="train")
+        result._write(path)
+    return result

@@ -1,0 +1,1 @@
+"""Files: checkpoints and sparse storage, written whole or not at all."""

@@ -1,0 +1,1 @@
+"""Figures of networks and predictive distributions: accuracy, NLL, calibration, latency."""

@@ -1,0 +1,81 @@
+"""How many epochs each phase of a run gets."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from pyrobnn.data import Data
+from pyrobnn.guides.function import NoLatents
+from pyrobnn.inference.config import FitConfig
+from pyrobnn.inference.fit import fit
+from pyrobnn.inference.recipe import batch_size_for, is_large
+from pyrobnn.model import BayesianModel
+from pyrobnn.pipeline.method import Method, Request
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """Epochs by phase.
+
+    Attributes:
+        dense: training of the dense network (0 with given weights).
+        infer: one number per round.
+        tune: tuning of the compact network.
+        retune: kept back for a second tuning, if the first misses `--max-drop`.
+        batch_size: examples per step.
+    """
+
+    dense: int
+    infer: tuple[int, ...]
+    tune: int
+    retune: int
+    batch_size: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.dense + sum(self.infer) + self.tune + self.retune
+
+
+def share_out(method: Method, request: Request, data: Data, net: nn.Module, *, trained: bool) -> Epochs:
+    """Split the epochs of a run between its phases.
+
+    Without `--epochs` or `--minutes`: 25 in all for small networks (12 after given weights for large
+    ones, 42 without), more where the data set is so small that this would be under 5,000 steps.
+    Two epochs cannot hold dense training, inference and tuning: an untrained network then takes three.
+    """
+    batch = batch_size_for(len(data.train))
+    large = is_large(net)
+    steps = math.ceil(len(data.train) / batch)
+    total = request.epochs
+    if total is None and request.minutes is not None:
+        total = max(2, int(0.8 * request.minutes * 60 / _epoch_seconds(net, data, request, batch)))
+    if total is None:
+        total = (12 if trained else 42) if large else 20 if trained else 25
+        total = max(total, min(200, 5000 // steps))
+    dense = 0 if trained else max(1, round(total * (0.7 if large else 0.24)))
+    rest = max(2, total - dense)
+    retune = rest // 4 if request.max_drop is not None and not request.has_budget and rest >= 8 else 0
+    share = method.infer_share_large if large and method.infer_share_large is not None else method.infer_share
+    most = method.rounds_large if large and method.rounds_large is not None else method.rounds
+    tune = retune or min(rest - 1, max(1, round(rest * (1 - share))))
+    for_rounds = max(1, rest - tune - retune)
+    rounds = max(1, min(most, for_rounds))
+    infer = tuple(for_rounds // rounds + (k < for_rounds % rounds) for k in range(rounds))
+    return Epochs(dense, infer, tune, retune, batch)
+
+
+def _epoch_seconds(net: nn.Module, data: Data, request: Request, batch: int) -> float:
+    """Seconds of a training epoch, from a few steps on a copy."""
+    few = replace(data, train=data.train.take(8 * batch))
+    model = BayesianModel(net, data_size=len(few.train))
+    config = FitConfig(epochs=1, batch_size=batch, precision=request.precision, device=request.device, validate=False)
+    start = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        fit(model, NoLatents(), few, config=config, progress=False)
+    return (time.perf_counter() - start) * len(data.train) / len(few.train)

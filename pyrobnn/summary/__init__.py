@@ -1,0 +1,1 @@
+"""What is kept of a posterior: :class:`~pyrobnn.summary.types.Posterior`, read off a guide by `summarize`."""
