@@ -11,6 +11,7 @@ DEPENDENCIES = [
     "torchvision>=0.21",  # the release that belongs to torch 2.6
     "pyro-ppl>=1.9",  # ELBO modules with settings.context(module_local_params=True)
     "numpy>=1.26",
+    "lazy-loader>=0.4",  # public names from __init__.pyi, imported when first used
     # ArviZ 1.x needs Python 3.12 and has another interface; posterior/arviz.py speaks both.
     'arviz>=0.20,<1; python_version < "3.12"',
     'arviz[matplotlib,h5netcdf]>=1.0; python_version >= "3.12"',
@@ -46,7 +47,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["pyrobnn", "pyrobnn.*"]),
-    package_data={"pyrobnn": ["py.typed"]},
+    package_data={"pyrobnn": ["py.typed", "*.pyi"]},
     install_requires=DEPENDENCIES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["pyrobnn = pyrobnn.cli.main:main"]},

@@ -16,6 +16,7 @@ from PIL import Image
 
 import pyrobnn as pb
 from pyrobnn import cli
+from pyrobnn.cli.console import err_console
 from pyrobnn.nets import save_weights
 
 
@@ -31,7 +32,7 @@ class Answer:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Answer]:
     """Runs the command line in this process."""
-    monkeypatch.setattr(cli.err_console, "width", 400, raising=False)
+    monkeypatch.setattr(err_console, "width", 400, raising=False)
 
     def call(*arguments: Any) -> Answer:
         capsys.readouterr()

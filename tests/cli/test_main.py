@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import pyrobnn as pb
 from pyrobnn import cli
+from pyrobnn.cli.console import err_console, out_console
 from pyrobnn.methods.registry import METHODS
 
 Call = Callable[..., tuple[int, str, str]]
@@ -23,7 +27,7 @@ Call = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
     """Runs the command line in this process: exit code, stdout, stderr."""
-    for console in (cli.out_console, cli.err_console):
+    for console in (out_console, err_console):
         monkeypatch.setattr(console, "width", 300, raising=False)
 
     def run(*arguments: Any) -> tuple[int, str, str]:
@@ -227,3 +231,28 @@ def test_a_warning_is_one_line(made: Path, call: Call, tmp_path: Path, monkeypat
     assert len(lines) == 1 and "validation images" in lines[0]
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["validation_clean"] is False and report["trained_on"] == "all"
+
+
+HEAVY = ("torch", "pyro", "torchvision", "arviz", "xarray", "matplotlib", "sklearn")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["compress", "--help"], ["compres"], ["groups", "--modle", "x"]])
+def test_help_version_and_typos_load_nothing_heavy(arguments: list[str]) -> None:
+    script = (
+        "import sys\n"
+        "from pyrobnn.cli import main\n"
+        "try:\n"
+        f"    main({arguments!r})\n"
+        "except SystemExit as stop:\n"
+        f"    print([name for name in {HEAVY!r} if name in sys.modules], stop.code)\n"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    code = 0 if {"--help", "--version"} & set(arguments) else 2
+    assert done.stdout.splitlines()[-1] == f"[] {code}"
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
+
+
+def test_version(call: Call) -> None:
+    assert call("--version")[:2] == (0, f"pyrobnn {pb.__version__}\n")

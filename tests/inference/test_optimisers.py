@@ -11,6 +11,7 @@ from torch import nn
 import pyrobnn as pb
 from pyrobnn.guides import NoLatents
 from pyrobnn.inference.config import FitConfig
+from pyrobnn.inference.muon import Muon
 from pyrobnn.inference.optimisers import new_optimiser
 
 
@@ -32,7 +33,7 @@ def found(optimiser: torch.optim.Optimizer, wanted: nn.Parameter) -> dict[str, A
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("adam", torch.optim.Adam), ("sgd", torch.optim.SGD), ("muon", pb.inference.muon.Muon)]
+    ("name", "kind"), [("adam", torch.optim.Adam), ("sgd", torch.optim.SGD), ("muon", Muon)]
 )
 def test_rates_and_decay_by_kind_of_parameter(name: str, kind: type) -> None:
     net, guide = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Linear(3, 4)), Guide()
