@@ -1,12 +1,21 @@
-# make demo     compress a small net on digits (no download of data) into runs/demo
-# make test     ruff, mypy, pytest with doctests
+# make demo           compress a small net on digits (no download of data) into runs/demo
+# make check          lint, types, floors, the tests of what changed: under a minute
+# make test           check's static part, the documentation, and all tests that are not marked slow
+# make test-all       the slow tests too
+# make docs           build the documentation into site/; make docs-serve shows it while it is written
 # make bench NAME=channel_noise   one script of benchmarks/; more arguments in ARGS="..."
+# make test-oldest    fast tests with the oldest supported versions; make test-py312, make test-py313 likewise
+# make release-check  builds sdist and wheel, looks inside, and tries the wheel in a clean environment
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin
+# One worker per core, one thread per worker: torch's own threads would fight for the same cores.
+CORES ?= $(shell getconf _NPROCESSORS_ONLN)
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(RUN)/pytest -n $(CORES) --dist worksteal
+FAST := -m "not slow"
 
-.PHONY: demo test lint bench test-py312 clean install
+.PHONY: demo check test test-all lint docs docs-serve bench test-oldest test-py312 test-py313 release-check clean install
 
 install: $(STAMP)
 
@@ -28,33 +37,42 @@ demo: $(STAMP)
 lint: $(STAMP)
 	$(RUN)/ruff check .
 	$(RUN)/mypy
+	$(RUN)/lint-imports
 
-test: lint
-	$(RUN)/pytest
+check: lint
+	@tests="$$(.ci/changed-tests)"; \
+	if [ -z "$$tests" ]; then echo "check: no test belongs to what changed"; else $(PYTEST) -q $(FAST) $$tests; fi
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict --quiet
+
+docs-serve: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs serve
+
+test: lint docs
+	$(PYTEST) $(FAST)
+
+test-all: lint docs
+	$(PYTEST)
 
 bench: $(STAMP)
 	@test -f "benchmarks/$(NAME).py" || \
 	  { echo "usage: make bench NAME=..., one of: $$(cd benchmarks && ls *.py 2>/dev/null | sed 's/\.py$$//' | tr '\n' ' ')"; exit 2; }
 	$(RUN)/python benchmarks/$(NAME).py $(ARGS)
 
-# The ArviZ adapter under ArviZ 1.x, which needs Python 3.12; skipped where there is none.
+# ArviZ 1.x needs Python 3.12, so its adapter is tested there.
 test-py312:
-	@python=""; \
-	for candidate in python3.12 $$HOME/.pyenv/versions/3.12*/bin/python; do \
-	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' >/dev/null 2>&1; then \
-	    python="$$candidate"; break; \
-	  fi; \
-	done; \
-	if [ -z "$$python" ]; then echo "test-py312: no Python 3.12 found, skipped"; exit 0; fi; \
-	set -e; \
-	if [ ! -f $(VENV)-py312/.installed ] || [ setup.py -nt $(VENV)-py312/.installed ]; then \
-	  "$$python" -m venv $(VENV)-py312; \
-	  $(VENV)-py312/bin/python -m pip install -q -e '.[dev]' -c constraints/ci.txt || \
-	    $(VENV)-py312/bin/python -m pip install -q -e '.[dev]'; \
-	  touch $(VENV)-py312/.installed; \
-	fi; \
-	$(VENV)-py312/bin/pytest tests/posterior
+	.ci/test-with 3.12 constraints/ci.txt tests/views tests/posterior tests/summary
+
+test-py313:
+	.ci/test-with 3.13 constraints/ci.txt tests
+
+test-oldest:
+	.ci/test-with 3.11 constraints/oldest.txt tests
+
+release-check: $(STAMP)
+	PYTHON=$(PYTHON) .ci/release-check
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache runs/demo
+	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache runs/demo
 	find . -name __pycache__ -not -path './.venv*' -type d -prune -exec rm -rf {} +

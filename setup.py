@@ -32,6 +32,9 @@ EXTRAS = {
         "import-linter>=2.1",  # the floors of the package, checked
         "ruff>=0.6",
         "mypy>=1.11",
+        "hypothesis>=6.100",  # random inputs for the tests of files and plans
+        "mkdocs-material>=9.5",  # the documentation: make docs
+        "mkdocstrings[python]>=0.26",  # its API pages, from the docstrings
         "torch-pruning>=1.5,<2",  # only the oracle of the tests of pyrobnn.channels
     ],
     "notebooks": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],
