@@ -68,8 +68,8 @@ class Moved(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         name = successor(module.__name__)
         assert name is not None
-        warnings.warn(f"{module.__name__} is now {name}", DeprecationWarning, stacklevel=2)
         new = importlib.import_module(name)
+        warnings.warn(f"{module.__name__} is now {name}", DeprecationWarning, stacklevel=2)
         module.__doc__ = new.__doc__
         module.__getattr__ = lambda attribute: getattr(new, attribute)  # type: ignore[method-assign]
 

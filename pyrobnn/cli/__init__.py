@@ -1,5 +1,1 @@
-"""The command line: `main` runs one command and returns its exit code."""
-
-from pyrobnn.cli.main import main
-
-__all__ = ["main"]
+"""The command line: `pyrobnn.cli.main.main` runs one command and ends the process with its exit code."""

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import pyrobnn as pb
-from pyrobnn import cli
+from pyrobnn.cli import main as cli
 from pyrobnn.data import Data
 from pyrobnn.inference.fit import Loop
 from pyrobnn.methods.registry import get_method
@@ -326,7 +326,7 @@ def test_a_run_killed_between_fits(
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(f"{module}.{where}", killed)
+        patch.setattr(importlib.import_module(module), where, killed)
         pb.compress("small_cnn", npz, target_macs=0.4, out=tmp_path / "run", **SETTINGS)
     pb.compress("small_cnn", npz, target_macs=0.4, out=tmp_path / "run", resume=True, **SETTINGS)
     report = json.loads((tmp_path / "run" / "report.json").read_text())

@@ -13,11 +13,11 @@ from pyrobnn.criteria.scores import l1_norms, moments_of
 from pyrobnn.data import Data
 from pyrobnn.errors import ConfigError
 from pyrobnn.io.checkpoint import load_checkpoint
-from pyrobnn.methods import verdict
 from pyrobnn.methods.bayes_l1 import bayes_l1
 from pyrobnn.methods.controls import CONTROLS
 from pyrobnn.methods.hbfp import hbfp
 from pyrobnn.methods.registry import METHODS
+from pyrobnn.pipeline import acceptance as verdict
 from pyrobnn.pipeline.run import Run
 from pyrobnn.summary.state import from_state
 

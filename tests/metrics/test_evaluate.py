@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.errors import ConfigError, DataError, NumericalError
-from pyrobnn.report import metrics as m
+from pyrobnn.metrics import evaluate as m
 
 
 class FakeSplit:

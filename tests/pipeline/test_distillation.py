@@ -11,9 +11,9 @@ import pyrobnn as pb
 from pyrobnn.data import Augment, Data
 from pyrobnn.inference import terms
 from pyrobnn.inference.blends import Blends
-from pyrobnn.methods import run as run_module
-from pyrobnn.methods import teaching
 from pyrobnn.methods.registry import get_method
+from pyrobnn.pipeline import distillation as teaching
+from pyrobnn.pipeline import run as run_module
 
 
 @pytest.fixture(scope="module")
