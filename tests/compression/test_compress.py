@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 import pyrobnn as pb
-from pyrobnn.cli import main as cli
+from pyrobnn import cli
 from pyrobnn.data import Data
 from pyrobnn.inference.fit import Loop
 from pyrobnn.methods.registry import get_method
@@ -440,7 +441,7 @@ def test_a_process_killed_by_the_system(npz: Path, tmp_path: Path, finished: tup
         "compress", "--model", "small_cnn", "--data", str(npz), "--target-macs", "0.4", "--epochs", str(EPOCHS),
         "--method", "gaussian", "--seed", "3", "--precision", "fp32", "--out", str(out),
     ]  # fmt: skip
-    script = "import sys, pyrobnn.cli.main as c; c.main(sys.argv[1:])"
+    script = "import sys, pyrobnn.cli as c; c.main(sys.argv[1:])"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
     process = subprocess.Popen([sys.executable, "-c", script, *arguments], env=environment, stderr=subprocess.DEVNULL)
     try:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import pyrobnn as pb
-from pyrobnn.cli import main as cli
+from pyrobnn import cli
 from pyrobnn.data import Data
 from pyrobnn.guides import NoLatents
 from pyrobnn.guides.noise import NormalNoise
