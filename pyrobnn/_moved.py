@@ -33,6 +33,8 @@ MODULES = {
     "posterior.state": "summary.state",
     "posterior.summary": "summary.summarize",
     "inference.checkpoint": "io.checkpoint",
+    "inference.events": "inference.callbacks",
+    "inference.turbo_events": "inference.turbo_updates",
     "inference.local": "guides.local",
     "methods.base": "pipeline.method",
     "report.metrics": "metrics.evaluate",

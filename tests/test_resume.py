@@ -18,8 +18,8 @@ import pyrobnn as pb
 from pyrobnn.data import Data
 from pyrobnn.guides import MeanField, NoLatents
 from pyrobnn.guides.local import local_params
+from pyrobnn.inference.callbacks import Callback, FitState, Temperature
 from pyrobnn.inference.config import FitConfig
-from pyrobnn.inference.events import Event, Temperature
 from pyrobnn.inference.fit import Loop
 from pyrobnn.inference.schedules import OneCycle, WarmUp
 from pyrobnn.priors.noise import SpikeNoise
@@ -77,7 +77,7 @@ def rows(result: pb.FitResult) -> list[dict[str, Any]]:
 
 
 def killed_and_resumed(
-    make: Callable[[], tuple[pb.BayesianModel, Any, list[Event]]], data: Data, path: Path, step: int, **settings: Any
+    make: Callable[[], tuple[pb.BayesianModel, Any, list[Callback]]], data: Data, path: Path, step: int, **settings: Any
 ) -> pb.FitResult:
     model, guide, events = make()
     original, count = Loop.train_step, 0
@@ -101,7 +101,7 @@ SETTINGS: dict[str, Any] = {"epochs": 4, "batch_size": 48, "lr": 2e-3, "precisio
 
 @pytest.mark.parametrize("kind", GUIDES)
 def test_resume_is_exact(kind: str, data: Data, tmp_path: Path) -> None:
-    def make() -> tuple[pb.BayesianModel, Any, list[Event]]:
+    def make() -> tuple[pb.BayesianModel, Any, list[Callback]]:
         model = model_of(data)
         pyro.set_rng_seed(1)
         return model, GUIDES[kind](model), []
@@ -120,7 +120,7 @@ def test_resume_is_exact(kind: str, data: Data, tmp_path: Path) -> None:
 def test_resume_with_weights_random_too(estimator: str, optimizer: str, data: Data, tmp_path: Path) -> None:
     settings = {**SETTINGS, "epochs": 3, "estimator": estimator, "optimizer": optimizer, "lr_schedule": OneCycle()}
 
-    def make() -> tuple[pb.BayesianModel, Any, list[Event]]:
+    def make() -> tuple[pb.BayesianModel, Any, list[Callback]]:
         model = model_of(data, weights=True)
         return model, MeanField(model), []
 
@@ -131,22 +131,22 @@ def test_resume_with_weights_random_too(estimator: str, optimizer: str, data: Da
     assert equal(whole.model.net.state_dict(), resumed.model.net.state_dict())
 
 
-class CutAt(Event):
+class CutAt(Callback):
     """Cuts after some epochs; counts, and must not forget what it counted."""
 
-    def __init__(self, plans: dict[int, Callable[[Loop], pb.PruningPlan]]) -> None:
+    def __init__(self, plans: dict[int, Callable[[FitState], pb.PruningPlan]]) -> None:
         self.plans = plans
         self.seen: dict[str, int] = {"batches": 0, "epochs": 0, "cuts": 0}
 
-    def on_batch_end(self, loop: Loop) -> None:
+    def on_batch_end(self, loop: FitState) -> None:
         self.seen["batches"] += 1
 
-    def on_epoch_end(self, loop: Loop) -> pb.PruningPlan | None:
+    def on_epoch_end(self, loop: FitState) -> pb.PruningPlan | None:
         self.seen["epochs"] += 1
         make = self.plans.get(loop.epoch)
         return make(loop) if make is not None else None
 
-    def on_cut(self, loop: Loop, plan: pb.PruningPlan) -> None:
+    def on_cut(self, loop: FitState, plan: pb.PruningPlan) -> None:
         self.seen["cuts"] += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -156,10 +156,10 @@ class CutAt(Event):
         self.seen = dict(state)
 
 
-def every(step: int, offset: int = 0) -> Callable[[Loop], pb.PruningPlan]:
+def every(step: int, offset: int = 0) -> Callable[[FitState], pb.PruningPlan]:
     """Keeps every `step`-th unit of each group, in current coordinates."""
 
-    def make(loop: Loop) -> pb.PruningPlan:
+    def make(loop: FitState) -> pb.PruningPlan:
         widths = loop.model.groups.widths()
         return pb.PruningPlan({n: list(range(offset, w, step)) for n, w in widths.items()}, widths)
 
@@ -173,7 +173,7 @@ def every(step: int, offset: int = 0) -> Callable[[Loop], pb.PruningPlan]:
 )
 def test_resume_across_cuts(kind: str, step: int, data: Data, tmp_path: Path) -> None:
     """Killed before, between and after two cuts made by an event."""
-    def make() -> tuple[pb.BayesianModel, Any, list[Event]]:
+    def make() -> tuple[pb.BayesianModel, Any, list[Callback]]:
         model = model_of(data, weights=kind == "mean-field")
         pyro.set_rng_seed(1)
         return model, GUIDES[kind](model), [CutAt({1: every(2), 3: every(2, 1)})]
@@ -192,7 +192,7 @@ def test_resume_across_cuts(kind: str, step: int, data: Data, tmp_path: Path) ->
 def test_event_state_comes_back(data: Data, tmp_path: Path) -> None:
     events: list[CutAt] = []
 
-    def make() -> tuple[pb.BayesianModel, Any, list[Event]]:
+    def make() -> tuple[pb.BayesianModel, Any, list[Callback]]:
         model = model_of(data)
         events.append(CutAt({1: every(2)}))
         return model, MeanField(model), [events[-1]]
@@ -327,15 +327,15 @@ def test_clip_bounds_the_step(data: Data) -> None:
     assert float((after - before).norm()) == pytest.approx(1e-3, rel=1e-2)
 
 
-class Watch(Event):
+class Watch(Callback):
     def __init__(self) -> None:
         self.lr: list[tuple[float, ...]] = []
         self.kl: list[float] = []
         self.progress: list[float] = []
 
-    def on_batch_end(self, loop: Loop) -> None:
-        self.lr.append(tuple(group["lr"] for group in loop.optimiser.param_groups))
-        self.kl.append(loop.objective.kl_weight)
+    def on_batch_end(self, loop: FitState) -> None:
+        self.lr.append(loop.rates)
+        self.kl.append(loop.kl_weight)
         self.progress.append(loop.progress)
 
 
@@ -374,8 +374,8 @@ def test_bad_settings(data: Data, tmp_path: Path) -> None:
         pb.fit(model, guide, data, epochs=2, checkpoint=path, resume=True, progress=False)
     with pytest.raises(pb.CheckpointError, match="kl_schedule"):
         pb.fit(model, guide, data, epochs=1, kl_schedule=WarmUp(0.5), checkpoint=path, resume=True, progress=False)
-    with pytest.raises(pb.CheckpointError, match="0 events, this fit has 1"):
-        pb.fit(model, guide, data, epochs=1, events=[Event()], checkpoint=path, resume=True, progress=False)
+    with pytest.raises(pb.CheckpointError, match="callbacks none, this fit has Callback"):
+        pb.fit(model, guide, data, epochs=1, events=[Callback()], checkpoint=path, resume=True, progress=False)
     pb.fit(model, guide, data, epochs=1, device="cpu", checkpoint=path, resume=True, progress=False)
     torch.save({"carry": {}}, tmp_path / "run.pt")
     with pytest.raises(pb.CheckpointError, match="not one of a fit"):

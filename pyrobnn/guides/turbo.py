@@ -11,6 +11,7 @@ chains are reconstructed. The default `factors="joint"` is ours: it keeps ρ dep
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,6 +43,13 @@ if TYPE_CHECKING:
 
 class _Tensors(nn.Module):
     """Buffers by key, as a ParameterDict holds parameters."""
+
+    @classmethod
+    def of(cls, other: _Tensors) -> _Tensors:
+        """The same tensors in a module of its own: assigning to one leaves the other."""
+        made = cls()
+        made._buffers = dict(other._buffers)
+        return made
 
     def __setitem__(self, key: str, value: Tensor) -> None:
         if key in self._buffers and self._buffers[key] is not None:
@@ -167,6 +175,15 @@ class TurboGuide(Guide):
                 weight = dist.Normal(mean, log_sd.exp()).to_event(mean.dim())
             draws[name] = pyro.sample(name, weight)
         return draws
+
+    def twin(self) -> TurboGuide:
+        """A guide with the same parameters and factors of its own, so that an update here is not one there."""
+        twin = copy.copy(self)
+        twin._modules = {
+            name: _Tensors.of(part) if isinstance(part, _Tensors) else part for name, part in self._modules.items()
+        }
+        twin._buffers = {name: None if b is None else b.clone() for name, b in self._buffers.items()}
+        return twin
 
     def lr_factor(self, parameter: str) -> float:
         return self.scale_lr if parameter.startswith("log_scale.") else 1.0

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyrobnn.channels.planner import Budget
 from pyrobnn.errors import ConfigError
-from pyrobnn.inference.events import Event
-
-if TYPE_CHECKING:
-    from pyrobnn.inference.fit import Loop
+from pyrobnn.inference.callbacks import Callback, FitState, FitUpdate
 
 
-class PricedKL(Event):
+class PricedKL(Callback):
     """Weights each channel's KL by its current marginal price, times a multiplier set by dual ascent.
 
     The weight of a channel of group g is multiplier * price_g / (mean price over all channels), where
@@ -64,30 +61,32 @@ class PricedKL(Event):
         self.site = site
         self.weights: dict[str, float] = {}
 
-    def on_start(self, loop: Loop) -> None:
-        if loop.step and self.weights:  # resumed between two updates: with the weights of the last one
-            sites = {f"{group}.{self.site}": weight for group, weight in self.weights.items()}
-            loop.objective.site_weights.update(sites)
-        else:
-            self._apply(loop, self._needed(loop))
+    def on_start(self, state: FitState) -> FitUpdate:
+        if not (state.step and self.weights):  # else resumed between two updates: with the weights of the last one
+            self._price(state, self._needed(state))
+        return self._update()
 
-    def on_batch_end(self, loop: Loop) -> None:
-        if loop.step % self.every:
-            return
-        needed = self._needed(loop)
-        shares = self._budget(loop).shares(needed)
+    def on_batch_end(self, state: FitState) -> FitUpdate | None:
+        if state.step % self.every:
+            return None
+        needed = self._needed(state)
+        shares = self._budget(state).shares(needed)
         over = any(float(shares[name]) > value for name, value in self.goal.items())
         self.multiplier *= 1 + self.rate if over else 1 / (1 + self.rate)
         self.multiplier = min(max(self.multiplier, self.bounds[0]), self.bounds[1])
-        self._apply(loop, needed)
+        self._price(state, needed)
+        return self._update()
 
-    def _budget(self, loop: Loop) -> Budget:
-        return Budget(loop.model.groups, self.goal.get("macs"), self.goal.get("params"), self.dense)  # type: ignore[arg-type]
+    def _update(self) -> FitUpdate:
+        return FitUpdate(kl_weights={f"{group}.{self.site}": weight for group, weight in self.weights.items()})
 
-    def _needed(self, loop: Loop) -> dict[str, Tensor]:
+    def _budget(self, state: FitState) -> Budget:
+        return Budget(state.model.groups, self.goal.get("macs"), self.goal.get("params"), self.dense)  # type: ignore[arg-type]
+
+    def _needed(self, state: FitState) -> dict[str, Tensor]:
         """Per group, the channels that carry signal; at least one."""
-        masks = {group.name: torch.ones(group.channels, dtype=torch.float64) for group in loop.model.groups or []}
-        inclusion, moments = loop.guide.inclusion(), loop.guide.moments()
+        masks = {group.name: torch.ones(group.channels, dtype=torch.float64) for group in state.model.groups or []}
+        inclusion, moments = state.guide.inclusion(), state.guide.moments()
         for group in masks:
             if group in inclusion:
                 masks[group] = _at_least_one(inclusion[group].cpu(), 0.5)
@@ -96,17 +95,16 @@ class PricedKL(Event):
                 masks[group] = _at_least_one((mean.abs() / sd.clamp_min(1e-12)).cpu(), 1.0)
         return masks
 
-    def _apply(self, loop: Loop, needed: dict[str, Tensor]) -> None:
-        prices = self._budget(loop).unit_prices(needed)
-        channels = {group.name: group.channels for group in loop.model.groups or []}
+    def _price(self, state: FitState, needed: dict[str, Tensor]) -> None:
+        prices = self._budget(state).unit_prices(needed)
+        channels = {group.name: group.channels for group in state.model.groups or []}
         total = sum(channels.values())
         mean = sum(prices[name] * n for name, n in channels.items()) / max(1, total)
-        sites = loop.guide.moments()
+        sites = state.guide.moments()
         for group, price in prices.items():
             if f"{group}.{self.site}" in sites:
                 relative = max(price / max(mean, 1e-30), self.floor)
                 self.weights[group] = self.multiplier * relative
-                loop.objective.site_weights[f"{group}.{self.site}"] = self.weights[group]
 
     def state_dict(self) -> dict[str, Any]:
         return {"multiplier": self.multiplier, "weights": dict(self.weights)}

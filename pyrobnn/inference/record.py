@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-from pyrobnn.inference.events import Event
+from pyrobnn.inference.callbacks import Callback, FitState
 from pyrobnn.summary.summarize import summarize
 
-if TYPE_CHECKING:
-    from pyrobnn.inference.fit import Loop
 
-
-class ChannelHistory(Event):
+class ChannelHistory(Callback):
     """Reads every channel's SNR (or inclusion probability) at the end of each epoch.
 
     Attributes:
@@ -25,8 +22,8 @@ class ChannelHistory(Event):
         self.records: list[dict[str, Tensor]] = []
         self.kinds: dict[str, str] = {}
 
-    def on_epoch_end(self, loop: Loop) -> None:
-        channels = summarize(loop.model, loop.guide, draws=0).channels
+    def on_epoch_end(self, state: FitState) -> None:
+        channels = summarize(state.model, state.guide, draws=0).channels
         self.records.append({name: channel.snr for name, channel in channels.items()})
         self.kinds = {name: channel.statistic for name, channel in channels.items()}
 

@@ -18,7 +18,7 @@ import torch
 from pyrobnn.criteria.scores import scored
 from pyrobnn.guides.function import NoLatents
 from pyrobnn.guides.mean_field import MeanField
-from pyrobnn.inference.events import Event
+from pyrobnn.inference.callbacks import Callback
 from pyrobnn.inference.recipe import is_large
 from pyrobnn.inference.schedules import WarmUp
 from pyrobnn.methods.history import NormHistory, SimilarPairs
@@ -98,7 +98,7 @@ def hbfp(
         name: of the result, for reports.
     """
 
-    def events(run: Any, number: int) -> list[Event]:
+    def events(run: Any, number: int) -> list[Callback]:
         history = NormHistory(number, per_epoch=per_epoch, distance=distance)
         return [history, SimilarPairs(history, pair_fraction(run), weight=weight, drop=drop, gradient=gradient)]
 

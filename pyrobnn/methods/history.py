@@ -14,17 +14,16 @@ from pyrobnn.criteria.scores import moments_of
 from pyrobnn.distributions.folded import expected_abs
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.base import site_key
-from pyrobnn.inference.events import Event
+from pyrobnn.inference.callbacks import Callback, FitState, FitUpdate
 from pyrobnn.summary.saliency import producers
 from pyrobnn.summary.summarize import site_moments
 
 if TYPE_CHECKING:
-    from pyrobnn.inference.fit import Loop
     from pyrobnn.inference.terms import Step
     from pyrobnn.model import BayesianModel
 
 
-class NormHistory(Event):
+class NormHistory(Callback):
     """The L1 norm of every filter over training: of the weights, or its expectation under the posterior.
 
     Args:
@@ -52,28 +51,28 @@ class NormHistory(Event):
         self.norms: dict[str, Tensor] = {}
         self.apart: dict[str, Tensor] = {}
 
-    def on_start(self, loop: Loop) -> None:
-        if self.distance == "kl" and not loop.model.held:
+    def on_start(self, state: FitState) -> None:
+        if self.distance == "kl" and not state.model.held:
             raise ConfigError("distance='kl' compares posteriors of weights, and no weight is random: use 'norm'")
         if not self.norms:
-            self._record(loop)
+            self._record(state)
 
-    def on_batch_end(self, loop: Loop) -> None:
-        if loop.step % max(1, loop.steps_per_epoch // self.per_epoch) == 0:
-            self._record(loop)
+    def on_batch_end(self, state: FitState) -> None:
+        if state.step % max(1, state.steps_per_epoch // self.per_epoch) == 0:
+            self._record(state)
 
     @torch.no_grad()
-    def _record(self, loop: Loop) -> None:
-        table = loop.model.groups
+    def _record(self, state: FitState) -> None:
+        table = state.model.groups
         if table is None:
             raise ConfigError("a history of filters needs the channel groups: give BayesianModel groups=")
-        moments = {**moments_of(loop.model.net), **site_moments(loop.model, loop.guide)}
+        moments = {**moments_of(state.model.net), **site_moments(state.model, state.guide)}
         for group in table:
             total = torch.zeros(group.channels)
             for member in producers(group, table.facts.shapes):
                 loc, scale = moments[member.tensor]
                 total = total + per_unit(expected_abs(loc, scale), member.axis, member.index)
-                if self.distance == "kl" and member.tensor in loop.model.held:
+                if self.distance == "kl" and member.tensor in state.model.held:
                     rows = [_rows(part, member.axis, member.index, fill) for part, fill in ((loc, 0.0), (scale, 1.0))]
                     self._add_apart(group.name, symmetric_kl(*rows).float())
             old = self.norms.get(group.name)
@@ -104,7 +103,7 @@ def _rows(value: Tensor, axis: int, index: Tensor, fill: float) -> Tensor:
     return rows[index.cpu()].flatten(1)
 
 
-class SimilarPairs(Event):
+class SimilarPairs(Callback):
     """Chooses the closest pairs during the fit, and from then on makes their norms more similar.
 
     The loss gets λ (e^R − 1), R the mean over pairs of |‖w_i‖₁ − ‖w_j‖₁|, relative to the mean norm of the
@@ -112,7 +111,7 @@ class SimilarPairs(Event):
     gradient; `gradient=False` does the same, as a control.
 
     Args:
-        history: recorded beside this event, before it in the list of events.
+        history: recorded beside this callback, before it in the list of callbacks.
         fraction: share of each group's filters that loses its pair.
         start: progress at which the pairs are chosen.
         weight: λ; 0.1 in the authors' code.
@@ -146,13 +145,14 @@ class SimilarPairs(Event):
         self.drop, self.gradient = drop, gradient
         self.orders: dict[str, Elimination] = {}
 
-    def on_start(self, loop: Loop) -> None:
-        loop.objective.terms = (*loop.objective.terms, self)
-        self.on_batch_end(loop)
+    def on_start(self, state: FitState) -> FitUpdate | None:
+        return FitUpdate(terms=(self,)) if self.orders else self.on_batch_end(state)  # resumed, or fresh
 
-    def on_batch_end(self, loop: Loop) -> None:
-        if not self.orders and loop.progress >= self.start:
-            self.orders = self.history.eliminations(self.drop)
+    def on_batch_end(self, state: FitState) -> FitUpdate | None:
+        if self.orders or state.progress < self.start:
+            return None
+        self.orders = self.history.eliminations(self.drop)
+        return FitUpdate(terms=(self,))
 
     def chosen(self, group: str) -> Tensor:
         """`[P, 2]`: the pairs of a group that the penalty acts on (goes, stays)."""

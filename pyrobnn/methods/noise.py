@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pyrobnn.guides.noise import NormalNoise, TruncatedLogNormalNoise
-from pyrobnn.inference.events import Event
+from pyrobnn.inference.callbacks import Callback
 from pyrobnn.inference.pricing import PricedKL
 from pyrobnn.pipeline.method import Method, Reading
 from pyrobnn.priors.noise import ARDNoise, LogUniformNoise
@@ -24,7 +24,7 @@ def round_goal(run: Any, number: int) -> dict[str, float]:
     return {"macs": 0.5 * run.left()["macs"]}
 
 
-def priced(run: Any, number: int) -> list[Event]:
+def priced(run: Any, number: int) -> list[Callback]:
     """KL by marginal price, with the multiplier set by dual ascent on the round's goal.
 
     Without a budget there is nothing to insist on: the KL never counts more than the ELBO says, or

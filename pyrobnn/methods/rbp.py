@@ -20,7 +20,7 @@ from pyrobnn.channels.planner import Limits, plan_for_budget
 from pyrobnn.criteria.rules import plan
 from pyrobnn.errors import PlanError
 from pyrobnn.guides.noise import NormalNoise
-from pyrobnn.inference.events import Event
+from pyrobnn.inference.callbacks import Callback, FitState, FitUpdate
 from pyrobnn.inference.schedules import WarmUp
 from pyrobnn.pipeline.acceptance import begin, finish, survives
 from pyrobnn.pipeline.common import deepest
@@ -29,11 +29,10 @@ from pyrobnn.priors.noise import SpikeNoise, TwoSpikeNoise
 from pyrobnn.summary.state import from_state
 
 if TYPE_CHECKING:
-    from pyrobnn.inference.fit import Loop
     from pyrobnn.pipeline.run import Run
 
 
-class NarrowSpikes(Event):
+class NarrowSpikes(Callback):
     """Narrows the prior's spikes from `wide` to `narrow` (geometrically) over a fit.
 
     Noise that starts at 1 between narrow spikes never crosses to 0, useful or not; between wide ones
@@ -43,12 +42,11 @@ class NarrowSpikes(Event):
     def __init__(self, wide: float = 1.0, narrow: float = 0.1) -> None:
         self.wide, self.narrow = wide, narrow
 
-    def on_start(self, loop: Loop) -> None:
-        self.on_batch_end(loop)
+    def on_start(self, state: FitState) -> FitUpdate:
+        return FitUpdate(tensors={"prior.tau": self.wide * (self.narrow / self.wide) ** state.progress})
 
-    def on_batch_end(self, loop: Loop) -> None:
-        prior: Any = loop.model.prior
-        prior.tau = self.wide * (self.narrow / self.wide) ** loop.progress
+    def on_batch_end(self, state: FitState) -> FitUpdate:
+        return self.on_start(state)
 
 
 def recursive_road(run: Run) -> None:
@@ -116,7 +114,7 @@ def plan_for_budget_floor(posterior: Any, limits: Limits) -> PruningPlan:
     )
 
 
-def _two_spike_events(run: Any, number: int) -> list[Event]:
+def _two_spike_events(run: Any, number: int) -> list[Callback]:
     return [NarrowSpikes()]
 
 

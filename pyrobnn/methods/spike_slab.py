@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pyrobnn.distributions.base import base_distribution
 from pyrobnn.guides.spike_slab import SpikeSlabGuide
-from pyrobnn.inference.events import Event
+from pyrobnn.inference.callbacks import Callback
 from pyrobnn.inference.pricing import PricedKL
 from pyrobnn.inference.recipe import is_large
 from pyrobnn.inference.schedules import WarmUp
@@ -62,7 +62,7 @@ def _kl(number: int, large: bool) -> WarmUp:
     return WarmUp(0.5 if number == 0 else 0.0, 0.0, COLD[large])
 
 
-def _priced(run: Run, number: int) -> list[Event]:
+def _priced(run: Run, number: int) -> list[Callback]:
     """With a target the gates' KL is priced; without one the prior inclusion alone decides."""
     if not run.request.has_budget and run.request.max_drop is None:
         return []
@@ -141,7 +141,7 @@ SS_GHS = replace(
 )
 
 
-def _edge_events(run: Run, number: int) -> list[Event]:
+def _edge_events(run: Run, number: int) -> list[Callback]:
     """The same for the weights: priced where a target says how many may stay."""
     if run.request.target_nonzero is None:
         return []

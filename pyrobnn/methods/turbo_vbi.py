@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from pyrobnn.guides.turbo import TurboGuide
-from pyrobnn.inference.events import Event
+from pyrobnn.inference.callbacks import Callback, FitState
 from pyrobnn.inference.schedules import WarmUp
-from pyrobnn.inference.turbo_events import TurboUpdates
+from pyrobnn.inference.turbo_updates import TurboUpdates
 from pyrobnn.pipeline.method import Method
 from pyrobnn.pipeline.sparsity import Zeros, choose_zeros, support_report, zero_goal
 from pyrobnn.priors.turbo import Turbo
 
 if TYPE_CHECKING:
-    from pyrobnn.inference.fit import Loop
     from pyrobnn.pipeline.run import Run
 
 
@@ -38,7 +37,7 @@ def _kl(number: int, large: bool) -> WarmUp:
     return WarmUp(0.5 if number == 0 else 0.0, 0.0, 0.3 if large else 1.0)
 
 
-def _events(run: Run, number: int) -> list[Event]:
+def _events(run: Run, number: int) -> list[Callback]:
     """Updates after each epoch, the spike narrowing over the first half; a bound where there is a target.
 
     Most of the inference is the deterministic relaxation: σ of a weight that the data do not need
@@ -47,9 +46,9 @@ def _events(run: Run, number: int) -> list[Event]:
     epochs = sum(run.epochs.infer)
     last = number == len(run.epochs.infer) - 1
 
-    def size(loop: Loop) -> int:
-        others = sum(p.numel() for p in loop.model.net.parameters())
-        return max(1, int(zero_goal(run, number + loop.progress) * run.dense_cost[0]) - others)
+    def size(state: FitState) -> int:
+        others = sum(p.numel() for p in state.model.net.parameters())
+        return max(1, int(zero_goal(run, number + state.progress) * run.dense_cost[0]) - others)
 
     return [
         TurboUpdates(

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from pyrobnn.errors import ConfigError
-from pyrobnn.inference.events import Event
+from pyrobnn.inference.callbacks import Callback
 from pyrobnn.inference.schedules import Constant, Schedule
 from pyrobnn.model import BayesianModel
 from pyrobnn.priors.base import Prior
@@ -92,7 +92,7 @@ def _full_kl(number: int, large: bool) -> Schedule:
     return Constant(1.0)
 
 
-def _no_events(run: Any, number: int) -> list[Event]:
+def _no_events(run: Any, number: int) -> list[Callback]:
     return []
 
 
@@ -114,7 +114,7 @@ class Reading:
     net: nn.Module
     model: BayesianModel
     guide: Any
-    events: list[Event]
+    events: list[Callback]
     posterior: Posterior
 
 
@@ -175,7 +175,7 @@ class Method:
     rounds: int = 4
     infer_share_large: float | None = None
     rounds_large: int | None = None
-    events: Callable[[Any, int], list[Event]] = _no_events
+    events: Callable[[Any, int], list[Callback]] = _no_events
     estimator: str = "weight"
     estimator_large: str = "weight"
     read: Callable[[Reading], Posterior] | None = None

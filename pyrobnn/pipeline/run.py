@@ -12,8 +12,8 @@ from torch import nn
 from pyrobnn.channels import PruningPlan, compact
 from pyrobnn.data import Data
 from pyrobnn.guides.function import NoLatents
+from pyrobnn.inference.callbacks import Callback, load_states, states
 from pyrobnn.inference.config import FitConfig
-from pyrobnn.inference.events import Event
 from pyrobnn.inference.fit import FitResult, fit
 from pyrobnn.inference.record import ChannelHistory
 from pyrobnn.inference.schedules import OneCycle
@@ -79,7 +79,7 @@ class Run(RunState):
         )
 
     def train_point(
-        self, step: str, net: nn.Module, epochs: int, *, teacher: nn.Module | None, events: Sequence[Event] = ()
+        self, step: str, net: nn.Module, epochs: int, *, teacher: nn.Module | None, events: Sequence[Callback] = ()
     ) -> nn.Module:
         """Train a plain network, with distillation if there is a teacher."""
         model = BayesianModel(net, data_size=len(self.data.train), likelihood=self.likelihood)
@@ -89,7 +89,7 @@ class Run(RunState):
             terms = [*self.teaching.answers(teacher, 0.7), *self.teaching.between(teacher)]
             data = self.teaching.data
         config = self.point_config(step, epochs, tuning=teacher is not None)
-        result = self.fit(step, model, NoLatents(), config, data, terms=terms, events=events)
+        result = self.fit(step, model, NoLatents(), config, data, terms=terms, callbacks=events)
         return deterministic_net(result.model, result.guide)
 
     def threshold(self) -> float | None:
@@ -191,10 +191,10 @@ class Run(RunState):
             config = replace(config, validate=False, **settings)
             terms = self.teaching.answers(self.net("dense"), self.method.distil)
             events = self.method.events(self, number)
-            for event, state in zip(events, carry.get("events", []), strict=False):
-                event.load_state_dict(state)
+            if "events" in carry:
+                load_states(events, carry["events"])
             history = ChannelHistory()
-            result = self.fit(step, model, guide, config, terms=terms, events=[*events, history])
+            result = self.fit(step, model, guide, config, terms=terms, callbacks=[*events, history])
             posterior = summarize(result.model, result.guide, seed=self.seed(step))
             if only is not None:
                 posterior.channels = {only: posterior.channels[only]}
@@ -213,7 +213,7 @@ class Run(RunState):
                 "guide": {k: v.detach().cpu() for k, v in result.guide.state_dict().items()},
                 "latest": to_state(posterior),
                 "earlier": earlier,
-                "events": [event.state_dict() for event in events],
+                "events": states(events),
                 "epochs": spent,
                 "recovered": self.validation_accuracy(net) if len(self.data.valid) else None,
             }

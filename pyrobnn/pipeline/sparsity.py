@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from pyrobnn.distributions.markov import run_length
 from pyrobnn.errors import ConfigError
-from pyrobnn.inference.events import Event
+from pyrobnn.inference.callbacks import Callback, FitState, FitUpdate
 
 if TYPE_CHECKING:
-    from pyrobnn.inference.fit import Loop
     from pyrobnn.pipeline.run import Run
 
 STEPS_OF_SEARCH = 7  # bisections of the share of weights kept, under --max-drop
@@ -33,20 +32,24 @@ class Zeros:
     report: dict[str, Any]
 
 
-class KeepZeros(Event):
+class KeepZeros(Callback):
     """Holds the masked weights of a plain network at exactly zero, from the start and after each step."""
 
     def __init__(self, keep: Mapping[str, Tensor]) -> None:
         self.keep = dict(keep)
 
-    def on_start(self, loop: Loop) -> None:
-        apply_zeros(loop.model.net, self.keep)
+    def on_start(self, state: FitState) -> FitUpdate:
+        tensors = dict(state.model.net.named_parameters())
+        self.keep = {name: mask.to(tensors[name].device) for name, mask in self.keep.items()}
+        return self.on_batch_end(state)
 
-    def on_batch_end(self, loop: Loop) -> None:
-        apply_zeros(loop.model.net, self.keep)
+    @torch.no_grad()
+    def on_batch_end(self, state: FitState) -> FitUpdate:
+        tensors = dict(state.model.net.named_parameters())
+        return FitUpdate(tensors={f"net.{name}": tensors[name] * mask for name, mask in self.keep.items()})
 
 
-class SupportPrice(Event):
+class SupportPrice(Callback):
     """Weights the KL of gates on single weights by a multiplier, set by dual ascent on the share of non-zero parameters.
 
     Every `every` steps it grows by `rate` if more weights are in use (log-odds above 0) than the goal
@@ -80,20 +83,20 @@ class SupportPrice(Event):
         self.multiplier, self.rate, self.every, self.bounds = start, rate, every, bounds
         self._sites: list[str] = []
 
-    def on_start(self, loop: Loop) -> None:
-        self._sites = [site for site in loop.guide.moments() if site.endswith(".gate")]
-        self._apply(loop)
+    def on_start(self, state: FitState) -> FitUpdate:
+        self._sites = [site for site in state.guide.moments() if site.endswith(".gate")]
+        return self._update()
 
-    def on_batch_end(self, loop: Loop) -> None:
-        if loop.step % self.every:
-            return
-        over = nonzero_share(loop.model.net, loop.guide.weight_odds(), self.dense) > self.goal
+    def on_batch_end(self, state: FitState) -> FitUpdate | None:
+        if state.step % self.every:
+            return None
+        over = nonzero_share(state.model.net, state.guide.weight_odds(), self.dense) > self.goal
         self.multiplier *= 1 + self.rate if over else 1 / (1 + self.rate)
         self.multiplier = min(max(self.multiplier, self.bounds[0]), self.bounds[1])
-        self._apply(loop)
+        return self._update()
 
-    def _apply(self, loop: Loop) -> None:
-        loop.objective.site_weights.update(dict.fromkeys(self._sites, self.multiplier))
+    def _update(self) -> FitUpdate:
+        return FitUpdate(kl_weights=dict.fromkeys(self._sites, self.multiplier))
 
     def state_dict(self) -> dict[str, Any]:
         return {"multiplier": self.multiplier}

@@ -11,8 +11,10 @@ import pyrobnn as pb
 from pyrobnn.channels import PruningPlan
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.kernel import KernelMeanField
+from pyrobnn.guides.local import local_params
+from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.elbo import ELBO
-from pyrobnn.inference.fit import fit
+from pyrobnn.inference.loop import Loop
 from pyrobnn.priors.tensor_normal import TensorNormal
 
 
@@ -116,37 +118,26 @@ def test_survivors_keep_their_posterior() -> None:
 
 
 def test_cut_while_training_carries_the_optimiser() -> None:
-    from pyrobnn.inference.events import Event
-
-    class Cut(Event):
-        def on_epoch_end(self, loop):  # type: ignore[no-untyped-def]
-            if loop.epoch > 1:
-                return None
-            self.before = {n: loop.optimiser.state[p]["exp_avg"].clone() for n, p in loop.guide.named_parameters()}
-            return PruningPlan(keep={"conv1": [1, 3]}, channels={"conv1": 16}, score={}, reason={})
-
-        def on_cut(self, loop, plan):  # type: ignore[no-untyped-def]
-            self.after = {n: loop.optimiser.state[p]["exp_avg"].clone() for n, p in loop.guide.named_parameters()}
-
     net = pb.nets.build("small_cnn", in_channels=1, image_size=8)
     data = pb.load_data("digits")
     groups = pb.channel_groups(net, data.example)
     model = pb.BayesianModel(net, TensorNormal("fan_in"), data_size=len(data.train), groups=groups)
-    event = Cut()
-    fit(
-        model,
-        KernelMeanField(model),
-        data,
-        epochs=2,
-        max_steps=3,
-        estimator="moments",
-        events=[event],
-        progress=False,
-        validate=False,
-    )
+    guide = KernelMeanField(model)
+    plan = PruningPlan(keep={"conv1": [1, 3]}, channels={"conv1": 16}, score={}, reason={})
+    with local_params(model, guide), torch.random.fork_rng(devices=[]):
+        loop = Loop(model, guide, data, FitConfig(epochs=2, max_steps=3, estimator="moments", validate=False))
+
+        def momentum() -> dict[str, torch.Tensor]:
+            return {n: loop.optimiser.state[p]["exp_avg"].clone() for n, p in loop.guide.named_parameters()}
+
+        loop.run_epoch(lambda step, loss: None)
+        before = momentum()
+        loop.cut(plan)
+        after = momentum()
+        loop.run_epoch(lambda step, loss: None)
     name = "log_scale.conv1|weight"
-    assert torch.equal(event.after[name], event.before[name][[1, 3]]) and bool(event.before[name].any())
-    assert torch.equal(event.after["log_scale.conv2|weight"], event.before["log_scale.conv2|weight"])
+    assert torch.equal(after[name], before[name][[1, 3]]) and bool(before[name].any())
+    assert torch.equal(after["log_scale.conv2|weight"], before["log_scale.conv2|weight"])
 
 
 def test_bad_norm() -> None:

@@ -14,7 +14,7 @@ from pyrobnn.criteria.pairs import eliminate, history_distances
 from pyrobnn.data import Data
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.function import NoLatents
-from pyrobnn.inference.events import Event
+from pyrobnn.inference.callbacks import Callback
 from pyrobnn.methods.history import NormHistory, SimilarPairs
 
 
@@ -36,7 +36,7 @@ def l1(net: nn.Module, name: str) -> torch.Tensor:
     return net.get_submodule(name).weight.detach().flatten(1).abs().sum(1)
 
 
-class Watch(Event):
+class Watch(Callback):
     """Keeps the network's norms after every epoch, by other means."""
 
     def __init__(self) -> None:
@@ -132,22 +132,25 @@ def test_a_random_weight_is_penalised_by_its_expected_norm() -> None:
 
 
 def test_a_resumed_fit_remembers(data: Data, tmp_path: Any) -> None:
-    def events() -> list[Event]:
+    def events() -> list[Callback]:
         history = NormHistory(1)
         return [history, SimilarPairs(history, 0.25, start=0.25)]
 
     whole, settings = events(), {"batch_size": 32, "lr": 1e-2, "progress": False}
     pb.fit(*pair(), data, epochs=4, lr_schedule="constant", events=whole, **settings)
 
-    class Stop(Event):
+    class Stop(Callback):
+        def __init__(self, epoch: int) -> None:
+            self.epoch = epoch
+
         def on_epoch_end(self, loop: Any) -> None:
-            if loop.epoch == 3:
+            if loop.epoch == self.epoch:
                 raise KeyboardInterrupt
 
     path, again = tmp_path / "c.pt", events()
     with pytest.raises(KeyboardInterrupt):
-        pb.fit(*pair(), data, epochs=4, lr_schedule="constant", events=[*events(), Stop()], checkpoint=path, **settings)
-    pb.fit(*pair(), data, epochs=4, lr_schedule="constant", events=[*again, Event()], checkpoint=path, resume=True, **settings)
+        pb.fit(*pair(), data, epochs=4, lr_schedule="constant", events=[*events(), Stop(3)], checkpoint=path, **settings)
+    pb.fit(*pair(), data, epochs=4, lr_schedule="constant", events=[*again, Stop(9)], checkpoint=path, resume=True, **settings)
     assert torch.equal(again[0].norms["fc1"], whole[0].norms["fc1"])
     assert torch.equal(again[1].orders["fc1"].pairs, whole[1].orders["fc1"].pairs)
     # The next round starts afresh.

@@ -73,8 +73,7 @@ def _loop(odds: float) -> Any:
     guide = SimpleNamespace(
         weight_odds=lambda: {"0.weight": torch.full((3, 4), odds)}, moments=lambda: {"0.weight": 0, "0.weight.gate": 0}
     )
-    objective = SimpleNamespace(site_weights={})
-    return SimpleNamespace(model=SimpleNamespace(net=net), guide=guide, objective=objective, step=20)
+    return SimpleNamespace(model=SimpleNamespace(net=net), guide=guide, step=20)
 
 
 def test_the_price_follows_the_share() -> None:
@@ -83,8 +82,8 @@ def test_the_price_follows_the_share() -> None:
     assert nonzero_share(loop.model.net, loop.guide.weight_odds(), total) == 1.0
     event = SupportPrice(0.6, total, rate=0.25)
     event.on_start(loop)
-    event.on_batch_end(loop)
-    assert loop.objective.site_weights == {"0.weight.gate": 1.25}  # slabs are not priced
+    asked = event.on_batch_end(loop)
+    assert asked is not None and asked.kl_weights == {"0.weight.gate": 1.25}  # slabs are not priced
     few = _loop(-1.0)
     assert nonzero_share(few.model.net, few.guide.weight_odds(), total) == pytest.approx((total - 12) / total)
     again = SupportPrice(0.6, total, rate=0.25)

@@ -1,20 +1,19 @@
-"""The outer loop of Turbo-VBI as an event: gradient epochs, then closed-form updates, and so on."""
+"""The outer loop of Turbo-VBI as a callback: gradient epochs, then closed-form updates, and so on."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pyrobnn.channels import PruningPlan
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.turbo import TurboGuide
-from pyrobnn.inference.events import Event
-
-if TYPE_CHECKING:
-    from pyrobnn.channels import PruningPlan
-    from pyrobnn.inference.fit import Loop
+from pyrobnn.inference.callbacks import Callback, FitState, FitUpdate
+from pyrobnn.priors.turbo import Turbo
 
 
-class TurboUpdates(Event):
+class TurboUpdates(Callback):
     """Updates q(ρ) and q(s) of a :class:`~pyrobnn.guides.turbo.TurboGuide` between epochs.
 
     The rate b̄ of weights outside the support falls geometrically from `off_rate_start` to the
@@ -45,7 +44,7 @@ class TurboUpdates(Event):
         off_rate_start: float | None = 1e-1,
         anneal: int = 5,
         point_epochs: int = 0,
-        size: Callable[[Loop], int] | None = None,
+        size: Callable[[FitState], int] | None = None,
     ) -> None:
         if every < 1 or inner < 1 or anneal < 1 or point_epochs < 0:
             raise ConfigError(
@@ -60,32 +59,30 @@ class TurboUpdates(Event):
         self.updates = 0
         self._final_rate: float | None = None
 
-    def on_start(self, loop: Loop) -> None:
-        guide = self._guide(loop)
+    def on_start(self, state: FitState) -> FitUpdate:
+        after = self._guide(state).twin()
+        after.point = state.epoch < self.point_epochs
         if self._final_rate is None:  # a fresh start; a resumed one has its state already
-            self._final_rate = float(guide.off_rate)
-            self._set_rate(guide)
-            guide.point = loop.epoch < self.point_epochs
-            guide.update(inner=self.inner)
-        else:
-            guide.point = loop.epoch < self.point_epochs
-        guide.share_with(loop.model.prior)
+            self._final_rate = float(after.off_rate)
+            self._set_rate(after)
+            after.update(inner=self.inner)
+        return _update(after, state.model.prior)
 
-    def on_epoch_end(self, loop: Loop) -> PruningPlan | None:
-        guide = self._guide(loop)
-        if loop.epoch % self.every == 0:
+    def on_epoch_end(self, state: FitState) -> FitUpdate:
+        after = self._guide(state).twin()
+        metrics = {}
+        if state.epoch % self.every == 0:
             self.updates += 1
-            self._set_rate(guide)
+            self._set_rate(after)
             if self.size is not None:
-                loop.history[-1]["price"] = guide.bound(self.size(loop))
-            moved = guide.update(inner=self.inner, learn=self.learn)
-            loop.history[-1].update(support_change=moved.change, support=moved.share)
-            guide.share_with(loop.model.prior)
-        guide.point = loop.epoch < self.point_epochs
-        return None
+                metrics["price"] = after.bound(self.size(state))
+            moved = after.update(inner=self.inner, learn=self.learn)
+            metrics |= {"support_change": moved.change, "support": moved.share}
+        after.point = state.epoch < self.point_epochs
+        return _update(after, state.model.prior, metrics)
 
-    def on_cut(self, loop: Loop, plan: PruningPlan) -> None:
-        self._guide(loop).share_with(loop.model.prior)
+    def on_cut(self, state: FitState, plan: PruningPlan) -> FitUpdate:
+        return _update(self._guide(state), state.model.prior)
 
     def _set_rate(self, guide: TurboGuide) -> None:
         assert self._final_rate is not None
@@ -94,13 +91,27 @@ class TurboUpdates(Event):
         share = min(1.0, self.updates / self.anneal)
         guide.set_off_rate(self.off_rate_start ** (1 - share) * self._final_rate**share)
 
-    def _guide(self, loop: Loop) -> TurboGuide:
-        if not isinstance(loop.guide, TurboGuide):
-            raise ConfigError(f"TurboUpdates needs a TurboGuide, got {type(loop.guide).__name__}")
-        return loop.guide
+    def _guide(self, state: FitState) -> TurboGuide:
+        if not isinstance(state.guide, TurboGuide):
+            raise ConfigError(f"TurboUpdates needs a TurboGuide, got {type(state.guide).__name__}")
+        return state.guide
 
     def state_dict(self) -> dict[str, Any]:
         return {"updates": self.updates, "final_rate": self._final_rate}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.updates, self._final_rate = state["updates"], state["final_rate"]
+
+
+def _update(after: TurboGuide, prior: Any, metrics: dict[str, float] | None = None) -> FitUpdate:
+    """From a guide with new factors to what the loop is to change; the prior takes over what the guide has learned."""
+    settings: dict[str, Any] = {"guide.point": after.point}
+    if isinstance(prior, Turbo):
+        told = copy.copy(prior)
+        after.share_with(told)
+        settings |= {"prior.learned": told.learned, "prior.precision": told.precision}
+    return FitUpdate(
+        tensors={f"guide.{name}": buffer for name, buffer in after.named_buffers()},
+        settings=settings,
+        metrics=metrics or {},
+    )
