@@ -20,6 +20,7 @@ DEPENDENCIES = [
     "safetensors>=0.4.3",
     "scikit-learn>=1.4",
     "torchmetrics>=1.3",
+    "jinja2>=3.1",  # report.html
     "typer>=0.12",
     "rich>=13.0",
 ]
@@ -50,7 +51,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["pyrobnn", "pyrobnn.*"]),
-    package_data={"pyrobnn": ["py.typed", "*.pyi"]},
+    package_data={"pyrobnn": ["py.typed", "*.pyi", "report/templates/*"]},
     install_requires=DEPENDENCIES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["pyrobnn = pyrobnn.cli.main:main"]},

@@ -25,6 +25,28 @@ def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+# What a picture shows and how to read it, by the beginning of its title.
+CAPTIONS = {
+    "What the cut was read from": "One mark per channel at the moment it was kept or cut. Where a size or a drop was asked "
+    "for, channels go by what they cost, not by one line for all, so marks of both kinds may overlap.",
+    "Channels before and after": "Width of every channel group in the dense and in the compact net.",
+    "Inclusion probabilities": "Probability that a channel belongs to the net. A posterior that has settled has its mass "
+    "at 0 and at 1; much in between means that the fit was short.",
+    "SNR during the fit": "How the signal-to-noise ratios spread: channels that the data do not need drift to the left.",
+    "Histories of filters": "One line per filter. Filters whose lines run together are redundant: one of each pair goes.",
+    "Lowest and highest channels": "Posterior of the channels nearest to being cut and farthest from it.",
+    "First filters": "Posterior mean of the first convolution and how sure it is, filter by filter.",
+    "Accuracy against MACs": "Accuracy right after each cut, before tuning, and after it. The distance between the two is "
+    "what tuning won back.",
+    "Calibration of the": "Accuracy against confidence, in bins; on the diagonal, confidence is honest.",
+}
+
+
+def caption(title: str) -> str | None:
+    """The text under the picture of that title, if it is one of ours."""
+    return next((text for start, text in CAPTIONS.items() if title.startswith(start)), None)
+
+
 def standard_figures(
     posterior: Posterior, report: Mapping[str, Any], reliability: Mapping[str, Reliability] | None = None
 ) -> dict[str, Figure]:

@@ -1,0 +1,300 @@
+"""What the report page says, section by section, as plain data for the template.
+
+Every key of the report may be missing: a section without content is left out.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyrobnn.report.figures import as_dict, is_number
+from pyrobnn.report.wording import DASH, flat, percent, plain, points, relative, removed, scaled, text
+
+Report = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of the page; the template writes what is there, in this order: before, rows, bars, pictures, code, after."""
+
+    id: str
+    title: str
+    before: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    head: Sequence[str] = ()
+    text: bool = False  # the rows are words rather than numbers
+    bars: Sequence[Mapping[str, Any]] = ()
+    pictures: Sequence[Mapping[str, Any]] = ()
+    code: Sequence[str] = ()
+    after: Sequence[str] = ()
+
+# key of a network's figures, name, how a value is written, how a change is
+FIGURES: list[tuple[str, str, Callable[[float], str], Callable[[float, float], str]]] = [
+    ("accuracy", "Test accuracy", percent, points),
+    ("nll", "Negative log-likelihood (nats)", lambda v: f"{v:.4f}", plain),
+    ("ece", "Expected calibration error, 15 bins", percent, points),
+    ("brier", "Brier score", lambda v: f"{v:.4f}", plain),
+    ("params", "Parameters", lambda v: f"{v:,.0f}", relative),
+    ("nonzero_params", "Parameters that are not zero", lambda v: f"{v:,.0f}", relative),
+    ("macs", "Multiply-accumulates, one example", lambda v: f"{v:,.0f}", relative),
+    ("bytes", "Bytes", lambda v: f"{v:,.0f}", relative),
+    ("latency_ms", "Median latency, one example", lambda v: f"{v:.3g}\N{NO-BREAK SPACE}ms", relative),
+]
+SIZES = {"target_macs": "MACs", "target_params": "parameters", "target_nonzero": "parameters that are not zero"}
+
+
+def all_sections(
+    report: Report, pictures: Sequence[Mapping[str, Any]], widths: Mapping[str, tuple[int, int]], load_path: str
+) -> list[Section]:
+    """The sections that have content, in the order of the page."""
+    dense, compact = as_dict(report.get("dense")), as_dict(report.get("compact"))
+    found = [
+        numbers(report, dense, compact),
+        accuracies(report, dense, compact),
+        per_class(report),
+        robustness(as_dict(report.get("robustness"))),
+        bayesian(as_dict(report.get("bayesian")), compact),
+        Section("channels", "Channels left", bars=_bars(widths)),
+        Section("pictures", "Pictures", pictures=pictures),
+        rounds(report.get("rounds") or []),
+        settings(report),
+        Section(
+            "load",
+            "Load the net",
+            code=[code(load_path)],
+            after=["For a class of your own, pass factory=MyNet to load_compact."],
+        ),
+    ]
+    return [s for s in found if s.rows or s.bars or s.pictures or s.code]
+
+
+def verdict(report: Report) -> list[dict[str, str]]:
+    """The lines under the title: was the target met, what may be claimed, and on what images it was chosen."""
+    lines = []
+    target = as_dict(report.get("target"))
+    asked = as_dict(target.get("asked")) or {key: target[key] for key in (*SIZES, "max_drop") if key in target}
+    wish = "; ".join(_asked(key, value) for key, value in asked.items() if is_number(value))
+    if target.get("met") is not None:
+        met = target["met"] is True
+        reached = f" Reached: {_reached(target)}." if _reached(target) else ""
+        lines.append(
+            {"kind": "good" if met else "bad", "head": "Target met." if met else "Target missed.",
+             "text": f"Asked for: {wish or DASH}.{reached}"}
+        )  # fmt: skip
+    elif wish:
+        lines.append({"kind": "plain", "head": "Asked for:", "text": f"{wish}."})
+    claim = as_dict(report.get("comparison")).get("claim")
+    if claim:
+        lines.append({"kind": "plain", "head": "What may be claimed:", "text": text(claim)})
+    if report.get("validation_clean") is False:
+        lines.append(
+            {"kind": "note", "head": "Biased choices.", "text": "The given weights had already seen the validation "
+             "images, so every choice made on validation accuracy is biased. The test figures are not affected."}
+        )  # fmt: skip
+    return lines
+
+
+def _asked(key: str, value: float) -> str:
+    if key == "max_drop":
+        unit = "point" if value == 1 else "points"
+        return f"at most {value:g}\N{NO-BREAK SPACE}{unit} of validation accuracy lost"
+    return f"at most {100 * value:g}\N{NO-BREAK SPACE}% of the {SIZES.get(key, key.replace('_', ' '))} left"
+
+
+def _reached(target: Report) -> str:
+    reached, interval = target.get("reached"), target.get("interval")
+    parts = []
+    for key, value in as_dict(reached).items():
+        if not is_number(value):
+            continue
+        if key == "max_drop":
+            parts.append(f"{value:.2f}\N{NO-BREAK SPACE}points lost")
+        else:
+            parts.append(f"{100 * value:.1f}\N{NO-BREAK SPACE}% of the {SIZES.get(key, key.replace('_', ' '))} left")
+    if is_number(reached):
+        parts.append(f"{reached:.4g}")
+    if parts and isinstance(interval, list | tuple) and len(interval) == 2 and all(map(is_number, interval)):
+        parts[-1] += f" (95\N{NO-BREAK SPACE}% interval {interval[0]:.2f} to {interval[1]:.2f})".replace("-", "−")
+    return "; ".join(parts)
+
+
+def cards(report: Report) -> list[dict[str, str]]:
+    """The figures to see first."""
+    dense, compact = as_dict(report.get("dense")), as_dict(report.get("compact"))
+
+    def beside(key: str, show: Callable[[float], str]) -> str:
+        return f"; dense {show(dense[key])}" if is_number(dense.get(key)) else ""
+
+    found = []
+    if is_number(compact.get("accuracy")):
+        found.append((percent(compact["accuracy"]), f"test accuracy{beside('accuracy', percent)}"))
+    for key, name in (("macs", "MACs"), ("params", "parameters")):
+        if is_number(compact.get(key)):
+            found.append((removed(report, key), f"{name}; {scaled(compact[key])} left"))
+    if is_number(compact.get("latency_ms")):
+
+        def show(value: float) -> str:
+            return f"{value:.3g}\N{NO-BREAK SPACE}ms"
+
+        found.append((show(compact["latency_ms"]), f"for one example{beside('latency_ms', show)}"))
+    if is_number(compact.get("ece")):
+        found.append((percent(compact["ece"]), f"calibration error{beside('ece', percent)}"))
+    return [{"value": value, "label": label} for value, label in found]
+
+
+def numbers(report: Report, dense: Report, compact: Report) -> Section:
+    """Dense beside compact."""
+    rows = []
+    for key, name, show, change in FIGURES:
+        a, b = dense.get(key), compact.get(key)
+        if is_number(a) or is_number(b):
+            both = change(a, b) if is_number(a) and is_number(b) else DASH
+            rows.append([name, *(show(v) if is_number(v) else DASH for v in (a, b)), both])
+    after = ["Counted on the tensors of the saved module; bytes are those of its file."]
+    if is_number(compact.get("latency_ms")) and report.get("device"):
+        after.append(f"Latency was measured on {report['device']}, batch 1; fewer MACs save less time where layers are small.")
+    return Section("measured", "Measured on the nets", head=["", "dense", "compact", "change"], rows=rows, after=after)
+
+
+def accuracies(report: Report, dense: Report, compact: Report) -> Section:
+    """Validation beside test: what choices were made on, and what was read once."""
+    validation = as_dict(report.get("validation"))
+    pairs = [
+        ("Validation images, on which choices are made", validation.get("dense"), validation.get("compact")),
+        ("Test images, read once at the end", dense.get("accuracy"), compact.get("accuracy")),
+    ]
+    rows = [
+        [name, *(percent(v) if is_number(v) else DASH for v in (a, b)), points(a, b) if is_number(a) and is_number(b) else DASH]
+        for name, a, b in pairs
+    ]
+    if not any(is_number(value) for value in validation.values()):
+        rows = []
+    comparison, after = as_dict(report.get("comparison")), []
+    interval = comparison.get("interval")
+    if isinstance(interval, list | tuple) and len(interval) == 2 and all(map(is_number, interval)):
+        after.append(
+            f"Difference on the test images: 95\N{NO-BREAK SPACE}% interval {points(0, interval[0])} to {points(0, interval[1])}"
+            + (f"; paired test p = {comparison['p_value']:.3g}." if is_number(comparison.get("p_value")) else ".")
+        )
+    return Section(
+        "accuracy", "Validation and test", head=["accuracy on", "dense", "compact", "change"], rows=rows, after=after
+    )
+
+
+def per_class(report: Report) -> Section:
+    """Recall of every class, so that a class that was lost is seen."""
+    rows = []
+    for entry in report.get("per_class") or []:
+        a, b = entry.get("dense"), entry.get("compact")
+        change = points(a, b) if is_number(a) and is_number(b) else DASH
+        shown = [percent(v) if is_number(v) else DASH for v in (a, b)]
+        rows.append([text(entry.get("class")), flat(entry.get("images")), *shown, change])
+    before = ["Share of each class's test images that are recognised: a mean can hide a class that was lost."]
+    return Section(
+        "classes", "Class by class", head=["class", "images", "dense", "compact", "change"], rows=rows, before=before
+    )
+
+
+def robustness(found: Report) -> Section:
+    if not is_number(found.get("agreement")):
+        return Section("robustness", "What accuracy does not show")
+    rows = []
+    for row in found.get("noise") or []:
+        a, b = row.get("dense"), row.get("compact")
+        if is_number(a) and is_number(b):
+            rows.append([f"σ = {flat(row.get('sigma'))}", percent(a), percent(b), points(a, b)])
+    precision = f", measured in {found['precision']}" if found.get("precision", "fp32") != "fp32" else ""
+    before = [
+        f"Dense and compact net name the same class for {percent(found['agreement'])} of the test images. "
+        f"Accuracy under Gaussian pixel noise, σ in units of the pixel range{precision}:"
+    ]
+    head = ["noise", "dense", "compact", "change"]
+    return Section("robustness", "What accuracy does not show", head=head, rows=rows, before=before)
+
+
+def bayesian(found: Report, compact: Report) -> Section:
+    rows = []
+    for key, name, show, _ in FIGURES[:3]:
+        if is_number(found.get(key)) and is_number(compact.get(key)):
+            rows.append([name, show(compact[key]), show(found[key])])
+    before = [
+        f"A Gaussian per weight, fitted around the compact net at KL weight {flat(found.get('kl_weight'))}; "
+        f"predictions average {flat(found.get('draws'))} draws."
+    ]
+    head = ["", "weights at their values", "averaged over the posterior"]
+    return Section("posterior", "The posterior of the compact net", head=head, rows=rows, before=before)
+
+
+def rounds(found: Sequence[Any]) -> Section:
+    entries = [r for r in found if isinstance(r, Mapping)]
+    keys = list(dict.fromkeys(k for r in entries for k, v in r.items() if isinstance(v, str | int | float)))
+    keys = [key for key in keys if key != "round"]
+
+    def cell(key: str, value: Any) -> str:
+        if is_number(value) and "accuracy" in key:
+            return percent(value)
+        return f"{value:,}" if is_number(value) and isinstance(value, int) else flat(value)
+
+    rows = [
+        [flat(r.get("round", i)), *(cell(key, r.get(key)) for key in keys)] for i, r in enumerate(entries, start=1)
+    ]
+    heads = [str(key).replace("_", " ").replace("macs", "MACs") for key in keys]
+    before = ["One line per cut: what is left after it. The accuracy is the one right after the cut, before tuning."]
+    return Section("rounds", "Rounds", head=["round", *heads], rows=rows if keys else [], before=before)
+
+
+def settings(report: Report) -> Section:
+    names = {
+        "method": "Method", "model": "Net", "data": "Data", "rule": "Cut rule", "target": "Target", "seed": "Seed",
+        "epochs": "Epochs in all", "epochs_by_phase": "Epochs by phase", "seconds": "Seconds", "precision": "Precision",
+        "device": "Device", "validation_clean": "Validation images unseen", "settings": "Settings",
+        "refused": "Not cut, and why",
+    }  # fmt: skip
+    rows = [[label, flat(report[key])] for key, label in names.items() if report.get(key) is not None]
+    return Section(
+        "settings", "What was done", rows=rows, text=True, code=[command(report)] if rows else [],
+        after=["The command does the same again, up to the order in which other processors add."] if rows else [],
+    )  # fmt: skip
+
+
+def command(report: Report) -> str:
+    """The command line that makes this run again."""
+    if isinstance(report.get("command"), str):
+        return str(report["command"])
+    words = ["pyrobnn", "compress"]
+    for flag, key in (("--model", "model"), ("--data", "data"), ("--method", "method")):
+        words += [flag, text(report.get(key))]
+    for key, value in as_dict(report.get("target")).items():
+        if is_number(value) and (key in SIZES or key == "max_drop"):
+            words += ["--" + key.replace("_", "-"), f"{value:g}"]
+    for flag, key in (("--epochs", "epochs"), ("--seed", "seed"), ("--precision", "precision")):
+        if report.get(key) is not None:
+            words += [flag, flat(report[key])]
+    if as_dict(report.get("epochs_by_phase")).get("dense") == 0:
+        words += ["--weights", "DENSE.safetensors"]
+    return shlex.join([*words, "--out", "runs/again"])
+
+
+def _bars(widths: Mapping[str, tuple[int, int]]) -> list[dict[str, Any]]:
+    return [
+        {"group": text(group), "dense": int(before), "compact": int(after),
+         "percent": f"{100 * min(after / max(before, 1), 1):.1f}"}
+        for group, (before, after) in widths.items()
+    ]  # fmt: skip
+
+
+def code(load_path: str) -> str:
+    """How to read the run from Python."""
+    return "\n".join([
+        "import pyrobnn as pb",
+        "",
+        f"net = pb.load_compact({load_path!r})    # a plain nn.Module with the smaller tensors, in eval mode",
+        "",
+        "import arviz as az",
+        "",
+        f"posterior = az.from_netcdf({str(Path(load_path) / 'posterior.nc')!r})",
+    ])  # fmt: skip
