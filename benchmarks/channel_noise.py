@@ -6,11 +6,7 @@ LeNet rows train a dense network first (10 epochs, one per seed) and go on for 4
 from given weights.
 """
 
-from dataclasses import replace
-
 from rows import Row, run
-
-from pyrobnn.methods.noise import ARD
 
 SEEDS = (0, 1, 2)
 LENETS = {
@@ -27,14 +23,14 @@ GIVEN = {
     "vgg16-cifar10-m25-e20": VGG,
     # Three other ways, since that one fell 0.4 short: taught at temperature 1.3, as at 4 this dense network's answers
     # are all but uniform; 17 epochs for tuning, not 15; and taught between the images as well.
-    "vgg16-cifar10-m25-t13": {**VGG, "method": replace(ARD, temperature=1.3)},
-    "vgg16-cifar10-m25-i15": {**VGG, "method": replace(ARD, infer_share_large=0.15)},
-    "vgg16-cifar10-m25-blends": {**VGG, "method": replace(ARD, blends=0.7)},
+    "vgg16-cifar10-m25-t13": {**VGG, "recipe": {"temperature": 1.3}},
+    "vgg16-cifar10-m25-i15": {**VGG, "recipe": {"infer_share": 0.15}},
+    "vgg16-cifar10-m25-blends": {**VGG, "recipe": {"blends": 0.7}},
     # And tuned by Muon, with four epochs for inference; the finished rows beside it that do not say so were tuned by SGD.
-    "vgg16-cifar10-m25-muon": {**VGG, "method": replace(ARD, infer_share_large=0.2)},
+    "vgg16-cifar10-m25-muon": {**VGG, "recipe": {"infer_share": 0.2}},
     "vgg16-cifar10-m16": {"target_macs": 0.16, "epochs": 20},
     "resnet56-cifar10-m50": {"target_macs": 0.50, "epochs": 20},
-    "resnet56-cifar10-m50-muon": {"target_macs": 0.50, "epochs": 19, "method": replace(ARD, infer_share_large=0.15)},
+    "resnet56-cifar10-m50-muon": {"target_macs": 0.50, "epochs": 19, "recipe": {"infer_share": 0.15}},
     "resnet56-cifar10-m25": {"target_macs": 0.25, "epochs": 36},
     "resnet56-cifar10-m215": {"target_macs": 0.215, "epochs": 24},
 }

@@ -65,8 +65,8 @@ def comparable(table: Table) -> list[Method]:
     net = table.build()
     groups = pb.channel_groups(net, torch.randn(2, *table.shape))
     able = [m for m in METHODS.values() if m.usable is None or len(m.usable(net, groups))]
-    same = {"infer_share": INFER / EPOCHS, "rounds": INFER, "infer_share_large": None, "rounds_large": None}
-    return [replace(method, **same) for method in able]  # type: ignore[arg-type]
+    same = {"infer_share": INFER / EPOCHS, "rounds": INFER}
+    return [replace(method, recipes=method.recipes.with_values(same)) for method in able]
 
 
 def result(table: Table, name: str, seed: int) -> dict[str, Any] | None:

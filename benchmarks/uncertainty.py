@@ -32,7 +32,7 @@ import pyrobnn as pb
 from pyrobnn.compression.store import read_description
 from pyrobnn.data import Data, Split
 from pyrobnn.guides import NoLatents
-from pyrobnn.inference.recipe import is_large
+from pyrobnn.inference.recipe import kind_of
 from pyrobnn.inference.schedules import OneCycle
 from pyrobnn.metrics.evaluate import ood_auroc, predict_logits
 from pyrobnn.metrics.scores import PredictiveAccumulator
@@ -201,13 +201,13 @@ class Setup:
                 self.setting.net, num_classes=self.data.num_classes, in_channels=channels, image_size=side
             )
             if not path.exists():
-                large = is_large(net)
+                deep = kind_of(net) == "deep"
                 config = pb.FitConfig(
                     epochs=self.setting.member_epochs,
-                    optimizer="sgd" if large else "adam",
-                    lr=0.1 if large else 2e-3,
-                    weight_decay=5e-4 if large else 0.0,
-                    lr_schedule=OneCycle(0.3 if large else 0.2),
+                    optimizer="sgd" if deep else "adam",
+                    lr=0.1 if deep else 2e-3,
+                    weight_decay=5e-4 if deep else 0.0,
+                    lr_schedule=OneCycle(0.3 if deep else 0.2),
                     seed=1000 * k + self.seed,
                     validate=False,
                 )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from pyrobnn.methods.registry import METHODS, get_method
 from pyrobnn.metrics.robustness import robustness
 from pyrobnn.nets import build_spec, check_fits, load_weights, net_spec, save_weights
 from pyrobnn.pipeline.common import common_road, scratch_road
+from pyrobnn.pipeline.config import CompressionConfig, keyword_parameters
 from pyrobnn.pipeline.identity import identity
 from pyrobnn.pipeline.journal import Journal
-from pyrobnn.pipeline.method import Method, Request
+from pyrobnn.pipeline.method import Method
 from pyrobnn.pipeline.refit import survive
 from pyrobnn.pipeline.run import Run
 from pyrobnn.pipeline.schedule import share_out
@@ -86,31 +87,7 @@ class Result:
 
 
 def compress(
-    net: nn.Module | str,
-    data: Any,
-    method: str | Method = "ard",
-    *,
-    weights: str | Path | None = None,
-    trained: bool = False,
-    target_macs: float | None = None,
-    target_params: float | None = None,
-    target_nonzero: float | None = None,
-    max_drop: float | None = None,
-    epochs: int | None = None,
-    minutes: float | None = None,
-    seed: int = 0,
-    protect: Sequence[str] = (),
-    min_channels: int = 1,
-    round_to: int | None = None,
-    estimator: str | None = None,
-    from_scratch: PruningPlan | None = None,
-    bayesian_epochs: int = 0,
-    precision: str = "auto",
-    device: str = "auto",
-    likelihood: Likelihood | None = None,
-    out: str | Path | None = None,
-    resume: bool = False,
-    progress: bool = True,
+    net: nn.Module | str, data: Any, method: str | Method = "ard", *, likelihood: Likelihood | None = None, **options: Any
 ) -> Result:
     """Train, infer, cut, tune and report.
 
@@ -118,28 +95,10 @@ def compress(
         net: a module, or a name that :func:`pyrobnn.nets.build` knows. It is copied.
         data: a :class:`~pyrobnn.data.Data`, or anything that :func:`~pyrobnn.load_data` takes.
         method: a name, see `pyrobnn methods`; or a :class:`~pyrobnn.pipeline.method.Method` of your own.
-        weights: safetensors file of the dense network.
-        trained: the module is trained already (on all training images, as far as is known).
-        target_macs, target_params: fraction of the dense figure that may be left, in (0, 1).
-        target_nonzero: fraction of the dense parameters that may be other than zero, for methods that zero single
-            weights (`turbo-vbi`, `ss-edge`).
-        max_drop: percentage points of validation accuracy that may be lost; the smallest network within. Not
-            together with a size.
-        epochs: full passes over the training data in all; or `minutes` of wall-clock time.
-        seed: of initial weights, shuffling, augmentation and sampling.
-        protect: patterns of group or module names that are not cut.
-        min_channels, round_to: lower bound and multiple of kept channels per group.
-        estimator: `weight`, `local` or `moments`; default by method.
-        from_scratch: a control: train the compact architecture of this plan from fresh weights, for
-            `epochs` passes, with no posterior and no dense network.
-        bayesian_epochs: passes for the posterior of the compact network's weights (`result.bayesian`), after
-            and on top of `epochs`; 0 for none. With `resume` a finished run can be given one.
-        precision: `auto`, `fp32` or `bf16`. device: `auto`, `cpu`, `cuda` or `mps`.
         likelihood: of the labels, one class per image; categorical by default.
-        out: run directory, written as the run goes on (checkpoint after each epoch).
-        resume: go on with an interrupted run in `out`.
-        progress: bars and lines on stderr.
+        **options: the fields of :class:`~pyrobnn.pipeline.config.CompressionConfig`:
 
+OPTIONS
     Returns:
         A :class:`Result`.
 
@@ -147,32 +106,17 @@ def compress(
         PyrobnnError: any bad input, in one line that says what to do.
     """
     chosen = method if isinstance(method, Method) else get_method(method)
-    request = Request(
-        chosen.name,
-        target_macs,
-        target_params,
-        max_drop,
-        epochs,
-        minutes,
-        seed,
-        min_channels,
-        round_to,
-        estimator,
-        precision,
-        device,
-        target_nonzero,
-    )
-    if target_nonzero is not None and chosen.zeros is None:
+    config = CompressionConfig.make({**options, "method": chosen.name})
+    recipes = chosen.recipes.with_values(config.recipe)
+    if config.target_nonzero is not None and chosen.zeros is None:
         able = ", ".join(name for name, other in METHODS.items() if other.zeros is not None)
         raise ConfigError(f"--target-nonzero needs a method that zeroes single weights ({able}), got {chosen.name}")
-    if bayesian_epochs < 0:
-        raise ConfigError(f"--bayesian-epochs must be 0 or more, got {bayesian_epochs}")
     source = data if isinstance(data, str | Path) else None
     data = load_data(data)
-    net, spec = _network(net, data, seed)
-    trained_on = "train"
-    if weights is not None:
-        info = load_weights(net, weights)
+    net, spec = _network(net, data, config.seed)
+    trained, trained_on = config.trained, "train"
+    if config.weights is not None:
+        info = load_weights(net, config.weights)
         trained, trained_on = True, info.trained_on
         if info.mean is not None and info.std is not None:
             data = data.with_normalisation(info.mean, info.std)
@@ -181,58 +125,50 @@ def compress(
     check_fits(net, data.example, data.num_classes)
     if likelihood is not None:
         _check_likelihood(likelihood, net, data)
-    if from_scratch is not None and request.target:
-        raise ConfigError(
-            f"--from-scratch trains the widths of its plan, so {' and '.join(request.target)} would do nothing: leave out "
-            + " and ".join("--" + name.replace("_", "-") for name in request.target)
-        )
     clean = trained_on != "all"
-    if not clean and request.max_drop is None and (request.has_budget or request.target_nonzero is not None):
+    if not clean and config.max_drop is None and (config.has_budget or config.target_nonzero is not None):
         data = without_validation(data)  # nothing is chosen on data, so all training images may train
-    elif not clean and (request.max_drop is not None or chosen.stops):
+    elif not clean and (config.max_drop is not None or chosen.stops):
         warnings.warn(UNCLEAN, UserWarning, stacklevel=2)
-    if (request.max_drop is not None or chosen.stops) and not request.has_budget and not len(data.valid):
+    if (config.max_drop is not None or chosen.stops) and not config.has_budget and not len(data.valid):
         raise ConfigError("stopping by accuracy (--max-drop, or a method's own rule) needs validation images: load the data with valid_fraction above 0")
-    table = channel_groups(net, data.example, protect=tuple(protect))
-    if chosen.usable is not None and from_scratch is None:
+    table = channel_groups(net, data.example, protect=config.protect)
+    if chosen.usable is not None and config.from_scratch is None:
         table = chosen.usable(net, table)
     if not table:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(table.refused.items())[:3])
         raise ConfigError(f"no channel of this network can be cut ({reasons or 'no groups found'})")
     # What can be refused is refused now, before hours of training and before anything is written.
-    resolve_precision(precision, resolve_device(device), net)
-    if request.has_budget:
-        limits = Limits(min_channels, round_to)
+    resolve_precision(config.precision, resolve_device(config.device), net)
+    if config.has_budget:
+        limits = Limits(config.min_channels, config.round_to)
         nothing = {group.name: torch.zeros(group.channels) for group in table}
-        plan_for_budget(nothing, table, target_macs=target_macs, target_params=target_params, limits=limits)
-    if from_scratch is not None:
-        table.keep_vector(from_scratch)
-    path = None if out is None else Path(out)
-    who = {
-        **identity(request, chosen, data, net, trained=trained, likelihood=likelihood),
-        "protect": list(protect),
-        "from_scratch": None if from_scratch is None else from_scratch.to_json(),
-    }
+        plan_for_budget(
+            nothing, table, target_macs=config.target_macs, target_params=config.target_params, limits=limits
+        )
+    if config.from_scratch is not None:
+        table.keep_vector(config.from_scratch)
+    path = None if config.out is None else Path(config.out)
+    recipe = recipes.of(net)
+    who = identity(config, chosen, recipe, data, net, trained=trained, likelihood=likelihood)
     if path is not None:
-        claim(path, resume=resume)
-    journal = Journal(path / CHECKPOINT if path else None, who, resume=resume)
+        claim(path, resume=config.resume)
+    journal = Journal(path / CHECKPOINT if path else None, who, resume=config.resume)
     share = journal.carry.get("share")
-    schedule = share_out(chosen, request, data, net, trained=trained)
+    schedule = share_out(recipe, config, data, net, trained=trained)
     if share is not None:  # a time budget was turned into epochs when the run began
         schedule = replace(schedule, dense=share[0], infer=tuple(share[1]), tune=share[2], retune=share[3])
     journal.step(
         "schedule", lambda carry: {"share": [schedule.dense, list(schedule.infer), schedule.tune, schedule.retune]}
     )
-    run = Run(
-        net, table, data, chosen, request, schedule, journal, trained=trained, likelihood=likelihood, progress=progress
-    )
-    if from_scratch is not None:
-        scratch_road(run, from_scratch)
+    run = Run(net, table, data, chosen, config, recipe, schedule, journal, trained=trained, likelihood=likelihood)
+    if config.from_scratch is not None:
+        scratch_road(run, config.from_scratch)
     else:
         (chosen.road or common_road)(run)
     journal.step("finished", lambda carry: {"seconds": journal.seconds})
-    if bayesian_epochs:
-        survive(run, bayesian_epochs)
+    if config.bayesian_epochs:
+        survive(run, config.bayesian_epochs)
     return _finish(run, spec, source, path, trained_on, clean)
 
 
@@ -301,7 +237,7 @@ def _finish(
         bayesian = BayesianNet.from_state(small, state, data_size=len(data.train), likelihood=run.likelihood)
         if run.classifies:
             kl_weight, seconds = settings(small)["kl_schedule"], run.carry["bayesian_seconds"]
-            measured = measure_posterior(bayesian, data, draws=20 if run.large else 50)  # each is a pass
+            measured = measure_posterior(bayesian, data, draws=run.recipe.draws)  # each is a pass
             others["bayesian"] = {**measured, "kl_weight": kl_weight, "seconds": seconds}
     spent = {phase: round(passes, 3) for phase, passes in run.carry["epochs"].items()}
     epochs = {phase: int(passes) if float(passes).is_integer() else passes for phase, passes in spent.items()}
@@ -336,3 +272,15 @@ def _finish(
             save_weights(dense, path / DENSE, mean=data.mean, std=data.std, trained_on="train")
         result._write(path)
     return result
+
+
+def _say_options() -> None:
+    """The signature and the docstring of :func:`compress` from the one list of options."""
+    lines = [f"            {o.name}: {o.help}" for o in CompressionConfig.options() if o.name != "method"]
+    compress.__doc__ = (compress.__doc__ or "").replace("OPTIONS", "\n".join(lines) + "\n")
+    shown = [p for p in inspect.signature(compress).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    shown += keyword_parameters(without=("method",))
+    compress.__signature__ = inspect.Signature(shown, return_annotation=Result)  # type: ignore[attr-defined]
+
+
+_say_options()

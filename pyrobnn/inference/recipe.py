@@ -1,18 +1,19 @@
-"""Which training recipe a network wants."""
+"""What kind of network one is, and how many examples a step takes."""
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from torch import nn
 
 _NORMS = nn.modules.batchnorm._BatchNorm
 
 
-def is_large(net: nn.Module) -> bool:
-    """Deep enough, and normalised, so that SGD with a one-cycle rate is the usual recipe."""
+def kind_of(net: nn.Module) -> Literal["small", "deep"]:
+    """`deep` where more than four convolutions and a BatchNorm make SGD with a one-cycle rate the usual recipe."""
     convolutions = sum(isinstance(m, nn.modules.conv._ConvNd) for m in net.modules())
-    return convolutions > 4 and any(isinstance(m, _NORMS) for m in net.modules())
+    return "deep" if convolutions > 4 and any(isinstance(m, _NORMS) for m in net.modules()) else "small"
 
 
 def batch_size_for(examples: int) -> int:

@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from pyrobnn.criteria.scores import capped_l1_scores, moments_of, scored
 from pyrobnn.errors import ConfigError
-from pyrobnn.methods.gaussian import cold_kl, quick_scales
+from pyrobnn.guides.mean_field import MeanField
+from pyrobnn.methods.gaussian import COLD
 from pyrobnn.pipeline.iterative import iterative_road
 from pyrobnn.pipeline.method import Method, Reading
 from pyrobnn.priors.base import Prior
@@ -54,15 +55,11 @@ def bayes_l1(prior: str = "capped-l1", *, mix: float = 0.5, expected: bool = Tru
         source="Shaikh et al. 2024, Kumar et al. 2021 (abstracts); weighting, cap and prior reconstructed",
         cut_where="smallest part of what is left of the layer's norm per cost saved (lowest 20 % a round without a target)",
         prior=PRIORS[prior],
-        guide=quick_scales,
+        guide=MeanField,
+        settings={"prior": prior, "mix": mix, "expected": expected},
         rule="fraction",
         threshold=0.8,
-        infer={"lr": 1e-3, "guide_lr": 1e-3, "lr_schedule": "constant"},
-        infer_large={"lr": 2e-4, "guide_lr": 2e-4},
-        kl=cold_kl,
-        rounds=8,
-        infer_share=0.25,
-        estimator="local",
+        recipes=COLD,
         read=read,
         stops=True,
         road=iterative_road,

@@ -18,6 +18,7 @@ from pyrobnn.guides.function import NoLatents
 from pyrobnn.inference.precision import channels_last
 from pyrobnn.pipeline.iterative import iterative_road
 from pyrobnn.pipeline.method import Method, Reading
+from pyrobnn.pipeline.recipe import recipes
 from pyrobnn.summary.types import Posterior
 
 TAYLOR_BATCHES = 16
@@ -44,10 +45,11 @@ def _control(
         guide=lambda model: NoLatents(),
         rule="fraction",
         threshold=0.8,
-        infer={"lr": 1e-3, "lr_schedule": "constant"},
-        infer_large={"optimizer": "sgd", "lr": 0.01, "weight_decay": 5e-4},
-        rounds=8,
-        infer_share=0.25,
+        recipes=recipes(
+            rounds=8,
+            infer_share=0.25,
+            deep={"infer.optimizer": "sgd", "infer.lr": 0.01, "infer.weight_decay": 5e-4},
+        ),
         read=read,
         usable=usable,
         stops=True,

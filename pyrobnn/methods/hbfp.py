@@ -19,12 +19,10 @@ from pyrobnn.criteria.scores import scored
 from pyrobnn.guides.function import NoLatents
 from pyrobnn.guides.mean_field import MeanField
 from pyrobnn.inference.callbacks import Callback
-from pyrobnn.inference.recipe import is_large
-from pyrobnn.inference.schedules import WarmUp
 from pyrobnn.methods.history import NormHistory, SimilarPairs
-from pyrobnn.model import BayesianModel
 from pyrobnn.pipeline.iterative import iterative_road
 from pyrobnn.pipeline.method import Method, Reading
+from pyrobnn.pipeline.recipe import recipes
 from pyrobnn.pipeline.run import Run
 from pyrobnn.pipeline.widths import by_scores, evenly, planned_road
 from pyrobnn.priors.gaussian import Gaussian
@@ -102,15 +100,21 @@ def hbfp(
         history = NormHistory(number, per_epoch=per_epoch, distance=distance)
         return [history, SimilarPairs(history, pair_fraction(run), weight=weight, drop=drop, gradient=gradient)]
 
-    def mean_field(model: BayesianModel) -> MeanField:
-        return MeanField(model, init_scale=0.1, scale_lr=25.0 if is_large(model.net) else 1.0)
-
-    def cold(number: int, large: bool) -> WarmUp:
-        return WarmUp(0.5 if number == 0 else 0.0, 0.0, 0.01 if large else 0.1)
-
     what = "expected L1 norms under mean-field Gaussian weights" if bayesian else "L1 norms"
-    # Norms have to move for a history to say something: plain weights take the rate of their training.
-    point = {"optimizer": "sgd", "lr": 0.01, "weight_decay": 5e-4, "lr_schedule": "constant"}
+    common = {"rounds": 8, "infer_share": 0.4, "kl_warmup": 0.5}
+    if bayesian:
+        found = recipes(
+            **common,
+            guide={"init_scale": 0.1},
+            small={"infer.guide_lr": 1e-3, "kl_weight": 0.1, "estimator": "local"},
+            deep={"infer.guide_lr": 2e-4, "kl_weight": 0.01, "guide.scale_lr": 25.0},
+        )
+    else:  # norms have to move for a history to say something: plain weights take the rate of their training
+        found = recipes(
+            **common,
+            small={"infer.guide_lr": 1e-3, "infer.weight_decay": 1e-4, "kl_weight": 0.1},
+            deep={"infer.optimizer": "sgd", "infer.lr": 0.01, "infer.weight_decay": 5e-4, "kl_weight": 0.01},
+        )
     return Method(
         name=name or ("hbfp-bayes" if bayesian else "hbfp"),
         title=f"history of {what}; one filter of each closest pair goes",
@@ -118,16 +122,20 @@ def hbfp(
         + (" and posterior ours" if bayesian else " ours"),
         cut_where="closest pair of trajectories, widths planned once for a budget (20 % of each layer a round without a target)",
         prior=(lambda: Gaussian("fan_in")) if bayesian else (lambda: None),
-        guide=mean_field if bayesian else (lambda model: NoLatents()),
+        guide=MeanField if bayesian else (lambda model: NoLatents()),
+        recipes=found,
+        settings={
+            "bayesian": bayesian,
+            "drop": drop,
+            "gradient": gradient,
+            "weight": weight,
+            "distance": distance,
+            "per_epoch": per_epoch,
+            "even": even,
+        },
         rule="fraction",
         threshold=SHARE,
-        infer={"lr": 1e-3, "guide_lr": 1e-3, "lr_schedule": "constant", "weight_decay": 0.0 if bayesian else 1e-4},
-        infer_large={"lr": 2e-4, "guide_lr": 2e-4} if bayesian else point,
-        kl=cold,
-        rounds=8,
-        infer_share=0.4,
         events=events,
-        estimator="local" if bayesian else "weight",
         read=_read,
         stops=True,
         road=partial(history_road, even=even),

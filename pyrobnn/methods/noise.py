@@ -11,6 +11,7 @@ from pyrobnn.guides.noise import NormalNoise, TruncatedLogNormalNoise
 from pyrobnn.inference.callbacks import Callback
 from pyrobnn.inference.pricing import PricedKL
 from pyrobnn.pipeline.method import Method, Reading
+from pyrobnn.pipeline.recipe import recipes
 from pyrobnn.priors.noise import ARDNoise, LogUniformNoise
 from pyrobnn.summary.types import Posterior
 
@@ -59,23 +60,23 @@ def _unpriced(reading: Reading, loss: Any) -> Posterior:
     return posterior
 
 
+# Deep networks lose little to noise and need their epochs for tuning.
+NOISE = recipes(
+    infer_distillation=0.7,
+    small={"infer.guide_lr": 1e-2, "rounds": 8, "infer_share": 0.3},
+    deep={"infer.lr": 3e-4, "infer.guide_lr": 5e-3, "rounds": 4, "infer_share": 0.25},
+)
+
 ARD = Method(
     name="ard",
     title="ARD channel noise, KL priced by cost, budget by dual ascent",
     source="ours; KL of VIBNet (Dai et al. 2018)",
     cut_where="fewest nats per MAC (SNR < 1 without a target)",
     prior=ARDNoise,
-    guide=lambda model: NormalNoise(model, init_scale=0.1),
-    infer={"lr": 1e-3, "guide_lr": 1e-2, "lr_schedule": "constant"},
-    infer_large={"lr": 3e-4, "guide_lr": 5e-3},
-    rounds=8,
-    infer_share=0.3,
-    # Deep networks lose little to noise and need their epochs for tuning.
-    rounds_large=4,
-    infer_share_large=0.25,
+    guide=NormalNoise,
+    recipes=NOISE.with_values({"guide.init_scale": 0.1}),
     events=priced,
     read=lambda reading: _unpriced(reading, ard_loss),
-    distil=0.7,
 )
 
 SBP = Method(
@@ -84,15 +85,8 @@ SBP = Method(
     source="Neklyudov et al. 2017 (released code); priced budget ours",
     cut_where="fewest nats per MAC (SNR < 1 without a target)",
     prior=LogUniformNoise,
-    guide=lambda model: TruncatedLogNormalNoise(model, init_log_scale=-3.0),
-    infer={"lr": 1e-3, "guide_lr": 1e-2, "lr_schedule": "constant"},
-    infer_large={"lr": 3e-4, "guide_lr": 5e-3},
-    rounds=8,
-    infer_share=0.3,
-    # Deep networks lose little to noise and need their epochs for tuning.
-    rounds_large=4,
-    infer_share_large=0.25,
+    guide=TruncatedLogNormalNoise,
+    recipes=NOISE.with_values({"guide.init_log_scale": -3.0}),
     events=priced,
     read=lambda reading: _unpriced(reading, log_uniform_loss),
-    distil=0.7,
 )

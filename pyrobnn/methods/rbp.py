@@ -21,10 +21,10 @@ from pyrobnn.criteria.rules import plan
 from pyrobnn.errors import PlanError
 from pyrobnn.guides.noise import NormalNoise
 from pyrobnn.inference.callbacks import Callback, FitState, FitUpdate
-from pyrobnn.inference.schedules import WarmUp
 from pyrobnn.pipeline.acceptance import begin, finish, survives
 from pyrobnn.pipeline.common import deepest
 from pyrobnn.pipeline.method import Method
+from pyrobnn.pipeline.recipe import recipes
 from pyrobnn.priors.noise import SpikeNoise, TwoSpikeNoise
 from pyrobnn.summary.state import from_state
 
@@ -124,13 +124,17 @@ RBP = Method(
     source="Zhou et al. 2019; prior, KL and threshold reconstructed",
     cut_where="responsibility of the spike at 1 < 1/2 (with a target: fewest nats per cost, layer by layer)",
     prior=TwoSpikeNoise,
-    guide=lambda model: NormalNoise(model, init_scale=0.1),
+    guide=NormalNoise,
     rule="inclusion",
-    infer={"lr": 5e-4, "guide_lr": 2e-2, "lr_schedule": "constant"},
-    infer_large={"lr": 2e-4, "guide_lr": 1e-2},
-    kl=lambda number, large: WarmUp(0.3),
+    recipes=recipes(
+        guide={"init_scale": 0.1},
+        kl_warmup=0.3,
+        kl_rewarm=True,
+        infer_distillation=0.7,
+        small={"infer.lr": 5e-4, "infer.guide_lr": 2e-2},
+        deep={"infer.guide_lr": 1e-2},
+    ),
     events=_two_spike_events,
-    distil=0.7,
     road=recursive_road,
 )
 
@@ -142,5 +146,5 @@ RBP_SPIKE = replace(
     prior=SpikeNoise,
     rule="snr",
     events=lambda run, number: [],
-    kl=lambda number, large: WarmUp(1.0, 0.0, 0.1),
+    recipes=RBP.recipes.with_values({"kl_warmup": 1.0, "kl_weight": 0.1}),
 )

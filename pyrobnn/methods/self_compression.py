@@ -19,23 +19,16 @@ from pyrobnn.channels import PruningPlan
 from pyrobnn.channels.planner import Limits
 from pyrobnn.criteria.kernels import rank_kernels, redundancy_plan
 from pyrobnn.guides.kernel import KernelMeanField
-from pyrobnn.inference.recipe import is_large
-from pyrobnn.inference.schedules import WarmUp
-from pyrobnn.model import BayesianModel
 from pyrobnn.pipeline.acceptance import begin, finish, survives
 from pyrobnn.pipeline.common import choose
 from pyrobnn.pipeline.journal import Carry
 from pyrobnn.pipeline.method import Method
+from pyrobnn.pipeline.recipe import recipes
 from pyrobnn.priors.tensor_normal import TensorNormal
 from pyrobnn.summary.state import from_state, to_state
 
 if TYPE_CHECKING:
     from pyrobnn.pipeline.run import Run
-
-
-# A moment step of a deep network costs three plain ones. Half a pass an epoch is enough to rank kernels that
-# start from trained weights; what inference does not use is not spent.
-LARGE_PASS = 0.5
 
 
 def self_compression_road(run: Run, statistic: str = "norm") -> None:
@@ -72,12 +65,12 @@ def _passes(run: Run) -> list[float]:
     """Epochs by round. Where kernels are to vanish by themselves, the first round takes half of all.
 
     There the posterior has to settle before anything can be counted; later rounds start from what the
-    survivors have. Large networks see half of the images in each planned epoch.
+    survivors have. A recipe may show a part of the images in each planned epoch.
     """
     planned = run.epochs.infer
     total = sum(planned)
-    if run.large:
-        return [LARGE_PASS * epochs for epochs in planned]
+    if run.recipe.pass_share < 1:
+        return [run.recipe.pass_share * epochs for epochs in planned]
     if run.request.target or len(planned) == 1:
         return [float(epochs) for epochs in planned]
     first = math.ceil(total / 2)
@@ -106,35 +99,28 @@ def _found(run: Run) -> PruningPlan:
     return PruningPlan.from_json(run.carry["found"])
 
 
-def _kl(number: int, large: bool) -> WarmUp:
-    """Small networks reach the ELBO itself in the first round; deep normalised ones keep a cold posterior.
-
-    Kernels become redundant only where the KL is heard: at weight 0.1, which `gaussian` uses, none falls
-    by itself. Deep networks have more weights than examples; there the full KL costs accuracy at once.
-    """
-    return WarmUp(0.5 if number == 0 else 0.0, 0.0, 0.01 if large else 1.0)
-
-
-def _guide(model: BayesianModel) -> KernelMeanField:
-    """Scales are one per kernel and have orders of magnitude to go in few steps, so they are quick."""
-    return KernelMeanField(model, init_scale=0.1, scale_lr=25.0 if is_large(model.net) else 5.0)
-
-
 METHOD = Method(
     name="self-compression",
     title="moments through the network (extended VI); kernels that vanish by themselves",
     source="Carannante et al. 2021; code of Dera et al.; gap rule, diagonal covariance and tolerance ours",
     cut_where="kernel norm below the largest gap (near zero)",
     prior=lambda: TensorNormal("fan_in"),
-    guide=_guide,
+    guide=KernelMeanField,
     rule="gap",
-    infer={"lr": 1e-3, "guide_lr": 1e-3, "lr_schedule": "constant"},
-    infer_large={"lr": 2e-4, "guide_lr": 2e-4},
-    kl=_kl,
-    rounds=12,
-    infer_share=0.3,
-    estimator="moments",
-    estimator_large="moments",
+    # Small networks reach the ELBO itself in the first round; deep normalised ones keep a cold posterior. Kernels become
+    # redundant only where the KL is heard: at weight 0.1, which `gaussian` uses, none falls by itself. Deep networks have
+    # more weights than examples; there the full KL costs accuracy at once. Scales are one per kernel and have orders of
+    # magnitude to go in few steps, so they are quick. A moment step of a deep network costs three plain ones: half a pass
+    # an epoch is enough to rank kernels that start from trained weights; what inference does not use is not spent.
+    recipes=recipes(
+        rounds=12,
+        infer_share=0.3,
+        estimator="moments",
+        kl_warmup=0.5,
+        guide={"init_scale": 0.1},
+        small={"infer.guide_lr": 1e-3, "guide.scale_lr": 5.0},
+        deep={"infer.guide_lr": 2e-4, "kl_weight": 0.01, "guide.scale_lr": 25.0, "pass_share": 0.5},
+    ),
     stops=True,
     road=self_compression_road,
 )

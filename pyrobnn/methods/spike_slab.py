@@ -24,11 +24,9 @@ from pyrobnn.distributions.base import base_distribution
 from pyrobnn.guides.spike_slab import SpikeSlabGuide
 from pyrobnn.inference.callbacks import Callback
 from pyrobnn.inference.pricing import PricedKL
-from pyrobnn.inference.recipe import is_large
-from pyrobnn.inference.schedules import WarmUp
 from pyrobnn.methods.noise import round_goal
-from pyrobnn.model import BayesianModel
 from pyrobnn.pipeline.method import Method, Reading
+from pyrobnn.pipeline.recipe import recipes
 from pyrobnn.pipeline.sparsity import SupportPrice, choose_zeros, zero_goal
 from pyrobnn.priors.spike_slab import EdgeSpikeSlab, SpikeSlab
 from pyrobnn.summary.types import Posterior
@@ -36,30 +34,12 @@ from pyrobnn.summary.types import Posterior
 if TYPE_CHECKING:
     from pyrobnn.pipeline.run import Run
 
-COLD = {False: 0.1, True: 0.01}  # KL weight in small and in large networks
 # The gates' KL starts at ten times that of the ELBO: closing one of LeNet's convolution channels costs
 # the likelihood a hundredth of a nat an image, its KL saves 6 nats for all 60,000 images together.
 FIRST_PRICE = 10.0
 EVERY = 20  # steps between updates of the price
 RANGE = 1e3  # what the price can rise by in one round, however short: gates that are still open say nothing
 SOURCE = "Jantre, Bhattacharya, Maiti 2021, 2023 (released code)"
-
-
-def _guide(model: BayesianModel) -> SpikeSlabGuide:
-    """Gates open enough to leave the trained function alone, closed enough to have a gradient."""
-    large = is_large(model.net)
-    return SpikeSlabGuide(
-        model,
-        init_inclusion=0.98 if large else 0.95,
-        init_rho=None,
-        gate_lr=75.0 if large else 20.0,
-        scale_lr=25.0 if large else 5.0,
-    )
-
-
-def _kl(number: int, large: bool) -> WarmUp:
-    """A cold posterior, warmed up in the first round: 430,000 slabs say more than 60,000 images."""
-    return WarmUp(0.5 if number == 0 else 0.0, 0.0, COLD[large])
 
 
 def _priced(run: Run, number: int) -> list[Callback]:
@@ -72,7 +52,7 @@ def _priced(run: Run, number: int) -> list[Callback]:
             round_goal(run, number),
             run.dense_cost,
             site="gate",
-            start=FIRST_PRICE / COLD[run.large],
+            start=FIRST_PRICE / run.recipe.kl_weight,
             rate=min(0.5, max(0.1, RANGE ** (1 / max(1.0, updates)) - 1)),
             every=EVERY,
             bounds=(1.0, 1e6),
@@ -112,18 +92,33 @@ SS_IG = Method(
     source=f"{SOURCE}; priced budget ours",
     cut_where="inclusion probability < 1/2 (with a target: fewest nats per cost)",
     prior=partial(SpikeSlab, "theory", relative=True),
-    guide=_guide,
+    guide=SpikeSlabGuide,
     rule="inclusion",
-    infer={"lr": 1e-3, "guide_lr": 1e-3, "lr_schedule": "constant"},
-    infer_large={"lr": 2e-4, "guide_lr": 2e-4},
-    kl=_kl,
-    rounds=5,
-    # Deep networks need their epochs for tuning.
-    rounds_large=4,
-    infer_share_large=0.25,
+    # A cold posterior, warmed up in the first round: 430,000 slabs say more than 60,000 images. Gates start open enough
+    # to leave the trained function alone, closed enough to have a gradient. Deep networks need their epochs for tuning.
+    recipes=recipes(
+        kl_warmup=0.5,
+        guide={"init_rho": None},
+        small={
+            "infer.guide_lr": 1e-3,
+            "rounds": 5,
+            "estimator": "local",
+            "kl_weight": 0.1,
+            "guide.init_inclusion": 0.95,
+            "guide.gate_lr": 20.0,
+            "guide.scale_lr": 5.0,
+        },
+        deep={
+            "infer.guide_lr": 2e-4,
+            "infer_share": 0.25,
+            "kl_weight": 0.01,
+            "guide.init_inclusion": 0.98,
+            "guide.gate_lr": 75.0,
+            "guide.scale_lr": 25.0,
+        },
+    ),
     events=_priced,
     read=_unpriced,
-    estimator="local",
 )
 
 SS_GL = replace(
@@ -145,7 +140,7 @@ def _edge_events(run: Run, number: int) -> list[Callback]:
     """The same for the weights: priced where a target says how many may stay."""
     if run.request.target_nonzero is None:
         return []
-    return [SupportPrice(zero_goal(run, number + 1), run.dense_cost[0], start=1 / COLD[run.large])]
+    return [SupportPrice(zero_goal(run, number + 1), run.dense_cost[0], start=1 / run.recipe.kl_weight)]
 
 
 SS_EDGE = replace(

@@ -18,23 +18,14 @@ import torch
 
 from pyrobnn.guides.turbo import TurboGuide
 from pyrobnn.inference.callbacks import Callback, FitState
-from pyrobnn.inference.schedules import WarmUp
 from pyrobnn.inference.turbo_updates import TurboUpdates
 from pyrobnn.pipeline.method import Method
+from pyrobnn.pipeline.recipe import recipes
 from pyrobnn.pipeline.sparsity import Zeros, choose_zeros, support_report, zero_goal
 from pyrobnn.priors.turbo import Turbo
 
 if TYPE_CHECKING:
     from pyrobnn.pipeline.run import Run
-
-
-def _kl(number: int, large: bool) -> WarmUp:
-    """The ELBO as it is in small networks: a weight outside the support then goes to zero in an epoch or so.
-
-    Where normalisation makes scales free, its ridge on all weights is forty times the usual weight
-    decay; a cold posterior there, though warmer than where every weight has a width to learn.
-    """
-    return WarmUp(0.5 if number == 0 else 0.0, 0.0, 0.3 if large else 1.0)
 
 
 def _events(run: Run, number: int) -> list[Callback]:
@@ -85,11 +76,15 @@ METHOD = Method(
     prior=Turbo,
     guide=TurboGuide,
     rule="inclusion",
-    infer={"lr": 1e-3, "guide_lr": 1e-3, "lr_schedule": "constant"},
-    infer_large={"lr": 2e-4, "guide_lr": 2e-4},
-    kl=_kl,
-    rounds=8,
+    # The ELBO as it is in small networks: a weight outside the support then goes to zero in an epoch or so. Where
+    # normalisation makes scales free, its ridge on all weights is forty times the usual weight decay; a cold posterior
+    # there, though warmer than where every weight has a width to learn.
+    recipes=recipes(
+        rounds=8,
+        kl_warmup=0.5,
+        small={"infer.guide_lr": 1e-3, "estimator": "local"},
+        deep={"infer.guide_lr": 2e-4, "kl_weight": 0.3},
+    ),
     events=_events,
-    estimator="local",
     zeros=turbo_zeros,
 )

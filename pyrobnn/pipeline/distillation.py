@@ -42,37 +42,28 @@ class Teaching:
         asked = self._asked(dense)
         if self.once and self._kept is None:
             self._kept = answers(asked, run.data.train, run.autocast, run.device).to(run.device)
-        return [Distillation(asked, weight, self.temperature, run.quick(), self._kept)]
+        return [Distillation(asked, weight, run.recipe.temperature, run.quick(), self._kept)]
 
     def between(self, dense: nn.Module) -> list[Blends]:
-        """Soft targets for blends of training images, where the method asks for them."""
+        """Soft targets for blends of training images, where the recipe asks for them."""
         run = self.run
-        if not run.method.blends or not run.classifies:
+        if not run.recipe.blends or not run.classifies:
             return []
-        return [Blends(self._asked(dense), run.method.blends, self.temperature, run.quick())]
+        return [Blends(self._asked(dense), run.recipe.blends, run.recipe.temperature, run.quick())]
 
     @property
     def data(self) -> Data:
-        """What the compact network is tuned on: the run's data, a part of every image hidden if the method says so."""
+        """What the compact network is tuned on: the run's data, a part of every image hidden if the recipe says so."""
         run, data = self.run, self.run.data
-        if not run.method.cutout:
+        if not run.recipe.cutout:
             return data
-        side = max(1, round(run.method.cutout * min(data.image_shape[1:])))
+        side = max(1, round(run.recipe.cutout * min(data.image_shape[1:])))
         return replace(data, train=replace(data.train, augment=replace(data.train.augment or Augment(), cutout=side)))
 
     def _asked(self, dense: nn.Module) -> nn.Module:
         """The network as fast as it can be, as it is asked in every step."""
         device = self.run.device
         return channels_last(folded(dense.to(device), self.run.data.example.to(device)))
-
-    @property
-    def temperature(self) -> float:
-        """What is left of a small network has no room for the finer shades of softer targets.
-
-        LeNet-300-100 at 3 % of its weights, 20 epochs, error on validation images: 2.0 % at temperature 4,
-        1.6 % at 2, 1.8 % at 1; LeNet-5 at 0.6 %: no difference between 4 and 2.
-        """
-        return self.run.method.temperature or (4.0 if self.run.large else 2.0)
 
     @property
     def once(self) -> bool:
@@ -83,17 +74,23 @@ class Teaching:
         """
         run, split = self.run, self.run.data.train
         augment = split.augment or Augment()
-        if run.method.cutout or augment.cutout or augment.shift > SMALL_SHIFT:
+        if run.recipe.cutout or augment.cutout or augment.shift > SMALL_SHIFT:
             return False
-        taught = run.epochs.tune + run.epochs.retune + (sum(run.epochs.infer) if run.method.distil else 0)
+        taught = run.epochs.tune + run.epochs.retune + (sum(run.epochs.infer) if run.recipe.infer_distillation else 0)
         return taught > split.num_views and len(split) * split.num_views * run.data.num_classes <= MOST_ANSWERS
 
     def settings(self) -> dict[str, Any]:
         """For the report."""
-        method = self.run.method
-        hidden = {"cutout": method.cutout} if method.cutout else {}
+        recipe = self.run.recipe
+        hidden = {"cutout": recipe.cutout} if recipe.cutout else {}
         if not self.run.classifies:
             return {"distillation": 0.0, **hidden}
         teacher = "once per image" if self.once else "every step"
-        blends = {"blends": method.blends} if method.blends else {}
-        return {"distillation": method.distil, "temperature": self.temperature, "teacher": teacher, **blends, **hidden}
+        blends = {"blends": recipe.blends} if recipe.blends else {}
+        return {
+            "distillation": recipe.infer_distillation,
+            "temperature": recipe.temperature,
+            "teacher": teacher,
+            **blends,
+            **hidden,
+        }

@@ -4,33 +4,40 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from pyrobnn.data import Data
-from pyrobnn.inference.plain import plain
 from pyrobnn.likelihoods import Likelihood
-from pyrobnn.pipeline.method import Method, Request
-
-PROSE = ("title", "source", "cut_where")  # of a method; may be reworded
-ANYWHERE = ("device",)  # of a request; a run may go on elsewhere
+from pyrobnn.pipeline.config import CompressionConfig
+from pyrobnn.pipeline.method import Method
+from pyrobnn.pipeline.recipe import Recipe
 
 
 def identity(
-    request: Request, method: Method, data: Data, net: nn.Module, *, trained: bool, likelihood: Likelihood | None
+    config: CompressionConfig,
+    method: Method,
+    recipe: Recipe,
+    data: Data,
+    net: nn.Module,
+    *,
+    trained: bool,
+    likelihood: Likelihood | None,
 ) -> dict[str, Any]:
     """All that must be equal for a resume, of plain values that a checkpoint can hold."""
     return {
-        "request": _fields(request, ANYWHERE),
-        "method": _fields(method, PROSE),
+        "config": config.identity(),
+        "method": {"name": method.name, "rule": method.rule, "threshold": method.threshold, **method.settings},
+        "recipe": recipe.identity(),
         "data": data.fingerprint,
         "augment": repr(data.train.augment),
         "normalisation": [list(data.mean), list(data.std)],
         "net": [[name, list(value.shape)] for name, value in net.state_dict().items()],
         "given_weights": _fingerprint(net) if trained else None,
-        "likelihood": plain(likelihood),
+        "likelihood": _named(likelihood),
     }
 
 
@@ -61,8 +68,11 @@ def _inside(name: str, one: Any, other: Any) -> tuple[str, Any, Any]:
     return name, one, other
 
 
-def _fields(value: Any, without: tuple[str, ...]) -> dict[str, Any]:
-    return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__ if name not in without}
+def _named(likelihood: Likelihood | None) -> str | None:
+    """A dataclass by its fields, anything else by its name."""
+    if likelihood is None or is_dataclass(likelihood):
+        return None if likelihood is None else repr(likelihood)
+    return str(getattr(likelihood, "__qualname__", type(likelihood).__qualname__))
 
 
 def _fingerprint(net: nn.Module) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pyrobnn.errors import CheckpointError
+from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.off_data import OffData
 from pyrobnn.inference.precision import channels_last
 from pyrobnn.pipeline.journal import Carry
@@ -38,7 +39,7 @@ def survive(run: Run, epochs: int) -> None:
             model, guide = run.bayesian()
             scales = surviving_scales(model.cpu(), guide.cpu(), seed=run.seed("survive"))
         fitted = BayesianNet.around(net, data_size=len(run.data.train), scales=scales, likelihood=run.likelihood)
-        config = run.config("bayesian", epochs, **{**settings(net), "validate": False})
+        config = run.settings_of(FitConfig(**settings(net)), "bayesian", epochs, validate=False)
         fitted.choose_width(run.data.train, kl_weight=settings(net)["kl_schedule"], seed=run.seed("width"))
         fitted.fit(
             run.data,

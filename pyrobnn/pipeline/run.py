@@ -16,7 +16,6 @@ from pyrobnn.inference.callbacks import Callback, load_states, states
 from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.fit import FitResult, fit
 from pyrobnn.inference.record import ChannelHistory
-from pyrobnn.inference.schedules import OneCycle
 from pyrobnn.inference.shrink import shrink
 from pyrobnn.inference.terms import Term
 from pyrobnn.model import BayesianModel
@@ -28,39 +27,23 @@ from pyrobnn.priors.base import Prior
 from pyrobnn.summary.state import from_state, to_state
 from pyrobnn.summary.summarize import deterministic_net, summarize
 
-TUNE_LR = 0.01  # of Muon, for deep networks: share of a kernel's norm
-
 
 class Run(RunState):
     """What a road works with; see :func:`~pyrobnn.pipeline.common.common_road`."""
 
     # Fits
 
-    def config(self, step: str, epochs: int, **settings: Any) -> FitConfig:
-        """Settings shared by all fits of this run."""
-        base: dict[str, Any] = {
-            "epochs": epochs,
-            "batch_size": self.epochs.batch_size,
-            "precision": self.request.precision,
-            "device": self.request.device,
-            "seed": self.seed(step),
-        }
-        return FitConfig(**{**base, **settings})
-
-    def point_config(self, step: str, epochs: int, *, tuning: bool) -> FitConfig:
-        """Settings for training plain weights: one-cycle rates, Adam for small networks.
-
-        Deep normalised ones are trained by SGD and tuned by Muon. In the short tuning of `benchmarks/tuning.py` the best
-        of three rates of Muon ends a point above the best of SGD (92.1 and 91.1 % of the training images), in both
-        cases the lowest one; the rate here is for more epochs than those three.
-        """
-        schedule = OneCycle(0.15 if tuning else 0.3)
-        if self.large and tuning:
-            return self.config(step, epochs, optimizer="muon", lr=TUNE_LR, weight_decay=5e-4, lr_schedule=schedule)
-        if self.large:
-            return self.config(step, epochs, optimizer="sgd", lr=0.1, weight_decay=5e-4, lr_schedule=schedule)
-        lr = 6e-3 if tuning else 2e-3  # what is left of a small network takes larger steps than the dense one
-        return self.config(step, epochs, lr=lr, lr_schedule=OneCycle(0.2, floor=0.01), weight_decay=0.0)
+    def settings_of(self, base: FitConfig, step: str, epochs: int, **settings: Any) -> FitConfig:
+        """Settings of the recipe, with what all fits of this run share."""
+        return replace(
+            base,
+            epochs=epochs,
+            batch_size=self.epochs.batch_size,
+            precision=self.request.precision,
+            device=self.request.device,
+            seed=self.seed(step),
+            **settings,
+        )
 
     def fit(
         self, step: str, model: BayesianModel, guide: Any, config: FitConfig, data: Data | None = None, **options: Any
@@ -86,9 +69,9 @@ class Run(RunState):
         terms: list[Term] = []
         data = self.data
         if teacher is not None:
-            terms = [*self.teaching.answers(teacher, 0.7), *self.teaching.between(teacher)]
+            terms = [*self.teaching.answers(teacher, self.recipe.distillation), *self.teaching.between(teacher)]
             data = self.teaching.data
-        config = self.point_config(step, epochs, tuning=teacher is not None)
+        config = self.settings_of(self.recipe.dense if teacher is None else self.recipe.tune, step, epochs)
         result = self.fit(step, model, NoLatents(), config, data, terms=terms, callbacks=events)
         return deterministic_net(result.model, result.guide)
 
@@ -101,27 +84,25 @@ class Run(RunState):
 
     def estimator(self) -> str:
         """The one asked for, or the method's own."""
-        own = self.method.estimator_large if self.large else self.method.estimator
-        return self.request.estimator or own
+        return self.request.estimator or self.recipe.estimator
 
     def settings(self) -> dict[str, Any]:
         """What the inference was run with, for the report; a KL weight below 1 is a cold posterior."""
-        method = self.method
         if self.carry.get("scratch"):
             return {"batch_size": self.epochs.batch_size}
+        recipe = self.recipe
         return {
-            **{**method.infer, **(method.infer_large if self.large else {})},
+            **{name: getattr(recipe.infer, name) for name in ("optimizer", "lr", "guide_lr", "weight_decay")},
+            "lr_schedule": recipe.identity()["infer"]["lr_schedule"],
             "estimator": self.estimator(),
-            "kl_weight": method.kl(0, self.large)(1.0),
+            "kl_weight": recipe.kl_weight,
             **self.teaching.settings(),
             "batch_size": self.epochs.batch_size,
             "rounds": len(self.epochs.infer),
-            **self._tuning(),
+            "tune_optimizer": recipe.tune.optimizer,
+            "tune_lr": recipe.tune.lr,
+            **({"method": dict(self.method.settings)} if self.method.settings else {}),
         }
-
-    def _tuning(self) -> dict[str, Any]:
-        config = self.point_config("tune", self.epochs.tune, tuning=True)
-        return {"tune_optimizer": config.optimizer, "tune_lr": config.lr}
 
     def bayesian(self, only: str | None = None) -> tuple[BayesianModel, Any]:
         """Model and guide of the current network, where the last round left them."""
@@ -138,7 +119,7 @@ class Run(RunState):
             groups=self.current_table(),
             likelihood=self.likelihood,
         )
-        guide = self.method.guide(model)
+        guide = self.method.guide(model, **self.recipe.guide)
         if self.carry.get("guide") is not None:
             guide.load_state_dict(self.carry["guide"])
             if self.carry.get("point") is not None:
@@ -180,16 +161,16 @@ class Run(RunState):
             passes = float(self.epochs.infer[number]) if epochs is None else epochs
             steps = math.ceil(len(self.data.train) / self.epochs.batch_size)
             whole = math.ceil(passes)
-            config = self.config(
+            config = self.settings_of(
+                self.recipe.infer,
                 step,
                 whole,
                 max_steps=math.ceil(passes * steps / whole),
                 estimator=self.estimator(),
+                kl_schedule=self.recipe.kl_schedule(number),
+                validate=False,
             )
-            settings = {**self.method.infer, **(self.method.infer_large if self.large else {})}
-            settings["kl_schedule"] = self.method.kl(number, self.large)
-            config = replace(config, validate=False, **settings)
-            terms = self.teaching.answers(self.net("dense"), self.method.distil)
+            terms = self.teaching.answers(self.net("dense"), self.recipe.infer_distillation)
             events = self.method.events(self, number)
             if "events" in carry:
                 load_states(events, carry["events"])

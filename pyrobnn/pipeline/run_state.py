@@ -13,12 +13,13 @@ from pyrobnn.data import Data
 from pyrobnn.inference.batchnorm import reestimate_batchnorm
 from pyrobnn.inference.precision import channels_last, cpu_has_bf16, resolve_device, resolve_precision
 from pyrobnn.inference.progress import console
-from pyrobnn.inference.recipe import is_large
 from pyrobnn.likelihoods import Categorical, Likelihood
 from pyrobnn.metrics.evaluate import evaluate
+from pyrobnn.pipeline.config import CompressionConfig
 from pyrobnn.pipeline.distillation import Teaching
 from pyrobnn.pipeline.journal import Carry, Journal
-from pyrobnn.pipeline.method import Method, Request
+from pyrobnn.pipeline.method import Method
+from pyrobnn.pipeline.recipe import Recipe
 from pyrobnn.pipeline.schedule import Epochs
 from pyrobnn.summary.state import from_state
 from pyrobnn.summary.types import Posterior
@@ -51,18 +52,18 @@ class RunState:
         table: ChannelTable,
         data: Data,
         method: Method,
-        request: Request,
+        request: CompressionConfig,
+        recipe: Recipe,
         epochs: Epochs,
         journal: Journal,
         *,
         trained: bool,
         likelihood: Likelihood | None = None,
-        progress: bool = True,
     ) -> None:
         self.template, self.table, self.data = net, table, data
         self.method, self.request, self.epochs, self.journal = method, request, epochs, journal
-        self.trained, self.likelihood, self.progress = trained, likelihood, progress
-        self.large = is_large(net)
+        self.trained, self.likelihood, self.progress = trained, likelihood, request.progress
+        self.recipe = recipe
         self.teaching = Teaching(self)
         self.device = resolve_device(request.device)
         self.autocast = resolve_precision(request.precision, self.device, net, data.example)

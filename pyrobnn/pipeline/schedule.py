@@ -13,9 +13,10 @@ from pyrobnn.data import Data
 from pyrobnn.guides.function import NoLatents
 from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.fit import fit
-from pyrobnn.inference.recipe import batch_size_for, is_large
+from pyrobnn.inference.recipe import batch_size_for
 from pyrobnn.model import BayesianModel
-from pyrobnn.pipeline.method import Method, Request
+from pyrobnn.pipeline.config import CompressionConfig
+from pyrobnn.pipeline.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -42,35 +43,32 @@ class Epochs:
         return self.dense + sum(self.infer) + self.tune + self.retune
 
 
-def share_out(method: Method, request: Request, data: Data, net: nn.Module, *, trained: bool) -> Epochs:
+def share_out(recipe: Recipe, request: CompressionConfig, data: Data, net: nn.Module, *, trained: bool) -> Epochs:
     """Split the epochs of a run between its phases.
 
-    Without `--epochs` or `--minutes`: 25 in all for small networks (12 after given weights for large
-    ones, 42 without), more where the data set is so small that this would be under 5,000 steps.
+    Without `--epochs` or `--minutes`: as many as the recipe says, more where the data set is so small that this would
+    be under 5,000 steps.
     Two epochs cannot hold dense training, inference and tuning: an untrained network then takes three.
     """
-    batch = batch_size_for(len(data.train))
-    large = is_large(net)
+    batch = recipe.batch_size or batch_size_for(len(data.train))
     steps = math.ceil(len(data.train) / batch)
     total = request.epochs
     if total is None and request.minutes is not None:
         total = max(2, int(0.8 * request.minutes * 60 / _epoch_seconds(net, data, request, batch)))
     if total is None:
-        total = (12 if trained else 42) if large else 20 if trained else 25
+        total = recipe.epochs_given if trained else recipe.epochs
         total = max(total, min(200, 5000 // steps))
-    dense = 0 if trained else max(1, round(total * (0.7 if large else 0.24)))
+    dense = 0 if trained else max(1, round(total * recipe.dense_share))
     rest = max(2, total - dense)
     retune = rest // 4 if request.max_drop is not None and not request.has_budget and rest >= 8 else 0
-    share = method.infer_share_large if large and method.infer_share_large is not None else method.infer_share
-    most = method.rounds_large if large and method.rounds_large is not None else method.rounds
-    tune = retune or min(rest - 1, max(1, round(rest * (1 - share))))
+    tune = retune or min(rest - 1, max(1, round(rest * (1 - recipe.infer_share))))
     for_rounds = max(1, rest - tune - retune)
-    rounds = max(1, min(most, for_rounds))
+    rounds = max(1, min(recipe.rounds, for_rounds))
     infer = tuple(for_rounds // rounds + (k < for_rounds % rounds) for k in range(rounds))
     return Epochs(dense, infer, tune, retune, batch)
 
 
-def _epoch_seconds(net: nn.Module, data: Data, request: Request, batch: int) -> float:
+def _epoch_seconds(net: nn.Module, data: Data, request: CompressionConfig, batch: int) -> float:
     """Seconds of a training epoch, from a few steps on a copy."""
     few = replace(data, train=data.train.take(8 * batch))
     model = BayesianModel(net, data_size=len(few.train))

@@ -26,13 +26,19 @@ from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.elbo import ELBO
 from pyrobnn.inference.fit import fit
 from pyrobnn.inference.predict import predict
-from pyrobnn.inference.recipe import is_large
+from pyrobnn.inference.recipe import kind_of
 from pyrobnn.likelihoods import Likelihood
 from pyrobnn.metrics.scores import PredictiveAccumulator
 from pyrobnn.model import BayesianModel
 from pyrobnn.priors.gaussian import Gaussian
 from pyrobnn.summary.summarize import deterministic_net
 
+# By kind of network (:func:`~pyrobnn.inference.recipe.kind_of`); how much faster scales move than means.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "small": {"lr": 1e-3, "guide_lr": 1e-3, "lr_schedule": "cosine", "kl_schedule": 0.1, "estimator": "local"},
+    "deep": {"lr": 1e-4, "guide_lr": 1e-4, "lr_schedule": "cosine", "kl_schedule": 0.01, "estimator": "weight"},
+}
+SCALE_LR = {"small": 10.0, "deep": 25.0}
 LOG_SCALE = "log_scale."  # prefix of the posterior's tensors in a state
 
 
@@ -68,7 +74,7 @@ class BayesianNet:
             likelihood: of the targets; categorical by default.
         """
         model = BayesianModel(net, Gaussian("fan_in"), data_size=data_size, likelihood=likelihood)
-        guide = MeanField(model, init_scale=0.1, scale_lr=25.0 if is_large(net) else 10.0)
+        guide = MeanField(model, init_scale=0.1, scale_lr=SCALE_LR[kind_of(net)])
         for name, (loc, usual) in guide.moments().items():
             known = (scales or {}).get(name)
             if known is not None:
@@ -176,6 +182,4 @@ def settings(net: nn.Module) -> dict[str, Any]:
     validation: ECE 0.021, 0.008, 0.005 and NLL 0.047, 0.032, 0.030 at weights 1, 0.3 and 0.1 (0.003 and
     0.032 without a posterior).
     """
-    if is_large(net):
-        return {"lr": 1e-4, "guide_lr": 1e-4, "lr_schedule": "cosine", "kl_schedule": 0.01, "estimator": "weight"}
-    return {"lr": 1e-3, "guide_lr": 1e-3, "lr_schedule": "cosine", "kl_schedule": 0.1, "estimator": "local"}
+    return dict(SETTINGS[kind_of(net)])

@@ -14,11 +14,11 @@ from torch import nn
 import pyrobnn as pb
 from pyrobnn.data import Data
 from pyrobnn.errors import ConfigError
-from pyrobnn.inference.recipe import batch_size_for, is_large
+from pyrobnn.inference.recipe import batch_size_for, kind_of
 from pyrobnn.methods.registry import METHODS, get_method
 from pyrobnn.pipeline.common import THINNEST, group_cut, reset
+from pyrobnn.pipeline.config import CompressionConfig
 from pyrobnn.pipeline.journal import Journal
-from pyrobnn.pipeline.method import Request
 from pyrobnn.pipeline.schedule import share_out
 from pyrobnn.report.report import VOLATILE
 
@@ -43,7 +43,7 @@ def small() -> nn.Module:
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("target", [{"target_macs": 0.5}, {"max_drop": 1.0}, {}])
 def test_epochs_are_shared_out(method: str, epochs: int, trained: bool, target: dict[str, float], data: Data) -> None:
-    share = share_out(METHODS[method], Request(method, epochs=epochs, **target), data, small(), trained=trained)
+    share = share_out(METHODS[method].recipes.small, CompressionConfig(epochs=epochs, **target), data, small(), trained=trained)
     assert share.dense == 0 if trained else share.dense >= 1
     assert share.tune >= 1 and len(share.infer) >= 1 and min(share.infer) >= 1
     # Two epochs cannot hold dense training, inference and tuning: then one more is spent.
@@ -53,7 +53,7 @@ def test_epochs_are_shared_out(method: str, epochs: int, trained: bool, target: 
 
 def test_batch_sizes() -> None:
     assert [batch_size_for(n) for n in (50, 1000, 2000, 4000, 50000)] == [16, 32, 64, 128, 128]
-    assert not is_large(small()) and is_large(pb.nets.build("resnet20"))
+    assert kind_of(small()) == "small" and kind_of(pb.nets.build("resnet20")) == "deep"
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 3, 4, 5, 8, 20])
@@ -64,9 +64,9 @@ def test_few_rounds_cut_deeper_each(rounds: int) -> None:
 
 
 def test_minutes_become_epochs(data: Data) -> None:
-    method = get_method("gaussian")
-    short = share_out(method, Request("gaussian", minutes=0.02), data, small(), trained=True)
-    long = share_out(method, Request("gaussian", minutes=2.0), data, small(), trained=True)
+    recipe = get_method("gaussian").recipes.small
+    short = share_out(recipe, CompressionConfig(minutes=0.02), data, small(), trained=True)
+    long = share_out(recipe, CompressionConfig(minutes=2.0), data, small(), trained=True)
     assert 2 <= short.total < long.total
 
 
@@ -79,11 +79,6 @@ def test_near_names() -> None:
     with pytest.raises(ConfigError, match="known are"):
         get_method("??")
     assert all(get_method(name).name == name for name in METHODS)
-
-
-def test_the_target_in_the_report() -> None:
-    assert Request(target_macs=0.3, target_params=0.2).target == {"target_macs": 0.3, "target_params": 0.2}
-    assert Request().target == {} and not Request(max_drop=1.0).has_budget
 
 
 def test_reset_gives_fresh_weights_and_keeps_the_rng() -> None:
@@ -170,21 +165,6 @@ def test_recursion_keeps_to_a_drop(drop: float, data: Data) -> None:
     assert result.report["rule"] == "max-drop" and result.report["epochs"] <= 14
     share = result.report["compact"]["macs"] / result.report["dense"]["macs"]
     assert share < 0.5 if drop else share > 0.5
-
-
-@pytest.mark.parametrize(
-    ("options", "say"),
-    [
-        ({"target_macs": 0.5, "max_drop": 1.0}, "give one or the other"),
-        ({"minutes": math.nan}, "positive and finite"),
-        ({"minutes": math.inf}, "positive and finite"),
-        ({"seed": 2**63}, "--seed must be from 0"),
-        ({"seed": -1}, "--seed must be from 0"),
-    ],
-)
-def test_requests_that_contradict_themselves(options: dict[str, Any], say: str) -> None:
-    with pytest.raises(ConfigError, match=say):
-        Request(**options)
 
 
 def test_the_rule_alone(data: Data) -> None:

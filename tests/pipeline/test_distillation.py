@@ -12,7 +12,7 @@ from pyrobnn.data import Augment, Data
 from pyrobnn.inference import terms
 from pyrobnn.inference.blends import Blends
 from pyrobnn.methods.registry import get_method
-from pyrobnn.pipeline import distillation as teaching
+from pyrobnn.pipeline import distillation
 from pyrobnn.pipeline import run as run_module
 
 
@@ -36,7 +36,7 @@ def test_the_dense_network_is_asked_once_per_image(data: Data, monkeypatch: pyte
     assert often.report["settings"]["teacher"] == "once per image"
     # Where answers do not fit, the network is asked in every epoch that learns from it.
     asked.clear()
-    monkeypatch.setattr(teaching, "MOST_ANSWERS", 10)
+    monkeypatch.setattr(distillation, "MOST_ANSWERS", 10)
     rarely = pb.compress("small_cnn", data, "ard", epochs=5, **options)
     phases = rarely.report["epochs_by_phase"]
     assert sum(asked) == len(data.train) * (phases["infer"] + phases["tune"]) > 2 * len(data.train)
@@ -50,7 +50,7 @@ def test_larger_shifts_have_answers_of_their_own(shift: int, asked: str, data: D
     assert result.report["settings"]["teacher"] == asked
 
 
-def test_a_method_says_how_the_dense_network_teaches(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_says_how_the_dense_network_teaches(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     taught: dict[str, list[Any]] = {}
     original = run_module.fit
 
@@ -63,8 +63,8 @@ def test_a_method_says_how_the_dense_network_teaches(data: Data, monkeypatch: py
     options: dict[str, Any] = {"target_macs": 0.6, "epochs": 4, "precision": "fp32", "progress": False}
     usual = pb.compress("small_cnn", few, "l1", **options).report["settings"]
     assert "blends" not in usual and [type(term) for term in taught["tune"]] == [terms.Distillation]
-    method = replace(get_method("l1"), temperature=1.5, blends=0.4)
-    settings = pb.compress("small_cnn", few, method, **options).report["settings"]
+    recipe = {"temperature": 1.5, "blends": 0.4}
+    settings = pb.compress("small_cnn", few, "l1", recipe=recipe, **options).report["settings"]
     assert settings["temperature"] == 1.5 != usual["temperature"] and settings["blends"] == 0.4
     plain, between = taught["tune"]
     assert isinstance(between, Blends) and between.weight == 0.4
@@ -72,7 +72,7 @@ def test_a_method_says_how_the_dense_network_teaches(data: Data, monkeypatch: py
     assert not any(isinstance(term, Blends) for title, found in taught.items() if title != "tune" for term in found)
 
 
-def test_a_method_hides_a_part_of_every_image_while_tuning(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_hides_a_part_of_every_image_while_tuning(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Data] = {}
     original = run_module.fit
 
@@ -83,7 +83,7 @@ def test_a_method_hides_a_part_of_every_image_while_tuning(data: Data, monkeypat
     monkeypatch.setattr(run_module, "fit", fit)
     few = replace(data, train=replace(data.train.take(256), augment=Augment(shift=1)))
     options: dict[str, Any] = {"target_macs": 0.6, "epochs": 6, "precision": "fp32", "progress": False}
-    result = pb.compress("small_cnn", few, replace(get_method("l1"), cutout=0.25), **options)
+    result = pb.compress("small_cnn", few, "l1", recipe={"cutout": 0.25}, **options)
     assert result.report["settings"]["cutout"] == 0.25 and result.report["settings"]["teacher"] == "every step"
     hidden = seen.pop("tune").train.augment
     assert hidden is not None and hidden.cutout == few.image_shape[1] // 4
@@ -100,4 +100,4 @@ def test_answers_are_not_kept_where_data_hide_squares_themselves(data: Data) -> 
 @pytest.mark.parametrize("share", [-0.1, 1.0, 8])
 def test_a_cutout_that_is_no_share_is_refused(share: float) -> None:
     with pytest.raises(pb.ConfigError, match="cutout is a share"):
-        replace(get_method("l1"), cutout=share)
+        get_method("l1").recipes.with_values({"cutout": share})

@@ -14,14 +14,20 @@ from torch import nn
 
 import pyrobnn as pb
 from pyrobnn.data import Augment, Data
+from pyrobnn.inference.schedules import OneCycle
 from pyrobnn.io.checkpoint import load_checkpoint, save_checkpoint
 from pyrobnn.methods.bayes_l1 import bayes_l1
 from pyrobnn.methods.hbfp import hbfp
 from pyrobnn.methods.registry import METHODS, get_method
+from pyrobnn.pipeline.config import CompressionConfig
 from pyrobnn.pipeline.identity import difference, identity
-from pyrobnn.pipeline.method import Method, Request
+from pyrobnn.pipeline.method import Method
 
 GAUSSIAN = get_method("gaussian")
+
+
+def changed(values: dict[str, Any]) -> Method:
+    return replace(GAUSSIAN, recipes=GAUSSIAN.recipes.with_values(values))
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +35,12 @@ def data() -> Data:
     return pb.load_data("digits")
 
 
-def of(method: Method = GAUSSIAN, data: Data | None = None, **request: Any) -> dict[str, Any]:
+def of(method: Method = GAUSSIAN, data: Data | None = None, **options: Any) -> dict[str, Any]:
     torch.manual_seed(0)
-    return identity(
-        Request(**request), method, data or pb.load_data("digits"), nn.Linear(2, 2), trained=False, likelihood=None
-    )
+    config = CompressionConfig(**options)
+    recipe = method.recipes.with_values(config.recipe).small
+    net = nn.Linear(2, 2)
+    return identity(config, method, recipe, data or pb.load_data("digits"), net, trained=False, likelihood=None)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -47,10 +54,10 @@ def test_a_method_is_itself_after_a_checkpoint(name: str, tmp_path: Path, data: 
 @pytest.mark.parametrize(
     ("one", "other", "name"),
     [
-        (GAUSSIAN, replace(GAUSSIAN, temperature=3.0), "temperature"),
-        (GAUSSIAN, replace(GAUSSIAN, read=lambda reading: reading.posterior), "read"),
-        (GAUSSIAN, replace(GAUSSIAN, infer={**GAUSSIAN.infer, "clip": None}), "infer.clip"),
-        (GAUSSIAN, replace(GAUSSIAN, infer_large={**GAUSSIAN.infer_large, "lr": 1.0}), "infer_large.lr"),
+        (GAUSSIAN, changed({"temperature": 3.0}), "temperature"),
+        (GAUSSIAN, changed({"infer.clip": None}), "infer.clip"),
+        (GAUSSIAN, changed({"dense.lr_schedule": OneCycle(0.1)}), "dense.lr_schedule.peak"),
+        (GAUSSIAN, replace(GAUSSIAN, threshold=0.5), "threshold"),
         (hbfp(), hbfp(weight=0.5), None),
         (hbfp(), hbfp(even=True), None),
         (bayes_l1(), bayes_l1(mix=0.9), None),
@@ -75,21 +82,20 @@ def test_augmentation_weights_and_normalisation_tell_runs_apart(data: Data) -> N
     other = data.with_normalisation([0.5], [0.5])
     assert (difference(of(data=data), of(data=other)) or ("",))[0] == "normalisation"
     nets = [nn.Linear(2, 2).to(torch.bfloat16) for _ in range(2)]
-    of_nets = [identity(Request(), GAUSSIAN, data, net, trained=True, likelihood=None) for net in (*nets, nets[0])]
+    config, recipe = CompressionConfig(), GAUSSIAN.recipes.small
+    of_nets = [identity(config, GAUSSIAN, recipe, data, net, trained=True, likelihood=None) for net in (*nets, nets[0])]
     assert difference(of_nets[0], of_nets[2]) is None
     assert (difference(of_nets[0], of_nets[1]) or ("",))[0] == "given_weights"
 
 
 def test_checkpoints_outlive_new_fields(data: Data) -> None:
     old = of(data=data)
-    del old["method"], old["request"]["target_nonzero"]
+    del old["method"], old["config"]["target_nonzero"]
     assert difference(old, of(data=data)) is None
     assert difference(old, of(data=data, seed=1)) == ("seed", 0, 1)
 
 
 def test_numbers_of_numpy_are_numbers(data: Data) -> None:
-    method = replace(GAUSSIAN, rounds=np.int64(3), distil=np.float64(0.25))
-    found = of(method, data, seed=np.int64(2), target_macs=np.float64(0.5))
-    assert difference(found, of(replace(GAUSSIAN, rounds=3, distil=0.25), data, seed=2, target_macs=0.5)) is None
-    assert difference(found, of(replace(method, rounds=9), data, seed=2, target_macs=0.5)) == ("rounds", 3, 9)
-    assert type(found["request"]["seed"]) is int and type(found["method"]["distil"]) is float
+    found = of(data=data, seed=np.int64(2), target_macs=np.float64(0.5))
+    assert difference(found, of(data=data, seed=2, target_macs=0.5)) is None
+    assert type(found["config"]["seed"]) is int and type(found["config"]["target_macs"]) is float

@@ -18,7 +18,9 @@ from pyrobnn.pipeline.widths import evenly, planned_road
 from pyrobnn.summary.state import from_state
 
 SETTINGS: dict[str, Any] = {"precision": "fp32", "progress": False, "seed": 1}
-METHOD = replace(L1, name="l1, planned", road=planned_road, infer_share=0.5, rounds=3)
+METHOD = replace(
+    L1, name="l1, planned", road=planned_road, recipes=L1.recipes.with_values({"infer_share": 0.5, "rounds": 3})
+)
 
 
 @pytest.fixture(scope="module")

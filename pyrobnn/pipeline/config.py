@@ -1,0 +1,247 @@
+"""The options of a run, each said once.
+
+:class:`CompressionConfig` is the one list of them: the keywords of :func:`~pyrobnn.compress`, the options of
+`pyrobnn compress`, the `target` of a report and the check of a resume are all made from its fields. Nothing heavy is
+imported here, so that a command line can be built in no time.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyrobnn.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pyrobnn.channels.plan import PruningPlan
+
+
+@dataclass(frozen=True)
+class Option:
+    """How an option is shown and used; the metadata of a field of :class:`CompressionConfig` under `"option"`.
+
+    Attributes:
+        help: one line, for the command line and the API reference.
+        kind: type of one value: `int`, `float`, `str`, `bool` or `Path`.
+        many: given repeatedly on the command line, a sequence in Python.
+        shown: has a flag of its own on the command line.
+        target: part of what is asked for, in the report under `target`.
+        same: a resume must be given the same value.
+        name: of the field, in Python.
+        default: where it is not given.
+    """
+
+    help: str
+    kind: type
+    many: bool = False
+    shown: bool = True
+    target: bool = False
+    same: bool = True
+    name: str = ""
+    default: Any = None
+
+    @property
+    def flag(self) -> str:
+        """`--target-macs` of `target_macs`."""
+        return "--" + self.name.replace("_", "-")
+
+
+def _said(kind: type, help: str, **how: Any) -> dict[str, Option]:
+    return {"option": Option(help, kind, **how)}
+
+
+@dataclass(frozen=True)
+class CompressionConfig:
+    """Everything that a run can be told, as plain values, checked.
+
+    The meaning of each field is in its metadata, which :meth:`options` lists.
+
+    Raises:
+        ConfigError: a value outside its range, or two that contradict each other.
+    """
+
+    method: str = field(default="ard", metadata=_said(str, "See pyrobnn methods; or module:NAME of a Method of your own."))
+    weights: str | Path | None = field(
+        default=None, metadata=_said(Path, "Safetensors file of the dense network.", same=False)
+    )
+    trained: bool = field(
+        default=False,
+        metadata=_said(bool, "The module is trained already, on all images as far as is known.", shown=False, same=False),
+    )
+    target_macs: float | None = field(
+        default=None, metadata=_said(float, "Fraction of the dense MACs that may be left, in (0, 1).", target=True)
+    )
+    target_params: float | None = field(
+        default=None, metadata=_said(float, "Fraction of the dense parameters that may be left, in (0, 1).", target=True)
+    )
+    target_nonzero: float | None = field(
+        default=None,
+        metadata=_said(float, "Fraction that may be other than zero, where single weights are zeroed.", target=True),
+    )
+    max_drop: float | None = field(
+        default=None,
+        metadata=_said(
+            float, "Percentage points of validation accuracy that may be lost; instead of a size.", target=True
+        ),
+    )
+    epochs: int | None = field(default=None, metadata=_said(int, "Full passes over the training data, in all."))
+    minutes: float | None = field(default=None, metadata=_said(float, "Wall-clock time instead of --epochs."))
+    seed: int = field(default=0, metadata=_said(int, "Of weights, shuffling, augmentation and sampling."))
+    protect: tuple[str, ...] = field(
+        default=(), metadata=_said(str, "Pattern of group or module names not to cut; repeatable.", many=True)
+    )
+    min_channels: int = field(default=1, metadata=_said(int, "Channels that each group keeps at least."))
+    round_to: int | None = field(default=None, metadata=_said(int, "Kept channels are multiples of this."))
+    estimator: str | None = field(
+        default=None, metadata=_said(str, "weight, local or moments (default: the method's own).")
+    )
+    recipe: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata=_said(
+            str,
+            "NAME=VALUE, another value of a field of the recipe, such as cutout=0.25 or tune.lr=0.02; repeatable.",
+            many=True,
+        ),
+    )
+    from_scratch: PruningPlan | None = field(
+        default=None,
+        metadata=_said(Path, "A control: train the compact architecture of this plan from fresh weights.", shown=False),
+    )
+    bayesian_epochs: int = field(
+        default=0,
+        metadata=_said(int, "Passes for a posterior of the compact weights, on top of --epochs.", same=False),
+    )
+    precision: str = field(default="auto", metadata=_said(str, "auto, fp32 or bf16."))
+    device: str = field(default="auto", metadata=_said(str, "auto, cpu, cuda or mps.", same=False))
+    out: str | Path | None = field(
+        default=None, metadata=_said(Path, "Run directory, written as the run goes on.", same=False)
+    )
+    resume: bool = field(
+        default=False, metadata=_said(bool, "Go on with an interrupted run in --out.", same=False)
+    )
+    progress: bool = field(
+        default=True, metadata=_said(bool, "Bars and lines on stderr.", shown=False, same=False)
+    )
+
+    def __post_init__(self) -> None:
+        self._settle()
+        for name in ("target_macs", "target_params", "target_nonzero"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                flag = "--" + name.replace("_", "-")
+                raise ConfigError(f"{flag} is the share that may be left, between 0 and 1, got {value:g}")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise ConfigError(f"--max-drop is in percentage points, from 0 to 100, got {self.max_drop:g}")
+        if self.epochs is not None and self.epochs < 2:
+            raise ConfigError(f"--epochs must be at least 2 (one to infer, one to tune), got {self.epochs}")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise ConfigError(f"--minutes must be positive and finite, got {self.minutes:g}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"--seed must be from 0 to 2**63 - 1, got {self.seed}")
+        if self.has_budget and self.max_drop is not None:
+            raise ConfigError(
+                "--max-drop looks for the smallest network within a drop, --target-macs and --target-params say its "
+                "size: give one or the other"
+            )
+        if self.epochs is not None and self.minutes is not None:
+            raise ConfigError("give --epochs or --minutes, not both")
+        if self.min_channels < 1:
+            raise ConfigError(f"--min-channels must be at least 1, got {self.min_channels}")
+        if self.round_to is not None and self.round_to < 1:
+            raise ConfigError(f"--round-to must be at least 1, got {self.round_to}")
+        if self.estimator not in (None, "weight", "local", "moments"):
+            raise ConfigError(f"--estimator must be weight, local or moments, got {self.estimator!r}")
+        if self.bayesian_epochs < 0:
+            raise ConfigError(f"--bayesian-epochs must be 0 or more, got {self.bayesian_epochs}")
+        if self.from_scratch is not None and self.target:
+            raise ConfigError(
+                f"--from-scratch trains the widths of its plan, so {' and '.join(self.target)} would do nothing: leave out "
+                + " and ".join("--" + name.replace("_", "-") for name in self.target)
+            )
+
+    def _settle(self) -> None:
+        """Numbers of NumPy become Python's, which a file can hold; patterns a tuple; `NAME=VALUE` a mapping."""
+        for name in self.__dataclass_fields__:
+            object.__setattr__(self, name, _plain(getattr(self, name)))
+        protect = (self.protect,) if isinstance(self.protect, str) else tuple(self.protect)
+        object.__setattr__(self, "protect", protect)
+        if not isinstance(self.recipe, Mapping):
+            object.__setattr__(self, "recipe", dict(_assignment(text) for text in self.recipe))
+
+    @classmethod
+    def options(cls) -> Iterator[Option]:
+        """All options in order, each with its name, flag, type, default and help."""
+        for entry in fields(cls):
+            found: Option = entry.metadata["option"]
+            default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
+            yield Option(**{**found.__dict__, "name": entry.name, "default": default})
+
+    @classmethod
+    def make(cls, options: Mapping[str, Any]) -> CompressionConfig:
+        """From keywords.
+
+        Raises:
+            ConfigError: as the class does, or an unknown name; the message has the near ones.
+        """
+        known = [entry.name for entry in fields(cls)]
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=2)
+                hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
+                raise ConfigError(f"compress has no option {name!r}: {hint}")
+        return cls(**options)
+
+    @property
+    def has_budget(self) -> bool:
+        """A fixed size was asked for."""
+        return self.target_macs is not None or self.target_params is not None
+
+    @property
+    def within_drop(self) -> bool:
+        """The smallest network within a drop of accuracy was asked for."""
+        return self.max_drop is not None
+
+    @property
+    def target(self) -> dict[str, float]:
+        """The targets given, for the report."""
+        asked = {option.name: getattr(self, option.name) for option in self.options() if option.target}
+        return {name: value for name, value in asked.items() if value is not None}
+
+    def identity(self) -> dict[str, Any]:
+        """What a resume must be given alike, as plain data."""
+        found = {option.name: getattr(self, option.name) for option in self.options() if option.same}
+        plan = found.pop("from_scratch")
+        found = {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+        return {**found, "recipe": dict(self.recipe), "from_scratch": None if plan is None else plan.to_json()}
+
+
+def keyword_parameters(without: tuple[str, ...] = ()) -> list[inspect.Parameter]:
+    """The options as keyword parameters of a signature."""
+    hints = CompressionConfig.__annotations__
+    return [
+        inspect.Parameter(o.name, inspect.Parameter.KEYWORD_ONLY, default=o.default, annotation=hints[o.name])
+        for o in CompressionConfig.options()
+        if o.name not in without
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") else value
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    """`cutout=0.25` as a name and a number, or a word where it is none."""
+    name, equals, value = str(text).partition("=")
+    if not (name and equals and value):
+        raise ConfigError(f"--recipe takes NAME=VALUE, such as cutout=0.25, got {text!r}")
+    for kind in (int, float):
+        try:
+            return name.strip(), kind(value)
+        except ValueError:
+            continue
+    return name.strip(), {"none": None, "true": True, "false": False}.get(value.strip().lower(), value.strip())
