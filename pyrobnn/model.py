@@ -152,9 +152,10 @@ class BayesianModel(PyroModule):
             The network's output; the likelihood of the batch is scaled to `data_size` examples.
 
         Raises:
-            ConfigError: the prior returns a value for no tensor of the network.
+            ConfigError: the prior returns a value for no tensor of the network, or several draws at once are asked for.
             DataError: targets of another shape than the likelihood's.
         """
+        _refuse_vectorised()
         net = self.net  # this look-up is what shows the deterministic parameters to Pyro
         values = self.values()
         output = self.call_net(net, values, x)
@@ -261,6 +262,15 @@ class BayesianModel(PyroModule):
         )
         model.autocast, model.seen = self.autocast, self.seen
         return model.train(self.training)
+
+
+def _refuse_vectorised() -> None:
+    """A plate around the model would add a dimension to every weight, which no layer takes."""
+    if any(isinstance(handler, pyro.plate) for handler in _PYRO_STACK):
+        raise ConfigError(
+            "a network takes one draw at a time: use Predictive(..., parallel=False), ELBOs with "
+            "vectorize_particles=False, and no pyro.plate around the model"
+        )
 
 
 def _first_example(*batch: Any) -> tuple[Tensor, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from pyrobnn.channels import ChannelTable
+    from pyrobnn.model import BayesianModel
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,16 @@ def cut(value: Tensor, layout: Layout | None, table: ChannelTable, plan: Any) ->
     if keep is None:
         return value
     return value.index_select(layout.axis, torch.as_tensor(keep, dtype=torch.long, device=value.device))
+
+
+def site_layout(model: BayesianModel, site: str) -> LikeTensor | PerChannel | None:
+    """How a site's value is cut: like the tensor that it is named after (its gates too), or per channel of its group."""
+    # Tensors first: "conv1.weight" also looks like a site of the group "conv1".
+    for name in (site, site.removesuffix(".gate"), site.removeprefix("gate_logit.")):
+        if name in model.tensor_names:
+            return LikeTensor(name)
+    group = model.group_of_site(site)
+    return PerChannel(group) if group is not None else None
 
 
 def site_key(site: str) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyrobnn.errors import ConfigError
-from pyrobnn.guides.base import Guide, LikeTensor, PerChannel, site_key
+from pyrobnn.guides.base import Guide, site_key, site_layout
 
 if TYPE_CHECKING:
     from pyrobnn.model import BayesianModel
@@ -69,11 +69,8 @@ class MeanField(Guide):
             self.loc[key] = nn.Parameter(value)
             self.log_scale[key] = nn.Parameter(scale.log())
             self._sites[name] = (positive, site["fn"].event_dim)
-            for part in ("loc", "log_scale"):
-                if name in model.tensor_names:
-                    self.layout[f"{part}.{key}"] = LikeTensor(name)
-                elif (group := model.group_of_site(name)) is not None:
-                    self.layout[f"{part}.{key}"] = PerChannel(group)
+            if (layout := site_layout(model, name)) is not None:
+                self.layout[f"loc.{key}"] = self.layout[f"log_scale.{key}"] = layout
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample every site; arguments (the batch) are ignored."""

@@ -15,7 +15,7 @@ from pyrobnn.channels.parts import per_unit
 from pyrobnn.distributions import StraightThroughBernoulli, SwitchedNormal
 from pyrobnn.distributions.binary import GRADIENTS
 from pyrobnn.errors import ConfigError
-from pyrobnn.guides.base import Guide, Layout, LikeTensor, PerChannel, site_key
+from pyrobnn.guides.base import Guide, site_key, site_layout
 from pyrobnn.guides.noise import bare
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class SpikeSlabGuide(Guide):
             p, key, dims = bare(site["fn"]), site_key(name), site["fn"].event_dim
             value = start.get(name, site["value"]).detach().float().clone()
             group = model.group_of_site(name)
-            layout = _layout(model, name, group)
+            layout = site_layout(model, name)
             if isinstance(p, torch.distributions.Bernoulli):
                 self._gates[name] = (group, dims)
                 self.theta[key] = nn.Parameter(torch.full_like(value, math.log(init_inclusion / (1 - init_inclusion))))
@@ -110,7 +110,8 @@ class SpikeSlabGuide(Guide):
             else:
                 raise ConfigError(
                     f"SpikeSlabGuide covers Bernoulli, Normal, Gamma and InverseGamma sites; site {name!r} has "
-                    f"prior {type(p).__name__}: use the guide that belongs to that prior"
+                    f"prior {type(p).__name__}: use the guide that belongs to that prior (for gates='hard-concrete': "
+                    "MeanField or pb.guides.auto)"
                 )
             if layout is not None:
                 self.layout.update({f"{part}.{key}": layout for part in parts})
@@ -235,14 +236,6 @@ class SpikeSlabGuide(Guide):
         assert isinstance(small, SpikeSlabGuide)
         small._table = (table.after(plan),)
         return small
-
-
-def _layout(model: BayesianModel, site: str, group: str | None) -> Layout | None:
-    # Tensors first: "conv1.weight" also looks like a site of the group "conv1".
-    for tensor in (site, site.removesuffix(GATE)):
-        if tensor in model.tensor_names:
-            return LikeTensor(tensor)
-    return PerChannel(group) if group is not None else None
 
 
 def _start_rho(value: Tensor) -> float:

@@ -116,6 +116,11 @@ class TurboGuide(Guide):
         prior = model.prior
         if not isinstance(prior, Turbo):
             raise ConfigError(f"TurboGuide needs a model with a Turbo prior, got {type(prior).__name__}")
+        if prior.form != "hierarchical":
+            raise ConfigError(
+                "TurboGuide needs the Turbo prior's support and precision sites: use form='hierarchical', or another "
+                "guide (MeanField, pb.guides.auto) with form='marginal'"
+            )
         if factors not in ("mean-field", "joint"):
             raise ConfigError(f"factors must be 'mean-field' or 'joint', got {factors!r}")
         if init_scale <= 0:

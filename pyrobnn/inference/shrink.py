@@ -9,7 +9,7 @@ from torch import nn
 
 from pyrobnn.channels import PruningPlan, compact
 from pyrobnn.errors import PlanError
-from pyrobnn.guides.base import Guide, LikeTensor, PerChannel, cut
+from pyrobnn.guides.base import Guide, LikeTensor, cut, site_layout
 from pyrobnn.guides.function import NoLatents
 from pyrobnn.guides.mean_field import MeanField
 from pyrobnn.model import BayesianModel
@@ -59,14 +59,6 @@ def _from_summary(model: BayesianModel, guide: Any, small: BayesianModel, plan: 
     for site, (loc, scale) in moments.items():
         fresh.set_scale(site, loc, scale)
     return fresh
-
-
-def site_layout(model: BayesianModel, site: str) -> LikeTensor | PerChannel | None:
-    """How a site's value is cut: like the tensor it is named after, or per channel of its group."""
-    if site in model.tensor_names:
-        return LikeTensor(site)
-    group = model.group_of_site(site)
-    return PerChannel(group) if group is not None else None
 
 
 def shrink_optimiser(

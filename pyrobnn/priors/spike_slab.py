@@ -16,6 +16,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.distributions.hard_concrete import OPEN, GateLogit, hard_concrete
 from pyrobnn.errors import ConfigError
 from pyrobnn.priors.base import NetView, Prior, Selection, kernels, selected
 from pyrobnn.priors.gaussian import fan_in
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pyrobnn.channels import ChannelTable
 
 SLABS = ("ig", "gl", "ghs")
+GATES = ("discrete", "hard-concrete")
 
 
 def theory_inclusion(units: int, inputs: int) -> float:
@@ -58,8 +60,11 @@ class _Gated(Prior):
     sigma0: float = 1.0
     select: Selection | None = field(default=kernels, kw_only=True)
     relative: bool = field(default=False, kw_only=True)
+    gates: str = field(default="discrete", kw_only=True)
 
     def __post_init__(self) -> None:
+        if self.gates not in GATES:
+            raise ConfigError(f"gates must be one of {', '.join(GATES)}, got {self.gates!r}")
         named = self.inclusion == "theory"
         if not named and not (isinstance(self.inclusion, int | float) and 0 < self.inclusion < 1):
             raise ConfigError(f"inclusion must be a probability in (0, 1) or 'theory', got {self.inclusion!r}")
@@ -91,6 +96,21 @@ class _Gated(Prior):
 
     def initial(self, view: NetView) -> dict[str, Tensor]:
         return {name: view.tensors[name].detach() for name in self._names}
+
+    def _gate_site(self, owner: str) -> str:
+        """Site of the gates of a group or tensor."""
+        return f"{owner}.gate" if self.gates == "discrete" else f"{owner}.gate_logit"
+
+    def _gate(self, owner: str, chance: Tensor, shape: Any) -> Tensor:
+        """Gates of one group or tensor, in [0, 1], from the site that the chosen form samples."""
+        site, dims = self._gate_site(owner), len(shape)
+        if self.gates == "discrete":
+            return pyro.sample(site, dist.Bernoulli(chance).expand(shape).to_event(dims))
+        return hard_concrete(pyro.sample(site, GateLogit(chance).expand(shape).to_event(dims)))
+
+    def _open(self, like: Tensor) -> Tensor:
+        """Where the site of open gates starts."""
+        return torch.full_like(like, 1.0 if self.gates == "discrete" else OPEN)
 
     def _weights(self, view: NetView) -> dict[str, Tensor]:
         values = {}
@@ -124,6 +144,11 @@ class SpikeSlab(_Gated):
     row factor has no effect in training, while the running statistics change with it; a factor on the
     activation has the effect that is meant, in both modes.
 
+    *Discrete or continuous.* With `gates="discrete"` z is a Bernoulli site, exact, for
+    :class:`~pyrobnn.guides.SpikeSlabGuide`. With `gates="hard-concrete"` the site is `<group>.gate_logit` on the
+    real line (:class:`~pyrobnn.distributions.GateLogit`) and z its hard-concrete gate, which is 0 or 1 almost
+    as often and has a slope between: AutoGuides, `MeanField` and NUTS take it.
+
     The posterior of w̃ behind a closed gate is its prior, which the guide's
     :class:`~pyrobnn.distributions.SwitchedNormal` expresses: the KL of w̃ is weighted by the inclusion
     probability of the channel that the weight *produces*, as published. (The weights that consume a closed
@@ -138,6 +163,7 @@ class SpikeSlab(_Gated):
         c: bound of κ in the horseshoe.
         groups: names or patterns of gated groups; None for all.
         select: which weights are random; None keeps them all deterministic, with gates alone.
+        gates: `"discrete"` or `"hard-concrete"`.
 
     Raises:
         ConfigError: an unknown slab, or a setting out of range.
@@ -168,7 +194,7 @@ class SpikeSlab(_Gated):
         like = _like(view)
         for group in chosen_groups(view, self.groups):
             one = like + torch.ones(group.channels, device=like.device)
-            start[f"{group.name}.gate"] = one
+            start[self._gate_site(group.name)] = self._open(one)
             if self.slab == "gl":
                 start[f"{group.name}.local"] = one
                 # The rate that fits local scales at 1: the minimum over ς² of the KLs of τ² and ς².
@@ -186,9 +212,7 @@ class SpikeSlab(_Gated):
         like = _like(view)
         factors = {}
         for group in chosen_groups(view, self.groups):
-            shape = [group.channels]
-            odds = like + self.prior_inclusion(group, view)
-            gate = pyro.sample(f"{group.name}.gate", dist.Bernoulli(odds).expand(shape).to_event(1))
+            gate = self._gate(group.name, like + self.prior_inclusion(group, view), [group.channels])
             factors[group.name] = gate * self._kappa(group, view, like) if self.slab != "ig" else gate
         return view.gate(factors, self._weights(view))
 
@@ -220,6 +244,7 @@ class EdgeSpikeSlab(_Gated):
         sigma0: σ₀.
         relative: measure σ₀ in units of each tensor's root mean square at the start.
         select: which weights are gated and random.
+        gates: `"discrete"`, or `"hard-concrete"` with sites `gate_logit.<tensor>` (see :class:`SpikeSlab`).
 
     Raises:
         ConfigError: a setting out of range, or nothing selected.
@@ -229,6 +254,10 @@ class EdgeSpikeSlab(_Gated):
         super().__post_init__()
         if self.select is None:
             raise ConfigError("EdgeSpikeSlab gates the selected weights and needs a selection, got None")
+
+    def _gate_site(self, owner: str) -> str:
+        # AutoGuides make a module path of a site's name: nothing can hang below the path of the tensor itself.
+        return f"{owner}.gate" if self.gates == "discrete" else f"gate_logit.{owner}"
 
     def prior_inclusion(self, name: str, tensor: Tensor) -> float:
         """λ of one tensor's weights."""
@@ -240,12 +269,11 @@ class EdgeSpikeSlab(_Gated):
 
     def initial(self, view: NetView) -> dict[str, Tensor]:
         start = super().initial(view)
-        return {**start, **{f"{name}.gate": torch.ones_like(value) for name, value in start.items()}}
+        return {**start, **{self._gate_site(name): self._open(value) for name, value in start.items()}}
 
     def __call__(self, view: NetView) -> dict[str, Tensor]:
         values = self._weights(view)
         for name, value in values.items():
-            odds = self.prior_inclusion(name, view.tensors[name])
-            gate = dist.Bernoulli(value.new_full((), odds)).expand(view.tensors[name].shape)
-            values[name] = value * pyro.sample(f"{name}.gate", gate.to_event(view.tensors[name].dim()))
+            chance = value.new_full((), self.prior_inclusion(name, view.tensors[name]))
+            values[name] = value * self._gate(name, chance, view.tensors[name].shape)
         return values

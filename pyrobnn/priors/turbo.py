@@ -28,6 +28,7 @@ from pyrobnn.distributions.chains import TwoLevelChain
 from pyrobnn.distributions.crossing import CrossingChains
 from pyrobnn.errors import ConfigError
 from pyrobnn.priors.base import NetView, WeightPrior
+from pyrobnn.priors.turbo_marginal import ClusteredStudentT
 
 if TYPE_CHECKING:
     from pyrobnn.channels import ChannelTable
@@ -150,7 +151,10 @@ class Turbo(WeightPrior):
     """Weights with clustered supports: the three-layer prior above on every selected tensor.
 
     For a tensor `conv.weight` the sites are `conv.weight.support` (`[filters, length]`),
-    `conv.weight.precision` and `conv.weight` (both of the tensor's shape).
+    `conv.weight.precision` and `conv.weight` (both of the tensor's shape), for
+    :class:`~pyrobnn.guides.TurboGuide`. With `form="marginal"` support and precisions are summed out exactly and
+    `conv.weight` is the only site (:class:`~pyrobnn.priors.turbo_marginal.ClusteredStudentT`): AutoGuides, `MeanField`
+    and NUTS take that form.
 
     Attributes:
         transitions: of the support's chains; small values make long runs.
@@ -161,18 +165,25 @@ class Turbo(WeightPrior):
             strengthen each other: set their transitions to 0.3 or so; with the default ones, made for two
             levels, a draw of a large tensor is nearly all on.
 
+        form: `"hierarchical"` (three sites a tensor) or `"marginal"` (one; with the two-level structure).
+
     Raises:
-        ConfigError: an unknown structure, or settings outside their range.
+        ConfigError: an unknown structure or form, or settings outside their range.
     """
 
     transitions: Transitions = field(default_factory=Transitions)
     precision: PrecisionPrior = field(default_factory=PrecisionPrior)
     relative: bool = True
     structure: str = "two-level"
+    form: str = "hierarchical"
 
     def __post_init__(self) -> None:
         if self.structure not in ("two-level", "crossing"):
             raise ConfigError(f"structure must be 'two-level' or 'crossing', got {self.structure!r}")
+        if self.form not in ("hierarchical", "marginal"):
+            raise ConfigError(f"form must be 'hierarchical' or 'marginal', got {self.form!r}")
+        if self.form == "marginal" and self.structure == "crossing":
+            raise ConfigError("crossing chains cannot be summed out exactly: use structure='two-level' with form='marginal'")
         self.learned: dict[str, Transitions] = {}
         self.squares: dict[str, float] = {}
         self._keep_units = False
@@ -224,6 +235,9 @@ class Turbo(WeightPrior):
         for name in self._names:
             like = view.tensors[name]
             chains = self.support_prior(name, *matrix_shape(like.shape))
+            if isinstance(chains, TwoLevelChain) and self.form == "marginal":
+                values[name] = pyro.sample(name, ClusteredStudentT(chains, self.precision_of(name), like.shape, like))
+                continue
             support = pyro.sample(f"{name}.support", chains)
             gate = support.reshape(*support.shape[:-2], *like.shape).to(like.device)
             gamma = GatedGamma(gate, self.precision_of(name), like.dim(), validate_args=False)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pyrobnn.channels.parts import per_unit
 from pyrobnn.distributions.base import base_distribution
+from pyrobnn.distributions.hard_concrete import GateLogit, log_off
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.base import Guide
 from pyrobnn.guides.function import NoLatents
@@ -153,6 +154,9 @@ def _channel_summary(
 ) -> ChannelSummary:
     name, n = group.name, group.channels
     kept = torch.ones(n, dtype=torch.bool)
+    gates = _gate_logits(model, group, sites, priors)
+    if gates is not None:
+        return gates
     site = next((s for s in sites.values() if s.kind == "channel" and s.group == name), None)
     if name in inclusion:
         gamma = inclusion[name].detach().cpu().float()
@@ -170,6 +174,33 @@ def _channel_summary(
             name, snr, 0.5 * snr.square(), "snr", kept, evidence=evidence, loc=site.loc, scale=site.scale
         )
     return _from_weights(model, group, sites, kept, priors)
+
+
+def _gate_logits(
+    model: BayesianModel, group: Any, sites: Mapping[str, SiteSummary], priors: Mapping[str, Any]
+) -> ChannelSummary | None:
+    """Hard-concrete gates of a group's channels, or of the weights that produce them; None where there are none.
+
+    Inclusion is P(u > 0) of the gate's logit u, taken as Gaussian (exact for AutoNormal and `MeanField`), or the
+    chance that any of the weights is on; `nats` is minus the log of its complement.
+    """
+    kept = torch.ones(group.channels, dtype=torch.bool)
+    for site in sites.values():
+        if site.group == group.name and isinstance(priors[site.name], GateLogit):
+            nats = -log_off(site.loc, site.scale)
+            return ChannelSummary(
+                group.name, -torch.expm1(-nats), nats, "inclusion", kept, loc=site.loc, scale=site.scale
+            )
+    edges = [m for m in group.members if m.role == "out" and f"gate_logit.{m.tensor}" in sites]
+    if not edges:
+        return None
+    total = torch.zeros(group.channels)
+    for member in edges:
+        site = sites[f"gate_logit.{member.tensor}"]
+        total += per_unit(-log_off(site.loc, site.scale), member.axis, member.index)
+    # Rows of different length hold different numbers of weights: their sums say how large a layer is.
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.view().tensors.items()}
+    return ChannelSummary(group.name, -torch.expm1(-total), removal_cost(total, group, shapes), "inclusion", kept)
 
 
 def log_evidence(loc: Tensor, scale: Tensor, prior: Any) -> Tensor | None:
