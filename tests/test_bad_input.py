@@ -17,6 +17,7 @@ from PIL import Image
 import pyrobnn as pb
 from pyrobnn import cli
 from pyrobnn.cli.console import err_console
+from pyrobnn.io.manifest import write_manifest
 from pyrobnn.nets import save_weights
 
 
@@ -363,7 +364,10 @@ def test_no_run_there(command: str, run: Callable[..., Answer], tmp_path: Path) 
     refused(run(command, tmp_path))
 
 
-def test_damaged_run_files(run: Callable[..., Answer], copy: Path) -> None:
+@pytest.mark.parametrize("listed", [True, False])
+def test_damaged_run_files(listed: bool, run: Callable[..., Answer], copy: Path) -> None:
+    if not listed:  # what is in a file is checked too
+        (copy / "manifest.json").unlink()
     saved = contents(copy)
     weights, description, report = copy / "compact.safetensors", copy / "compact.json", copy / "report.json"
     for damaged in (saved["compact.safetensors"][:100], b"", saved["compact.safetensors"][:-50]):
@@ -391,5 +395,6 @@ def test_evaluate_when_the_data_has_moved(run: Callable[..., Answer], copy: Path
     report = json.loads((copy / "report.json").read_text())
     gone = str(copy.parent / "gone.npz")
     (copy / "report.json").write_text(json.dumps({**report, "data": gone}))
+    write_manifest(copy)
     refused(run("evaluate", copy), "gone.npz", "not found")
     assert run("evaluate", copy, "--data", report["data"]).code == 0

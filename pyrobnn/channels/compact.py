@@ -50,7 +50,8 @@ def resize_to(net: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
     """Turn a dense network into a compact one of the saved shapes, and load the saved tensors.
 
     Args:
-        net: the network as its factory builds it; it is copied.
+        net: the network as its factory builds it; it is copied. On the `meta` device only its shapes matter: the
+            result is on the CPU, and takes the memory of the saved tensors.
         state_dict: tensors of a compact network of the same kind.
 
     Returns:
@@ -82,7 +83,8 @@ def resize_to(net: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
             changed.append(name)
     for module in sites.modules(changed):
         refresh_attributes(module)
-    small.load_state_dict(dict(state_dict))
+    # Tensors without memory cannot be copied into; the saved ones take their places.
+    small.load_state_dict(dict(state_dict), assign=any(sites.get(name).is_meta for name in sites.ids))
     return small
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyrobnn.errors import PlanError
+from pyrobnn.errors import CheckpointError, PlanError
+from pyrobnn.io.files import read_bytes, write_text
 
 if TYPE_CHECKING:
     from pyrobnn.channels.table import ChannelTable
@@ -141,7 +140,7 @@ class PruningPlan:
         """
         try:
             body = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PlanError(f"expected a plan as JSON, got text that is not JSON: {error}") from None
         if not isinstance(body, dict) or body.get("schema") != _SCHEMA:
             raise PlanError(f"expected a plan with schema {_SCHEMA}, got something else: write it with plan.save")
@@ -158,16 +157,7 @@ class PruningPlan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan; the file appears whole or not at all."""
-        path = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self.to_json() + "\n")
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_text(path, self.to_json() + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> PruningPlan:
@@ -177,8 +167,8 @@ class PruningPlan:
             PlanError: there is no such file, or it holds no plan.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_bytes(path).decode("utf-8")
+        except (CheckpointError, UnicodeDecodeError) as error:
             raise PlanError(f"cannot read the plan {path}: {error}") from None
         return cls.from_json(text)
 

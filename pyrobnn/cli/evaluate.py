@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from pyrobnn.cli.console import err_console, out_console
+from pyrobnn.errors import DataError
+
+if TYPE_CHECKING:
+    from pyrobnn.data import Data
 
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
     data: Annotated[str | None, typer.Option("--data", help="Where the data now is, if it has moved.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The network, where the run was made from one of your own.")
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Measure the saved compact network again, from its files; exit code 1 if the figures differ."""
-    from pyrobnn.compression.store import load_compact, read_description, read_report
-    from pyrobnn.data import load_data
+    from pyrobnn.compression.store import build_compact, read_description, read_report
     from pyrobnn.inference.precision import resolve_device
-    from pyrobnn.nets import check_fits
+    from pyrobnn.io.manifest import RunFiles
+    from pyrobnn.nets import build, check_fits
     from pyrobnn.report.report import VOLATILE, measure
 
-    report, description = read_report(run), read_description(run)
-    loaded = load_data(data or report["data"]).with_normalisation(description["mean"], description["std"])
-    net = load_compact(run)
+    with RunFiles(run) as files:
+        report, description = read_report(files), read_description(files)
+        loaded = _data(run, report["data"], data).with_normalisation(description["mean"], description["std"])
+        channels, size, _ = loaded.image_shape
+        sizes = {"num_classes": loaded.num_classes, "in_channels": channels, "image_size": size}
+        net = build_compact(files, None if model is None else lambda: build(model, **sizes))
     check_fits(net, loaded.example, loaded.num_classes)
     figures = measure(
         net,
@@ -53,6 +63,16 @@ def evaluate(
     if differ:
         err_console.print(f"figures differ: {', '.join(differ)}")
         raise typer.Exit(1)
+
+
+def _data(run: Path, named: str, given: str | None) -> Data:
+    """The data that was given, or else what the report names; what only a file names is not downloaded."""
+    from pyrobnn.data import load_data
+    from pyrobnn.data.named import TORCHVISION, cache_dir
+
+    if given is None and named in TORCHVISION and not (cache_dir() / f"{named}.npz").exists():
+        raise DataError(f"{run} was made on {named}, which is not here: give --data {named} to fetch it")
+    return load_data(given or named)
 
 
 def _close(a: Any, b: Any) -> bool:

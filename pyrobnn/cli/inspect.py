@@ -20,10 +20,12 @@ def inspect(
     """Posterior tables and plots of a run."""
     from pyrobnn.compression.store import CHECKPOINT, read_report
     from pyrobnn.io.checkpoint import load_checkpoint
+    from pyrobnn.io.manifest import RunFiles
     from pyrobnn.report.page import standard_figures
     from pyrobnn.summary.state import from_state
 
-    report = read_report(run)
+    with RunFiles(run) as files:
+        report = read_report(files)
     if not (run / CHECKPOINT).is_file():
         raise CheckpointError(
             f"{run} has no {CHECKPOINT}, from which inspect reads the posterior: give the --out of a run"

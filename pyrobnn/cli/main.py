@@ -56,6 +56,13 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(error.format_message())
     except OSError as error:  # no permission, no space, a file where a directory should be
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}")
+    except MemoryError:
+        _fail("out of memory: use smaller batches or images, or a machine with more")
+    except Exception as error:
+        library = type(error).__module__.partition(".")[0]
+        if library not in ("h5netcdf", "h5py", "pickle", "_pickle", "safetensors", "zipfile", "zlib"):
+            raise  # an error of ours, whose place should be seen
+        _fail(f"a file cannot be read or written ({library}: {error})")
     except (typer.Abort, KeyboardInterrupt):
         _stopped()
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,8 @@ class Result:
         Raises:
             CheckpointError: the directory holds something else.
         """
-        claim(Path(path), resume=False)
-        self._write(Path(path))
+        with claim(Path(path), resume=False):
+            self._write(Path(path))
 
     def _write(self, path: Path) -> None:
         write_run(
@@ -151,25 +152,24 @@ OPTIONS
     path = None if config.out is None else Path(config.out)
     recipe = recipes.of(net)
     who = identity(config, chosen, recipe, data, net, trained=trained, likelihood=likelihood)
-    if path is not None:
-        claim(path, resume=config.resume)
-    journal = Journal(path / CHECKPOINT if path else None, who, resume=config.resume)
-    share = journal.carry.get("share")
-    schedule = share_out(recipe, config, data, net, trained=trained)
-    if share is not None:  # a time budget was turned into epochs when the run began
-        schedule = replace(schedule, dense=share[0], infer=tuple(share[1]), tune=share[2], retune=share[3])
-    journal.step(
-        "schedule", lambda carry: {"share": [schedule.dense, list(schedule.infer), schedule.tune, schedule.retune]}
-    )
-    run = Run(net, table, data, chosen, config, recipe, schedule, journal, trained=trained, likelihood=likelihood)
-    if config.from_scratch is not None:
-        scratch_road(run, config.from_scratch)
-    else:
-        (chosen.road or common_road)(run)
-    journal.step("finished", lambda carry: {"seconds": journal.seconds})
-    if config.bayesian_epochs:
-        survive(run, config.bayesian_epochs)
-    return _finish(run, spec, source, path, trained_on, clean)
+    with claim(path, resume=config.resume) if path is not None else nullcontext():
+        journal = Journal(path / CHECKPOINT if path else None, who, resume=config.resume)
+        share = journal.carry.get("share")
+        schedule = share_out(recipe, config, data, net, trained=trained)
+        if share is not None:  # a time budget was turned into epochs when the run began
+            schedule = replace(schedule, dense=share[0], infer=tuple(share[1]), tune=share[2], retune=share[3])
+        journal.step(
+            "schedule", lambda carry: {"share": [schedule.dense, list(schedule.infer), schedule.tune, schedule.retune]}
+        )
+        run = Run(net, table, data, chosen, config, recipe, schedule, journal, trained=trained, likelihood=likelihood)
+        if config.from_scratch is not None:
+            scratch_road(run, config.from_scratch)
+        else:
+            (chosen.road or common_road)(run)
+        journal.step("finished", lambda carry: {"seconds": journal.seconds})
+        if config.bayesian_epochs:
+            survive(run, config.bayesian_epochs)
+        return _finish(run, spec, source, path, trained_on, clean)
 
 
 def _network(net: nn.Module | str, data: Data, seed: int) -> tuple[nn.Module, dict[str, Any] | None]:

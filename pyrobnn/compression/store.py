@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyrobnn.channels import PruningPlan, resize_to
 from pyrobnn.errors import CheckpointError, NetError
-from pyrobnn.nets import build_spec, read_weights
+from pyrobnn.io.files import is_temporary, sweep, write_json
+from pyrobnn.io.lock import LOCK, locked
+from pyrobnn.io.manifest import MANIFEST, RunFiles, write_manifest
+from pyrobnn.io.sparse import parse_tensors, stated_shapes
+from pyrobnn.nets import Normalise, build_saved, build_spec
 from pyrobnn.nets.storage import save_compact
 from pyrobnn.nets.weights import save_tensors
-from pyrobnn.posterior.bayesian_net import BayesianNet
+from pyrobnn.posterior.bayesian_net import LOG_SCALE, BayesianNet
 from pyrobnn.report.page import standard_figures, write_page
-from pyrobnn.report.report import SCHEMA, read_json, write_json
+from pyrobnn.report.report import SCHEMA
 from pyrobnn.summary.types import Posterior
 from pyrobnn.views.arviz import save_netcdf
 
@@ -43,8 +50,9 @@ def write_run(
     std: tuple[float, ...],
     bayesian: BayesianNet | None = None,
 ) -> None:
-    """Write all files of a finished run; `report.json` comes last, so it marks a complete run."""
+    """Write all files of a finished run; `report.json` marks a complete one, the manifest of all files comes last."""
     out.mkdir(parents=True, exist_ok=True)
+    (out / MANIFEST).unlink(missing_ok=True)  # of a finished run that was taken up again
     save_compact(net, out / COMPACT, mean=mean, std=std, trained_on=report["trained_on"])
     write_json(
         out / COMPACT_JSON,
@@ -58,108 +66,164 @@ def write_run(
     figures = standard_figures(posterior, report) if posterior is not None else {}
     write_page(out / PAGE, report, figures, load_path=out.name)
     write_json(out / REPORT, report)
+    write_manifest(out)
 
 
-def load_compact(path: str | Path, factory: Callable[[], nn.Module] | None = None) -> nn.Module:
-    """The compact network of a run directory, in eval mode on the CPU, without pickle.
+def load_compact(
+    path: str | Path, factory: Callable[[], nn.Module] | None = None, *, normalise: bool = False
+) -> nn.Module:
+    """The compact network of a run directory, in eval mode on the CPU.
+
+    Nothing that the directory names is imported, called or downloaded: only built-in and torchvision networks
+    are built from their names. Files are checked against `manifest.json`.
 
     Args:
         path: the run directory.
         factory: builds the dense network; needed when the run was made from a module of your own.
+        normalise: put a :class:`~pyrobnn.nets.Normalise` with the run's mean and standard deviation in front, so that
+            the network takes pixels in 0-1, `[N, C, H, W]`.
 
     Returns:
-        A plain `nn.Module`. It takes images normalised with the `mean` and `std` in `compact.json`.
+        A plain `nn.Module`. Without `normalise` it takes images normalised with the `mean` and `std` in
+        `compact.json`.
 
     Raises:
-        CheckpointError: files missing or damaged.
+        CheckpointError: files missing, damaged or edited.
         NetError: the factory builds another kind of network, or is needed and not given.
     """
-    path = Path(path)
-    description = read_description(path)
-    tensors, _ = read_weights(path / COMPACT)
-    spec = description.get("spec")
-    if factory is not None:
-        dense = factory()
-    elif spec is not None:
-        dense = build_spec(spec)
-    else:
-        raise NetError(
-            f"{path} holds a network of a class of your own: pass factory=, a function that builds the dense network"
-        )
-    return resize_to(dense, tensors).eval()
+    with RunFiles(path) as files:
+        return build_compact(files, factory, normalise=normalise)
 
 
 def load_bayesian(path: str | Path, factory: Callable[[], nn.Module] | None = None) -> BayesianNet:
-    """The compact network of a run directory with the posterior of its weights, without pickle.
+    """The compact network of a run directory with the posterior of its weights, read as :func:`load_compact` does.
 
     Args:
         path: a run made with `bayesian_epochs`.
         factory: as for :func:`load_compact`.
 
     Raises:
-        CheckpointError: files missing or damaged, or the run has no such posterior.
+        CheckpointError: files missing, damaged or edited, or the run has no such posterior.
         NetError: as for :func:`load_compact`.
     """
-    path = Path(path)
-    net = load_compact(path, factory)
-    if not (path / BAYESIAN).is_file():
-        raise CheckpointError(
-            f"{path} holds no posterior of the compact network: add one with --resume --bayesian-epochs N"
-        )
-    state, metadata = read_weights(path / BAYESIAN)
+    with RunFiles(path) as files:
+        net = build_compact(files, factory)
+        if not files.has(BAYESIAN):
+            raise CheckpointError(
+                f"{path} holds no posterior of the compact network: add one with --resume --bayesian-epochs N"
+            )
+        where = files.folder / BAYESIAN
+        state, metadata = parse_tensors(files.read(BAYESIAN), where)
     size = metadata.get("data_size", "")
-    if not size.isdigit():
-        raise CheckpointError(f"{path / BAYESIAN} is damaged (no data_size): run pyrobnn compress again")
+    if not (size.isascii() and size.isdigit() and int(size[:16]) > 0 and len(size) <= 15):
+        raise CheckpointError(f"{where} is damaged (no data_size): run pyrobnn compress again")
+    own = net.state_dict()
+    scales = {name: value for name, value in state.items() if name.removeprefix(LOG_SCALE) in own}
+    _check_tensors(scales, {name: own[name.removeprefix(LOG_SCALE)] for name in scales}, where)
     return BayesianNet.from_state(net, state, data_size=int(size))
 
 
-def read_description(path: Path) -> dict[str, Any]:
+def build_compact(
+    files: RunFiles, factory: Callable[[], nn.Module] | None = None, *, normalise: bool = False
+) -> nn.Module:
+    """As :func:`load_compact`, from a run directory that is open already."""
+    description = read_description(files)
+    spec = description.get("spec")
+    if factory is not None:
+        dense = factory()
+        if not isinstance(dense, nn.Module):
+            raise NetError(f"factory must return a torch.nn.Module, got {type(dense).__name__}")
+    elif spec is not None:
+        dense = build_saved(spec)
+    else:
+        raise NetError(
+            f"{files.folder} holds a network of a class of your own: pass factory=, a function that builds the dense "
+            "network (on the command line: --model)"
+        )
+    where, data, expected = files.folder / COMPACT, files.read(COMPACT), dense.state_dict()
+    for name, shape in stated_shapes(data, where).items():
+        # Before memory of a size that the file states is taken: a compact tensor is never the larger one.
+        if name in expected and math.prod(shape) > max(1, expected[name].numel()):
+            raise NetError(
+                f"{where}: expected {name!r} no larger than {tuple(expected[name].shape)}, got {shape}: the saved "
+                "tensors belong to another network"
+            )
+    tensors, _ = parse_tensors(data, where)
+    _check_tensors(tensors, expected, where)
+    net = resize_to(dense, tensors).eval()
+    if not normalise:
+        return net
+    return nn.Sequential(OrderedDict(normalise=Normalise(description["mean"], description["std"]), net=net)).eval()
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+    """Types and values of what both know; names and shapes are checked where they are used."""
+    for name, value in tensors.items():
+        if name in expected and value.dtype != expected[name].dtype:
+            raise CheckpointError(f"{path}: {name!r} expected {expected[name].dtype}, got {value.dtype}: copy the file again")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f"{path}: {name!r} holds NaN or infinity: the file is damaged, copy it again")
+
+
+def read_description(files: RunFiles) -> dict[str, Any]:
     """`compact.json`: how to build the network again and how to normalise its images.
 
     Raises:
-        CheckpointError: missing or damaged.
+        CheckpointError: missing, damaged or edited.
     """
-    description = read_json(path / COMPACT_JSON)
+    description, path = files.read_json(COMPACT_JSON), files.folder / COMPACT_JSON
     expected = {"mean": list, "std": list, "widths": dict}
     if not all(isinstance(description.get(key), kind) for key, kind in expected.items()):
-        raise CheckpointError(f"{path / COMPACT_JSON} is damaged (no mean, std and widths): run pyrobnn compress again")
+        raise CheckpointError(f"{path} is damaged (no mean, std and widths): run pyrobnn compress again")
+    mean, std = description["mean"], description["std"]
+    numbers = all(type(n) in (int, float) and math.isfinite(n) for n in (*mean, *std))
+    if not numbers or len(mean) != len(std) or not all(n > 0 for n in std):
+        raise CheckpointError(f"{path} is damaged (mean and std are no finite numbers): run pyrobnn compress again")
     spec = description.get("spec")
     if spec is not None and not isinstance(spec, dict):
-        raise CheckpointError(f"{path / COMPACT_JSON} is damaged (spec is no object): run pyrobnn compress again")
+        raise CheckpointError(f"{path} is damaged (spec is no object): run pyrobnn compress again")
     return description
 
 
-def read_report(path: Path) -> dict[str, Any]:
+def read_report(files: RunFiles) -> dict[str, Any]:
     """`report.json` of a finished run.
 
     Raises:
-        CheckpointError: missing or damaged.
+        CheckpointError: missing, damaged or edited.
     """
-    report = read_json(path / REPORT)
+    report = files.read_json(REPORT)
     expected = {"data": str, "method": str, "dense": dict, "compact": dict, "rounds": list}
     if missing := [key for key, kind in expected.items() if not isinstance(report.get(key), kind)]:
-        raise CheckpointError(f"{path / REPORT} is damaged (no {missing[0]!r}): run pyrobnn compress again")
+        raise CheckpointError(f"{files.folder / REPORT} is damaged (no {missing[0]!r}): run pyrobnn compress again")
     return report
 
 
-def claim(out: Path, *, resume: bool) -> None:
-    """Make the output directory, or say whose it is.
+@contextmanager
+def claim(out: Path, *, resume: bool) -> Iterator[None]:
+    """Make the output directory and hold it for this process, or say whose it is.
+
+    Temporary files of killed processes go.
 
     Raises:
-        CheckpointError: it holds another run, or files of somebody else.
+        CheckpointError: it is in use, or holds another run, or files of somebody else.
     """
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"--out {out} is a file; give a directory")
-    started = (out / CHECKPOINT).exists()
-    # A run that was killed before its first checkpoint may have left half of one.
-    others = [path for path in out.iterdir() if path.name != f"{CHECKPOINT}.tmp"] if out.exists() else []
-    if others and not (resume and started):
-        if resume:
-            raise CheckpointError(f"--out {out} holds files but no {CHECKPOINT} to resume from: choose another directory")
-        what = "another run" if started or (out / REPORT).exists() else "other files"
-        hint = "choose another directory, or continue with --resume" if started else "choose another directory"
-        raise CheckpointError(f"--out {out} holds {what}: {hint}")
+    new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        started = (out / CHECKPOINT).exists()
+        others = [path for path in out.iterdir() if not is_temporary(path) and path.name != LOCK]
+        if not new and others and not (resume and started):
+            if resume:
+                raise CheckpointError(
+                    f"--out {out} holds files but no {CHECKPOINT} to resume from: choose another directory"
+                )
+            what = "another run" if started or (out / REPORT).exists() else "other files"
+            hint = "choose another directory, or continue with --resume" if started else "choose another directory"
+            raise CheckpointError(f"--out {out} holds {what}: {hint}")
+        sweep(out)
+        yield
 
 
 def find_spec(net: nn.Module, sizes: dict[str, int]) -> dict[str, Any] | None:

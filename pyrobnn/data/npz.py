@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import zipfile
 import zlib
 from lzma import LZMAError
@@ -12,6 +12,7 @@ import numpy as np
 
 from pyrobnn.data.raw import Raw, as_images, as_labels
 from pyrobnn.errors import DataError
+from pyrobnn.io.files import write_bytes
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
@@ -77,15 +78,11 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
     Raises:
         DataError: The folder cannot be written to.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        os.replace(partial, path)
+        write_bytes(path, stream.getbuffer())
     except OSError as error:
         raise DataError(
             f"cannot write {path} ({error}): set PYROBNN_DATA to a folder with room that you may write to"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)

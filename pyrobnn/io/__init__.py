@@ -1,1 +1,4 @@
-"""Files: checkpoints and sparse storage, written whole or not at all."""
+"""Files: written whole or not at all (`files`), checked when read (`manifest`), bounded by their own size.
+
+Nothing in here imports, calls or downloads what a file names.
+"""

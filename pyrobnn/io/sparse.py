@@ -18,20 +18,19 @@ means is in its metadata, with a CRC-32 per tensor.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
+import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pyrobnn.errors import CheckpointError
+from pyrobnn.io.container import from_bytes, read_header, to_bytes
+from pyrobnn.io.files import first_line, read_bytes, write_bytes
+from pyrobnn.io.sparse_forms import FORMS, MOST, PARTS, Parts, as_bytes, shortest, unpack
 
 _KEY = "pyrobnn.sparse"
 _SEPARATOR = "::"
@@ -39,9 +38,6 @@ _DTYPES = {str(d).removeprefix("torch."): d for d in (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
     torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
 )}  # fmt: skip
-_INDEX = ((np.uint8, torch.uint8), (np.uint16, torch.uint16), (np.uint32, torch.uint32))
-
-Parts = dict[str, Tensor]
 
 
 def save_sparse(
@@ -60,6 +56,19 @@ def save_sparse(
     Raises:
         CheckpointError: a dtype that safetensors cannot hold here, or a metadata key that is taken.
     """
+    data, forms = compress_state(state, metadata)
+    write_bytes(path, data)
+    return forms
+
+
+def compress_state(
+    state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, str]]:
+    """What :func:`save_sparse` writes, and the form chosen for each tensor.
+
+    Raises:
+        CheckpointError: as :func:`save_sparse`.
+    """
     if metadata and _KEY in metadata:
         raise CheckpointError(f"the metadata key {_KEY!r} is used by the format: choose another name")
     entries: dict[str, dict[str, Any]] = {}
@@ -69,23 +78,17 @@ def save_sparse(
         if dtype not in _DTYPES:
             raise CheckpointError(f"tensor {name!r} has dtype {dtype}; expected one of {', '.join(_DTYPES)}")
         dense = tensor.detach().cpu().contiguous().clone()
-        form, parts = _shortest(dense)
+        form, parts = shortest(dense)
         entries[name] = {
             "form": form,
             "shape": list(dense.shape),
             "dtype": dtype,
             "signs": "signs" in parts,
-            "crc": zlib.crc32(_bytes(dense).tobytes()),
+            "crc": zlib.crc32(as_bytes(dense).tobytes()),
         }
         tensors.update({_part_name(name, part): value for part, value in parts.items()})
     header = {**(metadata or {}), _KEY: json.dumps({"version": 1, "tensors": entries})}
-    _write(tensors, header, Path(path))
-    return {name: entry["form"] for name, entry in entries.items()}
-
-
-def is_sparse(metadata: Mapping[str, str] | None) -> bool:
-    """Whether a safetensors file with this metadata is in compressed form."""
-    return metadata is not None and _KEY in metadata
+    return to_bytes(tensors, header), {name: entry["form"] for name, entry in entries.items()}
 
 
 def load_sparse(path: str | Path) -> dict[str, Tensor]:
@@ -94,7 +97,7 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: no such file, another kind of file, or a damaged one.
     """
-    return _read(path)[0]
+    return _read(path, values=True)[0]
 
 
 def load_sparse_metadata(path: str | Path) -> dict[str, str]:
@@ -103,185 +106,100 @@ def load_sparse_metadata(path: str | Path) -> dict[str, str]:
     Raises:
         CheckpointError: as :func:`load_sparse`.
     """
-    return _read(path, tensors=False)[1]
+    return _read(path, values=False)[1]
 
 
-def _read(path: str | Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no file at {path}: check the path")
-    found: dict[str, Tensor] = {}
+def _read(path: str | Path, *, values: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    data = read_bytes(path)
+    _, metadata = read_header(data, path)
+    if _KEY not in metadata:
+        raise CheckpointError(
+            f"{path} is not a compressed state dict: expected {_KEY!r} in its metadata; "
+            "read it with safetensors.torch.load_file"
+        )
+    if not values:
+        return {}, {key: value for key, value in metadata.items() if key != _KEY}
+    return parse_tensors(data, path)
+
+
+def stated_shapes(data: bytes, path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Shape by name of what a safetensors file holds, plain or compressed, before any of it is made.
+
+    Raises:
+        CheckpointError: not such a file.
+    """
+    shapes, metadata = read_header(data, path)
+    if _KEY not in metadata:
+        return shapes
+    return {name: entry["shape"] for name, entry in _table(metadata[_KEY], path).items()}
+
+
+def parse_tensors(data: bytes, path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors (dense, on the CPU) and metadata of a safetensors file's bytes, plain or compressed.
+
+    Memory is at most 1,024 times the size of the file, which no compressed form exceeds.
+
+    Args:
+        data: the content.
+        path: where it came from, for messages.
+
+    Raises:
+        CheckpointError: another kind of file, or a damaged one.
+    """
+    shapes, metadata = read_header(data, path)
+    found = from_bytes(data, path)
+    if _KEY not in metadata:
+        return {name: found[name] for name in shapes}, metadata
+    table = _table(metadata.pop(_KEY), path)
+    dense = sum(math.prod(entry["shape"]) * entry["dtype"].itemsize for entry in table.values())
+    if dense > MOST * len(data):
+        raise CheckpointError(
+            f"{path} is damaged ({dense:,} bytes of tensors in a file of {len(data):,}): copy the file again"
+        )
+    return {name: _decode(found, name, entry, path) for name, entry in table.items()}, metadata
+
+
+def _table(text: str, path: str | Path) -> dict[str, dict[str, Any]]:
+    """The table of a compressed file: by name, form, shape, dtype and checksum, all of the right kind."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            if _KEY not in metadata:
-                raise CheckpointError(
-                    f"{path} is not a compressed state dict: expected {_KEY!r} in its metadata; "
-                    "read it with safetensors.torch.load_file"
-                )
-            table = json.loads(metadata.pop(_KEY))
-            if table["version"] != 1:
-                raise CheckpointError(f"{path} has version {table['version']}, expected 1: update pyrobnn")
-            if not tensors:
-                return {}, metadata
-            for name, entry in table["tensors"].items():
-                form = entry["form"]
-                parts = {part: file.get_tensor(_part_name(name, part)) for part in _PARTS[form]}
-                tensor = _FORMS[form][1](parts, tuple(entry["shape"]), _DTYPES[entry["dtype"]])
-                if entry["signs"]:
-                    signs = file.get_tensor(_part_name(name, "signs"))
-                    tensor.reshape(-1)[_unpack(signs, tensor.numel())] = -0.0
-                if zlib.crc32(_bytes(tensor).tobytes()) != entry["crc"]:
-                    raise CheckpointError(f"tensor {name!r} in {path} is damaged (checksum): copy the file again")
-                found[name] = tensor
+        table = json.loads(text)
+        if table["version"] != 1:
+            raise CheckpointError(f"{path} has version {table['version']!r}, expected 1: update pyrobnn")
+        entries = {}
+        for name, entry in table["tensors"].items():
+            shape = tuple(entry["shape"])
+            if entry["form"] not in FORMS or not all(type(n) is int and n >= 0 for n in shape):
+                raise ValueError(f"the form or shape of {name!r}")
+            entries[name] = {**entry, "shape": shape, "dtype": _DTYPES[entry["dtype"]]}
     except CheckpointError:
         raise
-    except (SafetensorError, ValueError, KeyError, TypeError, IndexError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is damaged ({reason}): copy the file again") from error
-    return found, metadata
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(path, error) from error
+    return entries
 
 
-def _write(tensors: Parts, header: Mapping[str, str], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=path.name, suffix=".tmp", dir=path.parent)
-    os.close(handle)
+def _decode(found: Mapping[str, Tensor], name: str, entry: Mapping[str, Any], path: str | Path) -> Tensor:
+    form = entry["form"]
     try:
-        save_file(tensors, temporary, metadata=dict(header))
-        # mkstemp makes private files; give this one the mode that an ordinary new file has.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        parts = {part: found[_part_name(name, part)] for part in PARTS[form]}
+        values = parts.get("values")
+        if values is not None and values.dtype != entry["dtype"]:
+            raise ValueError(f"expected values of {entry['dtype']}, found {values.dtype}")
+        tensor = FORMS[form][1](parts, entry["shape"], entry["dtype"])
+        if entry["signs"]:
+            signs = found[_part_name(name, "signs")]
+            tensor.reshape(-1)[unpack(signs, tensor.numel())] = -0.0
+        damaged = zlib.crc32(as_bytes(tensor).tobytes()) != entry["crc"]
+    except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
+        raise _damaged(path, error) from error
+    if damaged:
+        raise CheckpointError(f"tensor {name!r} in {path} is damaged (checksum): copy the file again")
+    return tensor
+
+
+def _damaged(path: str | Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged ({first_line(error)}): copy the file again")
 
 
 def _part_name(name: str, part: str) -> str:
     return name if part == "dense" else f"{name}{_SEPARATOR}{part}"
-
-
-def _bytes(tensor: Tensor) -> np.ndarray:
-    """The tensor's bytes, `[numel, itemsize]`."""
-    flat = tensor.contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().reshape(flat.numel(), tensor.element_size())
-
-
-def _unpack(bits: Tensor, count: int) -> Tensor:
-    return torch.from_numpy(np.unpackbits(bits.numpy(), count=count).astype(bool))
-
-
-def _shortest(tensor: Tensor) -> tuple[str, Parts]:
-    best: tuple[str, Parts] = ("dense", {"dense": tensor})
-    if tensor.numel() < 2:
-        return best
-    has_bits = np.asarray(_bytes(tensor).any(axis=1))
-    choices: list[tuple[np.ndarray, Parts]] = [(has_bits, {})]
-    if tensor.is_floating_point():
-        # fp8 has few operators; every value of it is a float16 too.
-        wide = tensor.half() if tensor.element_size() == 1 else tensor
-        live = (wide != 0).reshape(-1).numpy()
-        if not np.array_equal(live, has_bits):
-            choices.append((live, {"signs": torch.from_numpy(np.packbits(has_bits & ~live))}))
-    for live, signs in choices:
-        if live.all():
-            continue
-        for form in ("bitmap", "gaps", "blocks"):
-            parts = _FORMS[form][0](tensor, live)
-            if parts is not None and _size({**parts, **signs}) < _size(best[1]):
-                best = (form, {**parts, **signs})
-    return best
-
-
-def _size(parts: Parts) -> int:
-    # An entry of the header (name, dtype, offsets) takes about 90 bytes.
-    return sum(part.numel() * part.element_size() + 90 for part in parts.values())
-
-
-def _to_bitmap(tensor: Tensor, live: np.ndarray) -> Parts:
-    return {"bits": torch.from_numpy(np.packbits(live)), "values": tensor.reshape(-1)[torch.from_numpy(live)]}
-
-
-def _from_bitmap(parts: Parts, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    flat = _zeros(shape, dtype)
-    live = _unpack(parts["bits"], flat.numel()).numpy()
-    return _scatter(flat, np.flatnonzero(live), parts["values"]).reshape(shape)
-
-
-def _to_gaps(tensor: Tensor, live: np.ndarray) -> Parts:
-    """One byte per value: zeros since the last one, at most 255; longer runs carry explicit zeros."""
-    places = np.flatnonzero(live)
-    zeros = np.diff(places, prepend=-1) - 1
-    bridges = zeros // 256
-    total = len(places) + int(bridges.sum())
-    at = np.cumsum(bridges + 1) - 1  # where each real value lands among the stored ones
-    gaps = np.full(total, 255, dtype=np.uint8)
-    gaps[at] = zeros % 256
-    values = torch.zeros(total, dtype=tensor.dtype)
-    values[torch.from_numpy(at)] = tensor.reshape(-1)[torch.from_numpy(places)]
-    return {"gaps": torch.from_numpy(gaps), "values": values}
-
-
-def _from_gaps(parts: Parts, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    places = np.cumsum(parts["gaps"].numpy().astype(np.int64) + 1) - 1
-    return _scatter(_zeros(shape, dtype), places, parts["values"]).reshape(shape)
-
-
-def _block_size(shape: tuple[int, ...]) -> int:
-    """A kernel for convolutions, a row for matrices."""
-    return int(np.prod(shape[2:])) if len(shape) > 2 else shape[-1]
-
-
-def _to_blocks(tensor: Tensor, live: np.ndarray) -> Parts | None:
-    size = _block_size(tuple(tensor.shape))
-    if tensor.dim() < 2 or size < 2:
-        return None
-    kept = np.flatnonzero(live.reshape(-1, size).any(axis=1))
-    count = live.size // size
-    kind = next((kind for kind, _ in _INDEX if count - 1 <= np.iinfo(kind).max), None)
-    if kind is None:
-        return None
-    return {
-        "blocks": torch.from_numpy(kept.astype(kind)),
-        "values": tensor.reshape(count, size)[torch.from_numpy(kept)],
-    }
-
-
-def _from_blocks(parts: Parts, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    flat = _zeros(shape, dtype).reshape(-1, _block_size(shape))
-    return _scatter(flat, parts["blocks"].numpy().astype(np.int64), parts["values"]).reshape(shape)
-
-
-def _from_dense(parts: Parts, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    tensor = parts["dense"]
-    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-        raise ValueError(f"expected {dtype} {shape}, found {tensor.dtype} {tuple(tensor.shape)}")
-    return tensor
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.zeros(int(np.prod(shape)), dtype=dtype)
-
-
-def _scatter(flat: Tensor, places: np.ndarray, values: Tensor) -> Tensor:
-    if len(places) != len(values) or (len(places) and places[-1] >= len(flat)):
-        raise ValueError("indices and values do not fit the shape")
-    flat[torch.from_numpy(places)] = values
-    return flat
-
-
-_FORMS: dict[str, tuple[Callable[..., Parts | None], Callable[..., Tensor]]] = {
-    "dense": (lambda tensor, live: {"dense": tensor}, _from_dense),
-    "bitmap": (_to_bitmap, _from_bitmap),
-    "gaps": (_to_gaps, _from_gaps),
-    "blocks": (_to_blocks, _from_blocks),
-}
-_PARTS = {
-    "dense": ("dense",),
-    "bitmap": ("bits", "values"),
-    "gaps": ("gaps", "values"),
-    "blocks": ("blocks", "values"),
-}

@@ -2,7 +2,8 @@
 
 from pyrobnn.nets.channel_map import ChannelMap
 from pyrobnn.nets.lenet import LeNet5, LeNet300, lenet5, lenet300
-from pyrobnn.nets.registry import BUILT_IN, NetSpec, build, build_spec, check_fits, names, net_spec
+from pyrobnn.nets.normalise import Normalise
+from pyrobnn.nets.registry import BUILT_IN, NetSpec, build, build_saved, build_spec, check_fits, names, net_spec
 from pyrobnn.nets.resnet import BasicBlock, ResNet, resnet20, resnet32, resnet56, resnet110
 from pyrobnn.nets.small import SmallCNN, small_cnn
 from pyrobnn.nets.vgg import VGG16, vgg16
@@ -16,10 +17,12 @@ __all__ = [
     "LeNet5",
     "LeNet300",
     "NetSpec",
+    "Normalise",
     "ResNet",
     "SmallCNN",
     "WeightsInfo",
     "build",
+    "build_saved",
     "build_spec",
     "check_fits",
     "lenet5",

@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
 from pyrobnn.errors import NetError
 from pyrobnn.nets.lenet import lenet5, lenet300
@@ -33,6 +34,11 @@ BUILT_IN: dict[str, Callable[..., nn.Module]] = {
     "resnet56": resnet56,
     "resnet110": resnet110,
 }
+
+
+# What a file may say about how a network is called: sizes, and the switches that `net_spec` sets.
+_SAVED_KWARGS = {"num_classes": int, "in_channels": int, "image_size": int, "aux_logits": bool, "init_weights": bool}
+_LARGEST = 10**6
 
 
 class NetSpec(TypedDict):
@@ -104,11 +110,15 @@ def build_spec(spec: Mapping[str, Any]) -> nn.Module:
     else:
         net_spec(name)  # raises with near names if nobody knows it
         factory = _torchvision_factory(name)
+    return _call(factory, name, kwargs)
+
+
+def _call(factory: Callable[..., Any], name: str, kwargs: Mapping[str, Any]) -> nn.Module:
     try:
         with warnings.catch_warnings():  # the check below says it better
             warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
             net = factory(**kwargs)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         if isinstance(error, NetError):
             raise
         raise NetError(f"{name} cannot be built with {dict(kwargs)}: {_first_line(error)}") from error
@@ -117,6 +127,47 @@ def build_spec(spec: Mapping[str, Any]) -> nn.Module:
     if empty := [key for key, value in net.named_parameters() if not is_lazy(value) and value.numel() == 0]:
         raise NetError(f"{name} built with {dict(kwargs)} has no elements in {empty[0]!r}: it needs larger images or classes")
     return net
+
+
+def build_saved(spec: Mapping[str, Any]) -> nn.Module:
+    """Builds the network that a file describes, on the `meta` device: shapes only, no memory, no code of its own.
+
+    Built-in and torchvision names are known, with sizes and switches as arguments. Whatever else the file
+    names is not imported, called or downloaded.
+
+    Raises:
+        NetError: The spec is not one, or names something else.
+    """
+    name, kwargs = spec.get("model"), spec.get("kwargs", {})
+    if not isinstance(name, str) or not isinstance(kwargs, Mapping):
+        raise NetError("the file says nothing about its network: expected a net spec {'model': name, 'kwargs': {...}}")
+    home, _, plain = name.rpartition(":")
+    known = plain in BUILT_IN if home in ("", "pyrobnn.nets") else False
+    if not known and not (home in ("", "torchvision.models") and plain in _torchvision_names()):
+        raise NetError(
+            f"the network was made with --model {name}, and a file may not name code to be run: "
+            "pass factory=, a function that builds the dense network (on the command line: --model)"
+        )
+    for key, value in kwargs.items():
+        if _SAVED_KWARGS.get(key) is not type(value):
+            raise NetError(f"the file asks for {name} with {key!r}, which files may not say: pass factory=")
+        if type(value) is int and not 1 <= value <= _LARGEST:
+            raise NetError(f"the file asks for {name} with {key}={value}: expected 1 to {_LARGEST}")
+    factory = BUILT_IN[plain] if known else _torchvision_factory(plain)
+    with torch.device("meta") if known else _Shapes():
+        return _call(factory, name, kwargs)
+
+
+class _Shapes(TorchFunctionMode):
+    """Tensors made by their size alone have no memory; what torchvision computes (RegNet's widths) is computed."""
+
+    _SIZED = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in self._SIZED and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
 
 
 def build(name: str, *, num_classes: int = 10, in_channels: int = 3, image_size: int = 32) -> nn.Module:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from pyrobnn.io.sparse import save_sparse
-from pyrobnn.nets.weights import as_text, save_weights
+from pyrobnn.io.container import to_bytes
+from pyrobnn.io.files import write_bytes
+from pyrobnn.io.sparse import compress_state
+from pyrobnn.nets.weights import as_metadata
 
-WORTH = 0.9  # compressed files are written where they take at most this share of the plain one
+WORTH = 0.9  # the compressed form is written where it takes at most this share of the plain one
 
 
 def save_compact(net: nn.Module, path: str | Path, **metadata: Any) -> None:
@@ -25,22 +25,18 @@ def save_compact(net: nn.Module, path: str | Path, **metadata: Any) -> None:
         path: target file.
         **metadata: as for :func:`~pyrobnn.nets.save_weights`.
     """
-    target = Path(path)
-    save_weights(net, target, **metadata)
-    if all(bool(p.all()) for p in net.parameters()):
-        return
-    small = target.with_name(f".{target.name}.{os.getpid()}.small")
-    try:
-        save_sparse(net.state_dict(), small, {key: as_text(value) for key, value in metadata.items()})
-        if small.stat().st_size <= WORTH * target.stat().st_size:
-            os.replace(small, target)
-    finally:
-        small.unlink(missing_ok=True)
+    write_bytes(path, _content(net, metadata))
 
 
 def stored_bytes(net: nn.Module, **metadata: Any) -> int:
     """Size of the file that :func:`save_compact` writes."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "net.safetensors"
-        save_compact(net, path, **metadata)
-        return path.stat().st_size
+    return len(_content(net, metadata))
+
+
+def _content(net: nn.Module, metadata: dict[str, Any]) -> bytes:
+    about = as_metadata(metadata)
+    plain = to_bytes(net.state_dict(), about)
+    if all(bool(p.all()) for p in net.parameters()):
+        return plain
+    small, _ = compress_state(net.state_dict(), about)
+    return small if len(small) <= WORTH * len(plain) else plain

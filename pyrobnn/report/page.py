@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyrobnn.errors import DataError
+from pyrobnn.io.files import write_text
 from pyrobnn.report import sections, wording
 from pyrobnn.report.figures import as_dict, caption, standard_figures
 
@@ -56,15 +57,8 @@ def write_page(
         DataError: a picture is not a PNG.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     html = page(report, figures, plan_widths, load_path=load_path or str(target.parent))
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        part.write_text(html, encoding="utf-8")
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
-    return target
+    return write_text(target, html)
 
 
 def page(

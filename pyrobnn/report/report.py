@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from pyrobnn.data import Data
-from pyrobnn.errors import CheckpointError
 from pyrobnn.metrics.evaluate import latency_ms, predict_logits
 from pyrobnn.metrics.scores import Tally
 from pyrobnn.nets.storage import stored_bytes
@@ -105,27 +101,3 @@ def measure_posterior(net: BayesianNet, data: Data, *, draws: int = 50) -> dict[
 def reduction(dense: dict[str, Any], compact: dict[str, Any]) -> dict[str, float]:
     """Fractions removed."""
     return {key: 1 - compact[key] / dense[key] for key in ("params", "macs", "nonzero_params")}
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON to a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: missing or damaged.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} not found: expected a run directory written by pyrobnn compress") from error
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}): run pyrobnn compress again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is damaged (no JSON object): run pyrobnn compress again")
-    return content

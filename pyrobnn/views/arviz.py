@@ -43,6 +43,7 @@ import xarray as xr
 from torch import Tensor
 
 from pyrobnn.errors import DataError
+from pyrobnn.io.files import write_bytes
 
 if TYPE_CHECKING:
     from pyrobnn.summary.types import ChannelSummary, Posterior, SiteSummary
@@ -121,16 +122,14 @@ def save_netcdf(
     Returns:
         The path written.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    tree = _container(datasets(posterior, weight_draws=weight_draws, max_bytes=max_bytes))
-    try:
-        tree.to_netcdf(str(part), engine="h5netcdf")
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
-    return target
+    groups = datasets(posterior, weight_draws=weight_draws, max_bytes=max_bytes)
+    encoding = {
+        f"/{group}": {name: {"zlib": True} for name, value in dataset.variables.items() if value.dtype.kind in "biuf"}
+        for group, dataset in groups.items()
+    }
+    # In memory: HDF5 answers a full disk with a crash.
+    content = xr.DataTree.from_dict(groups).to_netcdf(engine="h5netcdf", encoding=encoding)
+    return write_bytes(path, content)
 
 
 def datasets(

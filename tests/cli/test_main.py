@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 import pyrobnn as pb
 from pyrobnn import cli
 from pyrobnn.cli.console import err_console, out_console
+from pyrobnn.io.manifest import write_manifest
 from pyrobnn.methods.registry import METHODS
 
 Call = Callable[..., tuple[int, str, str]]
@@ -104,6 +105,9 @@ def test_evaluate_finds_a_changed_report(key: str, run_dir: Path, call: Call) ->
     TAMPERED[key](report["compact"])
     (run_dir / "report.json").write_text(json.dumps(report))
     code, _, err = call("evaluate", run_dir)
+    assert code == 2 and "report.json is damaged or was edited" in err
+    write_manifest(run_dir)
+    code, _, err = call("evaluate", run_dir)
     assert code == 1 and f"figures differ: {key}" in err
 
 
@@ -113,6 +117,9 @@ def test_evaluate_finds_changed_weights(run_dir: Path, call: Call) -> None:
     tensors["fc2.weight"] = torch.zeros_like(tensors["fc2.weight"])
     save_file(tensors, path)
     code, _, err = call("evaluate", run_dir)
+    assert code == 2 and "compact.safetensors is damaged or was edited" in err
+    write_manifest(run_dir)
+    code, _, err = call("evaluate", run_dir)
     assert code == 1 and "accuracy" in err and "nonzero_params" in err
 
 
@@ -121,6 +128,7 @@ def test_latency_and_versions_may_differ(run_dir: Path, call: Call) -> None:
     report["compact"]["latency_ms"] *= 100
     report["versions"]["torch"] = "1.0"
     (run_dir / "report.json").write_text(json.dumps(report))
+    write_manifest(run_dir)
     assert call("evaluate", run_dir)[0] == 0
 
 

@@ -125,7 +125,7 @@ def test_files(finished: tuple[Path, pb.Result]) -> None:
     out, result = finished
     names = {path.name for path in out.iterdir()}
     expected = {"report.json", "report.html", "compact.safetensors", "compact.json", "plan.json", "posterior.nc"}
-    assert expected | {"checkpoint.pt", "dense.safetensors"} == names
+    assert expected | {"checkpoint.pt", "dense.safetensors", "manifest.json"} == names
     assert "http" not in (out / "compact.json").read_text()
     torch.load(out / "checkpoint.pt", weights_only=True)
     assert set(result.posterior.channels) == set(result.plan.keep)

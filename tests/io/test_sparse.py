@@ -108,11 +108,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     path = tmp_path / "s.safetensors"
     save_sparse({"w": torch.ones(3)}, path)
 
-    def broken(tensors: object, name: str, metadata: object) -> None:
-        Path(name).write_bytes(b"half")
-        raise OSError("disk full")
+    def broken(handle: int) -> None:
+        raise OSError(28, "disk full")
 
-    monkeypatch.setattr("pyrobnn.io.sparse.save_file", broken)
+    monkeypatch.setattr("os.fsync", broken)
     with pytest.raises(OSError, match="disk full"):
         save_sparse({"w": torch.zeros(3)}, path)
     assert torch.equal(load_sparse(path)["w"], torch.ones(3))
@@ -147,7 +146,7 @@ def test_damage_is_found(tmp_path: Path) -> None:
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no file"):
+    with pytest.raises(CheckpointError, match="not found"):
         load_sparse(tmp_path / "none.safetensors")
     save_file({"w": torch.ones(2)}, tmp_path / "plain.safetensors")
     with pytest.raises(CheckpointError, match="not a compressed"):

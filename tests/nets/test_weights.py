@@ -108,11 +108,10 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     nets.save_weights(nets.lenet5(), path)
     before = path.read_bytes()
 
-    def half_way(tensors: object, partial: Path, metadata: object) -> None:
-        Path(partial).write_bytes(b"half")
-        raise OSError("disk full")
+    def half_way(handle: int) -> None:
+        raise OSError(28, "disk full")
 
-    monkeypatch.setattr("pyrobnn.nets.weights.save_file", half_way)
+    monkeypatch.setattr("os.fsync", half_way)
     with pytest.raises(OSError, match="disk full"):
         nets.save_weights(nets.lenet5(), path)
     assert path.read_bytes() == before

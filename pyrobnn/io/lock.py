@@ -1,0 +1,56 @@
+"""One process per run directory: a lock of the operating system, which the death of its holder releases."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyrobnn.errors import CheckpointError
+
+LOCK = ".lock"  # only on Windows
+_BUSY = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK)
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Hold a folder for this process, or say that another one does.
+
+    On POSIX the folder itself is locked and no file is left; Windows, which cannot open folders, locks
+    a file ``.lock`` in it. A file system without locks is used without one, with a warning.
+
+    Raises:
+        CheckpointError: somebody else holds it.
+    """
+    folder = Path(folder)
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT) if sys.platform == "win32" else os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            _acquire(handle)
+        except OSError as error:
+            if error.errno in _BUSY:
+                raise CheckpointError(
+                    f"--out {folder} is in use by another run: wait for it to end, or choose another directory"
+                ) from error
+            warnings.warn(
+                f"the file system of {folder} has no locks ({error.strerror}): see to it that one run writes there",
+                stacklevel=3,
+            )
+        yield
+    finally:
+        os.close(handle)  # releases the lock
+
+
+def _acquire(handle: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

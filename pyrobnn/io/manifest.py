@@ -1,0 +1,103 @@
+"""`manifest.json`: the SHA-256 of every file of a run directory, verified when one of them is read.
+
+    {"schema": 1, "files": {"compact.safetensors": {"sha256": "…", "bytes": 18240}, …}}
+
+It is written last and removed before a finished run is changed, so a directory has either no manifest
+or one that fits. It protects from damage, not from a stranger, who can write a manifest too; what a
+loader does with a file does not depend on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pyrobnn.errors import CheckpointError
+from pyrobnn.io.files import is_temporary, parse_json, read_bytes, write_json
+from pyrobnn.io.lock import LOCK
+
+MANIFEST = "manifest.json"
+_SCHEMA = 1
+
+
+def write_manifest(folder: str | Path) -> Path:
+    """Write the checksums of all files in a folder and below it."""
+    folder = Path(folder)
+    files = {path.relative_to(folder).as_posix(): _entry(path.read_bytes()) for path in _files(folder)}
+    return write_json(folder / MANIFEST, {"schema": _SCHEMA, "files": files})
+
+
+class RunFiles:
+    """The files of a run directory, checked against its manifest as they are read.
+
+    To be used in a `with` statement: a directory without a manifest, written by an earlier version, gets one
+    warning, when all that is wanted from it has been read.
+
+    Args:
+        folder: the run directory.
+
+    Raises:
+        CheckpointError: a damaged manifest.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._entries: dict[str, Any] | None = None
+        path = self.folder / MANIFEST
+        if not path.exists():
+            return
+        content = parse_json(read_bytes(path), path)
+        entries = content.get("files")
+        if content.get("schema") != _SCHEMA or not isinstance(entries, dict):
+            raise CheckpointError(f"{path} is damaged (no files of schema {_SCHEMA}): delete it to load without checking")
+        self._entries = entries
+
+    def __enter__(self) -> RunFiles:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self._entries is None:
+            warnings.warn(
+                f"{self.folder} has no {MANIFEST}: its files were read without checking that they are as they were written",
+                stacklevel=3,
+            )
+
+    def has(self, name: str) -> bool:
+        """Whether the directory has such a file, or should have one."""
+        return (self.folder / name).exists() or name in (self._entries or {})
+
+    def read(self, name: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            CheckpointError: missing, or not as it was when the run was written.
+        """
+        path = self.folder / name
+        data = read_bytes(path, "expected a run directory written by pyrobnn compress")
+        if self._entries is not None and self._entries.get(name) != _entry(data):
+            what = "changed since the run was written" if name in self._entries else f"not in {MANIFEST}"
+            raise CheckpointError(f"{path} is damaged or was edited ({what}): copy the directory again")
+        return data
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The JSON object in a file.
+
+        Raises:
+            CheckpointError: as :meth:`read`, or no JSON object.
+        """
+        return parse_json(self.read(name), self.folder / name)
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_symlink() and not is_temporary(path) and path.name not in (MANIFEST, LOCK)
+    )
+
+
+def _entry(data: bytes) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
