@@ -1,1 +1,5 @@
-"""The command line: `pyrobnn.cli.main.main` runs one command and ends the process with its exit code."""
+"""The command line: `main` runs one command and ends the process with its exit code."""
+
+from pyrobnn.cli.main import main
+
+__all__ = ["main"]

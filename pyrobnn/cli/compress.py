@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+import pyrobnn
 from pyrobnn.cli.console import out_console
 from pyrobnn.cli.options import DataOption, Model, Protect
 from pyrobnn.errors import ConfigError
@@ -55,6 +56,8 @@ def compress(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in --out.")] = False,
 ) -> None:
     """Train, infer, cut, tune, and write a run directory."""
+    # Before torch is loaded, so that it is seen at once.
+    out_console.print(escape(f"pyrobnn {pyrobnn.__version__}: {model} on {data}, {method}, into {out}"), soft_wrap=True)
     from pyrobnn.channels import PruningPlan
     from pyrobnn.compression.compress import compress as run
 

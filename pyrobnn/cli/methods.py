@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rich.table import Table
+from rich.markup import escape
+from rich.padding import Padding
 
 from pyrobnn.cli.console import out_console
 
@@ -11,9 +12,7 @@ def methods() -> None:
     """What --method takes."""
     from pyrobnn.methods.registry import METHODS
 
-    view = Table()
-    for column in ("method", "system", "cut where", "source"):
-        view.add_column(column)
     for method in METHODS.values():
-        view.add_row(method.name, method.title, method.cut_where, method.source)
-    out_console.print(view)
+        out_console.print(f"[bold]{escape(method.name)}[/]")
+        for label, words in (("", method.title), ("cuts where: ", method.cut_where), ("source: ", method.source)):
+            out_console.print(Padding(f"[dim]{label}[/]{escape(words)}", (0, 0, 0, 4)))
