@@ -11,82 +11,41 @@ from rich.table import Table
 
 import pyrobnn
 from pyrobnn.cli.console import out_console
-from pyrobnn.cli.options import DataOption, Model, Protect
+from pyrobnn.cli.options import DataOption, Model, with_config_options
 from pyrobnn.errors import ConfigError
 
+STYLES = {"good": "green", "bad": "bold red", "note": "yellow", "plain": "bold"}
 
+
+@with_config_options(own=("out",))
 def compress(
     model: Model,
     data: DataOption,
-    out: Annotated[Path, typer.Option("--out", help="Run directory to write.")],
-    method: Annotated[str, typer.Option("--method", help="See pyrobnn methods.")] = "ard",
-    weights: Annotated[Path | None, typer.Option("--weights", help="Safetensors file of the dense network.")] = None,
-    target_macs: Annotated[
-        float | None, typer.Option("--target-macs", help="Fraction of the dense MACs that may be left, in (0, 1).")
-    ] = None,
-    target_params: Annotated[
-        float | None, typer.Option("--target-params", help="Fraction of the dense parameters that may be left.")
-    ] = None,
-    target_nonzero: Annotated[
-        float | None,
-        typer.Option("--target-nonzero", help="Fraction that may be other than zero, where single weights are zeroed."),
-    ] = None,
-    max_drop: Annotated[
-        float | None, typer.Option("--max-drop", help="Percentage points of validation accuracy that may be lost; instead of a size.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Full passes over the training data, in all.")] = None,
-    minutes: Annotated[float | None, typer.Option("--minutes", help="Wall-clock time instead of --epochs.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of weights, shuffling, augmentation and sampling.")] = 0,
-    protect: Protect = None,
-    min_channels: Annotated[int, typer.Option("--min-channels", help="Channels that each group keeps at least.")] = 1,
-    round_to: Annotated[int | None, typer.Option("--round-to", help="Kept channels are multiples of this.")] = None,
-    estimator: Annotated[
-        str | None, typer.Option("--estimator", help="weight, local or moments (default: the method's own).")
-    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Run directory, written as the run goes on.")],
     from_scratch: Annotated[
         bool,
         typer.Option("--from-scratch", help="Train the compact architecture of --plan from fresh weights (a control)."),
     ] = False,
     plan: Annotated[Path | None, typer.Option("--plan", help="plan.json for --from-scratch.")] = None,
-    bayesian_epochs: Annotated[
-        int, typer.Option("--bayesian-epochs", help="Passes for a posterior of the compact weights, on top of --epochs.")
-    ] = 0,
-    precision: Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")] = "auto",
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in --out.")] = False,
+    **options: Any,
 ) -> None:
     """Train, infer, cut, tune, and write a run directory."""
     # Before torch is loaded, so that it is seen at once.
-    out_console.print(escape(f"pyrobnn {pyrobnn.__version__}: {model} on {data}, {method}, into {out}"), soft_wrap=True)
+    first = f"pyrobnn {pyrobnn.__version__}: {model} on {data}, {options['method']}, into {out}"
+    out_console.print(escape(first), soft_wrap=True)
     from pyrobnn.channels import PruningPlan
     from pyrobnn.compression.compress import compress as run
+    from pyrobnn.report.sections import verdict
 
     if from_scratch != (plan is not None):
         raise ConfigError("--from-scratch and --plan go together: the plan says which architecture to train")
-    result = run(
-        model,
-        data,
-        method,
-        weights=weights,
-        target_macs=target_macs,
-        target_params=target_params,
-        target_nonzero=target_nonzero,
-        max_drop=max_drop,
-        epochs=epochs,
-        minutes=minutes,
-        seed=seed,
-        protect=protect or (),
-        min_channels=min_channels,
-        round_to=round_to,
-        estimator=estimator,
-        from_scratch=PruningPlan.load(plan) if plan is not None else None,
-        bayesian_epochs=bayesian_epochs,
-        precision=precision,
-        device=device,
-        out=out,
-        resume=resume,
-    )
+    given = {name: value for name, value in options.items() if value is not None}
+    if plan is not None:
+        given["from_scratch"] = PruningPlan.load(plan)
+    result = run(model, data, out=out, **given)
     out_console.print(summary_table(result.report))
+    for line in verdict(result.report):
+        out_console.print(f"[{STYLES[line['kind']]}]{escape(line['head'])}[/] {escape(line['text'])}", soft_wrap=True)
     out_console.print(
         f"written to {escape(str(out))}: report.json, report.html, compact.safetensors, plan.json", style="dim"
     )

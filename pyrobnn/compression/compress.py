@@ -19,6 +19,7 @@ from pyrobnn.compression.store import CHECKPOINT, DENSE, claim, find_spec, write
 from pyrobnn.data import Data, load_data
 from pyrobnn.errors import ConfigError
 from pyrobnn.inference.precision import resolve_device, resolve_precision
+from pyrobnn.inference.progress import RunProgress
 from pyrobnn.likelihoods import Likelihood
 from pyrobnn.methods.registry import METHODS, get_method
 from pyrobnn.metrics.robustness import robustness
@@ -162,13 +163,20 @@ OPTIONS
             "schedule", lambda carry: {"share": [schedule.dense, list(schedule.infer), schedule.tune, schedule.retune]}
         )
         run = Run(net, table, data, chosen, config, recipe, schedule, journal, trained=trained, likelihood=likelihood)
-        if config.from_scratch is not None:
-            scratch_road(run, config.from_scratch)
-        else:
-            (chosen.road or common_road)(run)
-        journal.step("finished", lambda carry: {"seconds": journal.seconds})
-        if config.bayesian_epochs:
-            survive(run, config.bayesian_epochs)
+        planned = {"dense": schedule.dense, "infer": sum(schedule.infer), "tune": schedule.tune + schedule.retune}
+        with RunProgress(
+            {**planned, "bayesian": config.bayesian_epochs},
+            done=journal.carry.get("epochs"),
+            note=f"{len(table)} channel groups",
+            enabled=config.progress,
+        ):
+            if config.from_scratch is not None:
+                scratch_road(run, config.from_scratch)
+            else:
+                (chosen.road or common_road)(run)
+            journal.step("finished", lambda carry: {"seconds": journal.seconds})
+            if config.bayesian_epochs:
+                survive(run, config.bayesian_epochs)
         return _finish(run, spec, source, path, trained_on, clean)
 
 

@@ -15,6 +15,7 @@ from pyrobnn.guides.function import NoLatents
 from pyrobnn.inference.callbacks import Callback, load_states, states
 from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.fit import FitResult, fit
+from pyrobnn.inference.progress import cut_line
 from pyrobnn.inference.record import ChannelHistory
 from pyrobnn.inference.shrink import shrink
 from pyrobnn.inference.terms import Term
@@ -237,10 +238,8 @@ class Run(RunState):
                 "widths": after.widths(),
                 "epochs": dict(carry["epochs"]),
             }
-            self.say(
-                f"cut {number + 1}: {100 * left['macs']:.1f} % of MACs and {100 * left['params']:.1f} % of params left"
-                + (f", valid {100 * entry['valid_accuracy']:.2f} %" if entry["valid_accuracy"] is not None else "")
-            )
+            line = cut_line(number + 1, before.widths(), entry["widths"], left, entry["valid_accuracy"])
+            self.say(line, "cyan")
             return {**changed, "rounds": [*carry["rounds"], entry]}
 
         self.journal.step(f"cut {number + 1}", function)

@@ -12,7 +12,7 @@ from pyrobnn.channels import ChannelTable, PruningPlan, resize_to
 from pyrobnn.data import Data
 from pyrobnn.inference.batchnorm import reestimate_batchnorm
 from pyrobnn.inference.precision import channels_last, cpu_has_bf16, resolve_device, resolve_precision
-from pyrobnn.inference.progress import console
+from pyrobnn.inference.progress import say
 from pyrobnn.likelihoods import Categorical, Likelihood
 from pyrobnn.metrics.evaluate import evaluate
 from pyrobnn.pipeline.config import CompressionConfig
@@ -88,10 +88,10 @@ class RunState:
         digest = hashlib.sha256(f"{self.request.seed}/{step}".encode()).digest()
         return int.from_bytes(digest[:6], "big")
 
-    def say(self, text: str) -> None:
-        """One line to the terminal, unless the run is quiet."""
+    def say(self, text: str, style: str = "yellow") -> None:
+        """One line to the terminal, unless the run is quiet; yellow is for what was given up or missed."""
         if self.progress:
-            console.print(text)
+            say(text, style)
 
     # Reading the carry
 
