@@ -1,0 +1,287 @@
+"""Curvature of the likelihood in gates: what a second-order model says the removal of a channel costs.
+
+A gate θ_c = 1 multiplies channel c wherever it is read. The Fisher information of a gate,
+F_c = N E[(∂ log p(y | x, θ) / ∂θ_c)²] with labels drawn from the network itself, is the curvature of the negative
+log-likelihood of N examples at a trained network, so that removing the channel costs about ½ F_c nats. The gradient of
+an example is summed over all positions and all readers of the channel *before* it is squared: a channel whose
+readers cancel is worth nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+
+from pyrobnn.channels import ChannelTable, GateMap
+from pyrobnn.errors import ConfigError
+from pyrobnn.likelihoods import Categorical, Likelihood
+from pyrobnn.metrics.evaluate import eval_mode
+from pyrobnn.nets.channel_map import ChannelMap
+
+_CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
+_TRANSPOSED = {torch.conv_transpose1d: 1, torch.conv_transpose2d: 2, torch.conv_transpose3d: 3}
+
+
+class _NotPerExample(Exception):
+    """A reader whose gate cannot be written as a factor per example on its input."""
+
+
+class _ExampleGates(TorchFunctionMode):
+    """Gives every example its own gates, as factors on what the readers of a channel get.
+
+    One backward pass then has the gradients of all examples apart. Convolutions, linear layers and channel maps are
+    covered, the readers of nearly every network; another one raises `_NotPerExample`.
+    """
+
+    def __init__(self, net: nn.Module, table: ChannelTable, examples: int) -> None:
+        super().__init__()
+        self.examples = examples
+        self._axes = {name: axes for name, axes in table.read_axes.items() if any(bool(u.any()) for u in axes.values())}
+        tensors = dict(net.named_parameters(remove_duplicate=False)) | dict(net.named_buffers(remove_duplicate=False))
+        self._names = {id(tensors[name]): name for name in self._axes}
+        self._maps = {
+            f"{path}.weight": module for path, module in net.named_modules() if isinstance(module, ChannelMap)
+        }
+        self.gates: dict[str, Tensor] = {}
+
+    def gate(self, name: str, axis: int, like: Tensor) -> Tensor:
+        """`[examples, positions]`, ones, on the axis of a reader's tensor."""
+        units = self._axes[name].get(axis)
+        if units is None or len(self._axes[name]) > 1 or like.shape[0] != self.examples:
+            raise _NotPerExample
+        if name not in self.gates:
+            self.gates[name] = torch.ones(
+                self.examples, len(units), dtype=like.dtype, device=like.device, requires_grad=True
+            )
+        return self.gates[name]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.nn.functional.linear or func in _CONVOLUTIONS or func in _TRANSPOSED:
+            x, weight = _argument(args, kwargs, 0, "input"), _argument(args, kwargs, 1, "weight")
+            name = self._names.get(id(weight))
+            if name is not None:
+                x = self._gated(func, name, x, weight)
+                args, kwargs = ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "input": x})
+        return func(*args, **kwargs)
+
+    def _gated(self, func: Any, name: str, x: Tensor, weight: Tensor) -> Tensor:
+        if func is torch.nn.functional.linear:
+            gate = self.gate(name, 1, x)
+            return x * gate.view(self.examples, *[1] * (x.dim() - 2), -1)
+        transposed = func in _TRANSPOSED
+        spatial = _TRANSPOSED[func] if transposed else _CONVOLUTIONS[func]
+        if x.dim() != spatial + 2:
+            raise _NotPerExample
+        gate = self.gate(name, 0 if transposed else 1, x)
+        # Position k of a grouped weight reads channel k of every group.
+        gate = gate.repeat(1, x.shape[1] // gate.shape[1])
+        return x * gate.view(*gate.shape, *[1] * spatial)
+
+    def on_map(self, name: str, output: Tensor) -> Tensor:
+        """A channel map's output under its gate."""
+        gate = self.gate(name, 0, output)
+        return output * gate.view(*gate.shape, *[1] * (output.dim() - 2))
+
+    def run(self, net: nn.Module, x: Tensor) -> Any:
+        """The network's output under ones."""
+        hooks = [
+            module.register_forward_hook(lambda _module, _args, output, name=name: self.on_map(name, output))
+            for name, module in self._maps.items()
+            if name in self._axes
+        ]
+        try:
+            with self:
+                output = net(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if self.gates.keys() != self._axes.keys():  # read in a way that was not seen, such as computed weights
+            raise _NotPerExample
+        return output
+
+    def by_unit(self, gradients: Mapping[str, Tensor], units: int) -> Tensor:
+        """`[examples, units]`: the gradients of all readers of a unit, summed."""
+        found = next(iter(gradients.values())).new_zeros(self.examples, units + 1)
+        for name, gradient in gradients.items():
+            (positions,) = self._axes[name].values()
+            found.index_add_(1, positions.to(found.device), gradient.to(found))
+        return found[:, 1:]
+
+
+def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], place: int, name: str) -> Any:
+    return args[place] if len(args) > place else kwargs.get(name)
+
+
+Losses = Callable[[Any], "list[Tensor]"]
+
+
+def gate_gradients(net: nn.Module, table: ChannelTable, x: Tensor, losses: Losses) -> list[dict[str, Tensor]]:
+    """Gradients of losses in every channel's gate, example by example.
+
+    Args:
+        net: a network in evaluation mode (an example must not depend on its batch).
+        table: its channel table.
+        x: images `[B, …]`.
+        losses: makes losses of the network's output, each `[B]`: one per example.
+
+    Returns:
+        For each loss `{group: [B, channels]}`.
+    """
+    gates = _ExampleGates(net, table, len(x))
+    frozen = [p for p in net.parameters() if p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            found = losses(gates.run(net, x))
+            names = list(gates.gates)
+            rows = []
+            for number, loss in enumerate(found):
+                parts = torch.autograd.grad(
+                    loss.sum(), [gates.gates[n] for n in names], retain_graph=number + 1 < len(found), allow_unused=True
+                )
+                zeros = {n: torch.zeros_like(gates.gates[n]) for n in names}
+                rows.append(
+                    gates.by_unit({n: zeros[n] if p is None else p for n, p in zip(names, parts, strict=True)}, table.units)
+                )
+    except _NotPerExample:
+        rows = _one_by_one(net, table, x, losses)
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+    counts = [group.channels for group in table]
+    return [dict(zip(table.names, row.split(counts, 1), strict=True)) for row in rows]
+
+
+def _one_by_one(net: nn.Module, table: ChannelTable, x: Tensor, losses: Losses) -> list[Tensor]:
+    """The same by one backward pass per example and loss, for readers of every kind."""
+    gates = GateMap(table, "in")
+    tensors = {name: t.detach() for name, t in (*net.named_parameters(), *net.named_buffers())}
+    with torch.no_grad():
+        count = len(losses(net(x)))
+    rows: list[list[Tensor]] = [[] for _ in range(count)]
+    for example in range(len(x)):
+        factors = {g.name: x.new_ones(g.channels).requires_grad_() for g in table}
+        with torch.enable_grad():
+            output = functional_call(net, gates.apply(tensors, factors), (x[example : example + 1],))
+            # The losses of the whole batch are known by row, so that drawn labels are the same ones.
+            found = losses(_in_row(output, example, len(x)))
+            for number, loss in enumerate(found):
+                parts = torch.autograd.grad(
+                    loss[example], list(factors.values()), retain_graph=number + 1 < len(found), allow_unused=True
+                )
+                flat = [torch.zeros_like(f) if p is None else p for f, p in zip(factors.values(), parts, strict=True)]
+                rows[number].append(torch.cat(flat))
+    return [torch.stack(row) for row in rows]
+
+
+def _in_row(output: Tensor, row: int, rows: int) -> Tensor:
+    """A batch that has this output in one row, and zeros in the others."""
+    return torch.cat([output.new_zeros(row, *output.shape[1:]), output, output.new_zeros(rows - row - 1, *output.shape[1:])])
+
+
+@dataclass(frozen=True)
+class GateFisher:
+    """Fisher information of the gates of a network.
+
+    Attributes:
+        diagonal: `{group: [channels]}`, F_c: N times the mean squared gradient, in nats.
+        blocks: `{group: [channels, channels]}`, N times the mean outer product of a group's gradients, if asked for.
+        softened: `{group: [channels]}` as `diagonal`, with labels drawn from the softened outputs, if asked for. They rank
+            channels; their unit is not nats.
+        data_size: N.
+        examples: images that were looked at.
+    """
+
+    diagonal: dict[str, Tensor]
+    blocks: dict[str, Tensor] | None
+    softened: dict[str, Tensor] | None
+    data_size: int
+    examples: int
+
+
+def gate_fisher(
+    net: nn.Module,
+    table: ChannelTable,
+    batches: Iterable[Tensor | tuple[Tensor, Tensor]],
+    *,
+    data_size: int,
+    labels: str = "model",
+    draws: int = 1,
+    temperature: float | None = None,
+    blocks: bool = False,
+    likelihood: Likelihood | None = None,
+    seed: int = 0,
+) -> GateFisher:
+    """Fisher information of every channel's gate at 1, network in evaluation mode.
+
+    Args:
+        net: a trained network; its mode and gradients are left as they were.
+        table: its channel table.
+        batches: images, or images with labels, on the network's device.
+        data_size: N, the examples that the likelihood counts.
+        labels: `"model"` draws them from the network's own predictive distribution (the Fisher information), `"data"`
+            takes those of the batches (the empirical Fisher: what group Fisher pruning, Liu et al. 2021, squares).
+        draws: labels drawn per image; they cost a backward pass each.
+        temperature: also draw labels from softmax(f / T), for `softened`; classes only.
+        blocks: also the outer products within each group.
+        likelihood: of the targets (class labels by default).
+        seed: of the labels; the global random state is not touched.
+
+    Raises:
+        ConfigError: labels of another kind, fewer than one draw, no images, a temperature that is not positive, or one
+            without classes.
+    """
+    likelihood = Categorical() if likelihood is None else likelihood
+    if labels not in ("model", "data"):
+        raise ConfigError(f"labels of a Fisher information come from 'model' or 'data', got {labels!r}")
+    if draws < 1:
+        raise ConfigError(f"expected at least one draw of labels per image, got {draws}")
+    if temperature is not None and not (temperature > 0 and isinstance(likelihood, Categorical)):
+        raise ConfigError(f"a temperature of labels is positive and needs classes, got {temperature:g}")
+    diagonal = {g.name: torch.zeros(g.channels, dtype=torch.float64) for g in table}
+    softened = {name: torch.zeros_like(value) for name, value in diagonal.items()}
+    outer = {g.name: torch.zeros(g.channels, g.channels, dtype=torch.float64) for g in table} if blocks else {}
+    draws = draws if labels == "model" else 1
+    seen = 0
+    with eval_mode(net), torch.random.fork_rng(devices=[]):
+        for batch in batches:
+            x, y = batch if isinstance(batch, tuple | list) else (batch, None)
+            if labels == "data" and y is None:
+                raise ConfigError("labels='data' needs batches of images with labels")
+            with torch.no_grad():
+                output = net(x)
+                torch.manual_seed(seed + seen)
+                exact = [likelihood(output).sample() for _ in range(draws)] if labels == "model" else [y]
+                soft = [] if temperature is None else [likelihood(output / temperature).sample() for _ in range(draws)]
+
+            def losses(out: Any, targets: list[Any] = [*exact, *soft]) -> list[Tensor]:  # noqa: B006
+                fn = likelihood(out)
+                return [fn.log_prob(target) for target in targets]
+
+            gradients = gate_gradients(net, table, x, losses)
+            for number, found in enumerate(gradients):
+                into = diagonal if number < len(exact) else softened
+                for name, g in found.items():
+                    g = g.double().cpu()
+                    into[name] += g.square().sum(0)
+                    if blocks and number < len(exact):
+                        outer[name] += g.T @ g
+            seen += len(x)
+    if not seen:
+        raise ConfigError("a Fisher information needs at least one image")
+    factor = data_size / (seen * draws)
+    return GateFisher(
+        diagonal={name: value * factor for name, value in diagonal.items()},
+        blocks={name: value * factor for name, value in outer.items()} if blocks else None,
+        softened=None if temperature is None else {name: value * factor for name, value in softened.items()},
+        data_size=data_size,
+        examples=seen,
+    )
