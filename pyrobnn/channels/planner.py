@@ -60,10 +60,11 @@ def plan_for_budget(
 
     Marginal prices are recomputed as neighbours disappear (the cost is multilinear in the kept
     counts, so one gradient gives them all). Afterwards removed units are taken back, most nats
-    first, wherever the budget still allows, so no single unit more would fit.
+    first, wherever the budget still allows, so no single unit more would fit. Units that cost nothing (0 or less) go
+    in any case and are not taken back, even if more of the budget then stays unspent.
 
     Args:
-        nats: `{group: [channels]}`, what is lost if a unit goes.
+        nats: `{group: [channels]}`, what is lost if a unit goes; one scale for all groups.
         table: channel table of the same network.
         target_macs, target_params: share that may be left, of `dense` (default: of this network).
         limits: lower bounds and multiples.
@@ -77,7 +78,10 @@ def plan_for_budget(
     budget = Budget(table, target_macs, target_params, dense)
     groups = [group for group in table if group.name in nats]
     order = {g.name: torch.argsort(nats[g.name].double(), stable=True).tolist() for g in groups}
-    gone = {g.name: 0 for g in groups}
+    gone = {}
+    for g in groups:
+        worth = int((nats[g.name] > 0).sum())
+        gone[g.name] = g.channels - limits.allowed(g.channels, worth) if worth < g.channels else 0
 
     def next_chunk(name: str) -> int:
         channels = len(order[name])
@@ -195,7 +199,9 @@ def _take_back(
             target = next((c for c in range(left + 1, channels + 1) if limits.allowed(channels, c) == c), left)
             if target > left:
                 units = order[name][count - (target - left) : count]
-                candidates.append((float(nats[name][units].sum()), name, target - left))
+                worth = float(nats[name][units].clamp_min(0).sum())
+                if worth > 0:
+                    candidates.append((worth, name, target - left))
         for _, name, size in sorted(candidates, reverse=True):
             gone[name] -= size
             if budget.met(order, gone):

@@ -47,6 +47,7 @@ def rank_kernels(posterior: Posterior, table: ChannelTable, statistic: str = "no
             snr=value,
             nats=removal_cost(value.square(), group, table.facts.shapes),
             statistic="snr" if statistic == "snr" else "magnitude",
+            unit="share",
         )
     return replace(posterior, channels=channels)
 

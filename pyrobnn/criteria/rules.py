@@ -54,8 +54,9 @@ def plan(
     if target_macs is not None or target_params is not None or rule == "budget":
         if groups is None:
             raise ConfigError("a budget needs the costs of the channels: pass groups=pb.channel_groups(net, example)")
-        nats = {name: summary.nats for name, summary in posterior.channels.items()}
-        return plan_for_budget(nats, groups, target_macs=target_macs, target_params=target_params, limits=limits)
+        return plan_for_budget(
+            posterior.costs(), groups, target_macs=target_macs, target_params=target_params, limits=limits
+        )
     if rule not in RULES:
         raise ConfigError(f"unknown rule {rule!r}: use one of {', '.join(RULES)}")
     keep: dict[str, list[int]] = {}

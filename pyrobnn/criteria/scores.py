@@ -153,5 +153,5 @@ def scored(
     for name, score in scores.items():
         score = score.detach().float().cpu()
         nats = removal_cost(parts[name], table[name], table.facts.shapes)
-        channels[name] = replace(channels[name], snr=score, nats=nats, statistic="score", evidence=None)
+        channels[name] = replace(channels[name], snr=score, nats=nats, statistic="score", evidence=None, unit="share")
     return replace(posterior, channels=channels)

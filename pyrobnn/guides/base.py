@@ -96,7 +96,17 @@ class Guide(PyroModule):
         return {}
 
     def nats(self) -> dict[str, Tensor]:
-        """What is lost if a channel goes, `{group: [channels]}`, where the guide has more to say than its inclusion."""
+        """Nats lost if a channel goes, `{group: [channels]}`, where the guide has more to say than its inclusion.
+
+        Of one scale for all groups; scores without one are :meth:`shares`.
+        """
+        return {}
+
+    def shares(self) -> dict[str, Tensor]:
+        """What each channel has of its group, `{group: [channels]}`, where the guide's scores add up but have no unit.
+
+        What a removal costs is then read from how the channels of one group compare.
+        """
         return {}
 
     def weight_odds(self) -> dict[str, Tensor]:

@@ -100,7 +100,9 @@ class SpikeSlabGuide(Guide):
             elif isinstance(p, torch.distributions.Normal):
                 self._slabs[name] = (float(p.loc.flatten()[0]), float(p.scale.flatten()[0]), dims)
                 self.mu[key] = nn.Parameter(value)
-                self.rho[key] = nn.Parameter(torch.full_like(value, _start_rho(value) if init_rho is None else init_rho))
+                self.rho[key] = nn.Parameter(
+                    torch.full_like(value, _start_rho(value) if init_rho is None else init_rho)
+                )
                 parts = ["mu", "rho"]
             elif isinstance(p, torch.distributions.Gamma | torch.distributions.InverseGamma):
                 self._scales[name] = dims
@@ -185,14 +187,17 @@ class SpikeSlabGuide(Guide):
 
     @torch.no_grad()
     def nats(self) -> dict[str, Tensor]:
-        """−log(1 − γ); in the edge variant each channel's part of its group's sum.
+        """−log(1 − γ) of the channels' own gates; empty in the edge variant."""
+        return {g: softplus(self.theta[site_key(n)]) for n, (g, _) in self._gates.items() if g is not None}
+
+    @torch.no_grad()
+    def shares(self) -> dict[str, Tensor]:
+        """In the edge variant each channel's part of its group's −log P(no weight on); else empty.
 
         Rows of different length hold different numbers of weights: their sums are not comparable
         between layers, their shares are.
         """
-        if self._edges:
-            return {group: nats / nats.sum().clamp_min(1e-12) for group, nats in self._edge_nats().items()}
-        return {g: softplus(self.theta[site_key(n)]) for n, (g, _) in self._gates.items() if g is not None}
+        return {group: nats / nats.sum().clamp_min(1e-12) for group, nats in self._edge_nats().items()}
 
     def _edge_nats(self) -> dict[str, Tensor]:
         """−log P(all weights that produce a channel are off), `{group: [channels]}`."""

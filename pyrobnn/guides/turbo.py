@@ -376,7 +376,7 @@ class TurboGuide(Guide):
         return found
 
     @torch.no_grad()
-    def nats(self) -> dict[str, Tensor]:
+    def shares(self) -> dict[str, Tensor]:
         """Each channel's share of its group's evidence for a support, `{group: [channels]}`.
 
         A filter's evidence is the sum over its weights of what each says for being on. Filters of

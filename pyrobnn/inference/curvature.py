@@ -149,7 +149,9 @@ def gate_gradients(net: nn.Module, table: ChannelTable, x: Tensor, losses: Losse
                 )
                 zeros = {n: torch.zeros_like(gates.gates[n]) for n in names}
                 rows.append(
-                    gates.by_unit({n: zeros[n] if p is None else p for n, p in zip(names, parts, strict=True)}, table.units)
+                    gates.by_unit(
+                        {n: zeros[n] if p is None else p for n, p in zip(names, parts, strict=True)}, table.units
+                    )
                 )
     except _NotPerExample:
         rows = _one_by_one(net, table, x, losses)
@@ -184,7 +186,9 @@ def _one_by_one(net: nn.Module, table: ChannelTable, x: Tensor, losses: Losses) 
 
 def _in_row(output: Tensor, row: int, rows: int) -> Tensor:
     """A batch that has this output in one row, and zeros in the others."""
-    return torch.cat([output.new_zeros(row, *output.shape[1:]), output, output.new_zeros(rows - row - 1, *output.shape[1:])])
+    return torch.cat(
+        [output.new_zeros(row, *output.shape[1:]), output, output.new_zeros(rows - row - 1, *output.shape[1:])]
+    )
 
 
 @dataclass(frozen=True)

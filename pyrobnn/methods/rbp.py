@@ -82,7 +82,7 @@ def _choose(run: Run, name: str, remaining: list[str]) -> PruningPlan:
     limits = Limits(request.min_channels, request.round_to)
     mine = replace(posterior, channels={name: posterior.channels[name]})
     if request.max_drop is not None:
-        return deepest(run, {name: mine.channels[name].nats}, limits)
+        return deepest(run, mine.costs(), limits)
     if not request.has_budget:
         return plan(
             mine, run.method.rule, run.method.threshold, min_channels=limits.min_channels, round_to=limits.round_to
@@ -97,7 +97,7 @@ def _choose(run: Run, name: str, remaining: list[str]) -> PruningPlan:
             share = parts[name] / max(sum(parts.values()), 1e-12)
             goals[f"target_{kind}"] = left[kind] * min(1.0, target / left[kind]) ** share
     try:
-        return plan_for_budget({name: mine.channels[name].nats}, table, limits=limits, dense=run.dense_cost, **goals)
+        return plan_for_budget(mine.costs(), table, limits=limits, dense=run.dense_cost, **goals)
     except PlanError:
         return plan_for_budget_floor(mine, limits)
 

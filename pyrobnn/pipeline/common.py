@@ -80,7 +80,7 @@ def choose(run: Run, number: int) -> PruningPlan:
     """The plan of one round, in the coordinates of the current network."""
     request, table = run.request, run.current_table()
     posterior = from_state(run.carry["latest"])
-    nats = {name: summary.nats for name, summary in posterior.channels.items()}
+    nats = posterior.costs()
     limits = Limits(request.min_channels, request.round_to)
     if request.has_budget:
         share = (number + 1) / len(run.epochs.infer)

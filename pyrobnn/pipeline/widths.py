@@ -37,7 +37,7 @@ def planned_road(run: Run, widths: Callable[[Run], PruningPlan] | None = None) -
 
 
 def _nats(run: Run) -> dict[str, torch.Tensor]:
-    return {name: summary.nats for name, summary in from_state(run.carry["latest"]).channels.items()}
+    return from_state(run.carry["latest"]).costs()
 
 
 def by_scores(run: Run) -> PruningPlan:

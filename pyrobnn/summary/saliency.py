@@ -12,6 +12,31 @@ if TYPE_CHECKING:
     from pyrobnn.channels.parts import ChannelGroup, Member
 
 
+FREE_NATS = 1e-3  # a channel that costs less is worth nothing
+FREE_SHARE = 1e-3  # of a cost that is usual in the group: the same for costs without a unit
+
+
+def costs_nothing(cost: Tensor, unit: str) -> Tensor:
+    """Which channels of a group their own score calls worthless.
+
+    In nats that is an absolute line. A share is small where a group is wide: there the line is relative to the
+    costlier channels of the group.
+
+    Args:
+        cost: `[channels]`, of one group.
+        unit: `"nats"` or `"share"`.
+
+    >>> costs_nothing(torch.tensor([2.0, 1e-4, 0.5]), "nats").tolist()
+    [False, True, False]
+    >>> costs_nothing(left_share(torch.ones(5000)), "share").any().item()
+    False
+    """
+    if unit == "nats" or not len(cost):
+        return cost < FREE_NATS
+    usual = cost.double().quantile(0.9).clamp_max(1.0)
+    return (cost <= FREE_SHARE * usual) & (cost < cost.max())
+
+
 def producers(group: ChannelGroup, shapes: Mapping[str, tuple[int, ...]]) -> list[Member]:
     """The members that are rows of filters (weights of convolutions and linear layers, no biases)."""
     return [member for member in group.members if member.role == "out" and len(shapes[member.tensor]) >= 2]

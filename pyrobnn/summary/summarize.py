@@ -119,15 +119,24 @@ def summarize(model: BayesianModel, guide: Any, *, draws: int = 100, seed: int =
         dims = _dims(name, loc, kind)
         sites[name] = SiteSummary(
             # Copies: what the guide learns later must not change what was read.
-            name, loc.cpu().float().clone(), scale.cpu().float().clone(), dims, kind, owner if per_channel else None
+            name,
+            loc.cpu().float().clone(),
+            scale.cpu().float().clone(),
+            dims,
+            kind,
+            owner if per_channel else None,
         )
     priors = {name: base_distribution(site["fn"]) for name, site in model.sites().items()}
     channels = {}
-    inclusion, nats = (guide.inclusion(), guide.nats()) if isinstance(guide, Guide) else ({}, {})
+    own = isinstance(guide, Guide)
+    inclusion, nats, shares = (guide.inclusion(), guide.nats(), guide.shares()) if own else ({}, {}, {})
+    shapes = _shapes({**dict(model.net.named_parameters()), **dict(model.net.named_buffers())})
     for group in model.groups or []:
         summary = _channel_summary(model, group, sites, inclusion, priors)
         if group.name in nats:
             summary.nats = nats[group.name].detach().cpu().float()
+        elif group.name in shares:
+            summary.nats, summary.unit = removal_cost(shares[group.name], group, shapes), "share"
         channels[group.name] = summary
     posterior = Posterior(sites, channels)
     posterior.net_widths = {name: (len(c.snr), len(c.snr)) for name, c in channels.items()}
@@ -166,7 +175,7 @@ def _channel_summary(
     if site is not None and not bool(site.scale.any()):  # a point estimate has no noise to compare with
         magnitude = site.loc.abs()
         nats = (magnitude / magnitude.square().mean().sqrt().clamp_min(1e-12)).square()
-        return ChannelSummary(name, magnitude, nats, "magnitude", kept, loc=site.loc, scale=site.scale)
+        return ChannelSummary(name, magnitude, nats, "magnitude", kept, loc=site.loc, scale=site.scale, unit="share")
     if site is not None:
         snr = site.loc.abs() / site.scale.clamp_min(1e-12)
         evidence = log_evidence(site.loc, site.scale, priors[site.name])
@@ -243,7 +252,15 @@ def _from_weights(
         else:
             evidence = evidence + per_unit(part.expand(ratio.shape), member.axis, member.index)
     snr = (total / taps.clamp_min(1)).sqrt()
-    return ChannelSummary(group.name, snr, removal_cost(snr.square(), group, _shapes(tensors)), "snr", kept, evidence=evidence)
+    return ChannelSummary(
+        group.name,
+        snr,
+        removal_cost(snr.square(), group, _shapes(tensors)),
+        "snr",
+        kept,
+        evidence=evidence,
+        unit="share",
+    )
 
 
 def _from_magnitudes(
@@ -258,7 +275,7 @@ def _from_magnitudes(
     squared = torch.stack(list(norms.values())) if norms else torch.zeros(1, group.channels)
     magnitude = squared.clamp_min(1e-24).log().mean(0).mul(0.5).exp()
     cost = removal_cost(magnitude.square(), group, _shapes(tensors))
-    return ChannelSummary(group.name, magnitude, cost, "magnitude", kept)
+    return ChannelSummary(group.name, magnitude, cost, "magnitude", kept, unit="share")
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

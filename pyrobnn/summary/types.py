@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pyrobnn.summary.saliency import costs_nothing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -42,11 +44,10 @@ class ChannelSummary:
         group: name of the channel group.
         snr: `[channels]`, what the cut rule reads: a signal-to-noise ratio, an inclusion probability
             a magnitude or a method's own score, as `statistic` says, at the time of the decision.
-        nats: `[channels]`, what is lost if the channel goes, to rank channels by under a budget. For
-            channel-level sites half the squared SNR (the Savage-Dickey ratio to leading order), for
-            inclusions the log odds. Weight-level sites are not comparable in nats between layers of
-            different size: there it is the log of the share of the group's summed squared SNR that is left
-            without the channel (:func:`~pyrobnn.summary.saliency.removal_cost`).
+        nats: `[channels]`, what is lost if the channel goes, in the unit that `unit` says.
+        unit: `nats` (of log-likelihood, comparable between groups), or `share` for scores whose scale between groups
+            means nothing: the log of the share of the group's summed score that is left without the channel
+            (:func:`~pyrobnn.summary.saliency.removal_cost`).
         statistic: `snr`, `inclusion`, `magnitude` or `score`.
         kept: `[channels]`, the decision.
         threshold: the cut line, if a fixed one was used.
@@ -54,6 +55,8 @@ class ChannelSummary:
         evidence: `[channels]`, log evidence for keeping the channel against a prior that is zero there
             (exact Savage-Dickey ratio, negative: cut); None unless guide and prior are Gaussian.
         loc, scale: `[channels]` for channel-level sites, else None.
+        ranking: `[channels]`, what a budget spends instead of `nats`, where another score with one scale for all
+            groups ranks better; its unit is not nats.
     """
 
     group: str
@@ -66,6 +69,19 @@ class ChannelSummary:
     evidence: Tensor | None = None
     loc: Tensor | None = None
     scale: Tensor | None = None
+    unit: str = "nats"
+    ranking: Tensor | None = None
+
+    @property
+    def costs_nothing(self) -> Tensor:
+        """`[channels]`, true where a channel's removal is free by its own score; such channels always go."""
+        return costs_nothing(self.nats, self.unit)
+
+    @property
+    def cost(self) -> Tensor:
+        """`[channels]`, what a budget spends on each channel: exactly 0 where the removal is free, else above 0."""
+        value = self.nats if self.ranking is None else self.ranking
+        return torch.where(self.costs_nothing, 0.0, value.clamp_min(1e-30))
 
 
 @dataclass
@@ -105,6 +121,10 @@ class Posterior:
 
         return to_arviz(self, **options)
 
+    def costs(self) -> dict[str, Tensor]:
+        """`{group: [channels]}`, what a budget spends (:attr:`ChannelSummary.cost`)."""
+        return {name: summary.cost for name, summary in self.channels.items()}
+
     def decide(self, plan: PruningPlan, threshold: float | None = None, round: int = 0) -> Posterior:
         """This posterior with the plan's decisions marked; plan in this posterior's coordinates."""
         channels = {}
@@ -126,8 +146,8 @@ class Posterior:
                 channels[name] = new
                 continue
             where = torch.as_tensor(plan.keep.get(name, range(len(old.snr))), dtype=torch.long)
-            merged = replace(old, statistic=new.statistic, threshold=new.threshold, round=new.round)
-            for part in ("snr", "nats", "kept", "evidence", "loc", "scale"):
+            merged = replace(old, statistic=new.statistic, unit=new.unit, threshold=new.threshold, round=new.round)
+            for part in ("snr", "nats", "kept", "evidence", "loc", "scale", "ranking"):
                 a, b = getattr(old, part), getattr(new, part)
                 if a is not None and b is not None:
                     a = a.clone()

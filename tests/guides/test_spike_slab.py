@@ -320,7 +320,8 @@ def test_edges_make_channels() -> None:
     draws = (torch.rand(200_000, 9, dtype=torch.float64) >= off).any(-1).double().mean()
     assert float(guide.inclusion()["0"][2]) == pytest.approx(float(draws), abs=0.005)
     assert float(guide.inclusion()["0"][2]) == pytest.approx(1 - float(off.prod()), abs=1e-5)
-    nats = guide.nats()["0"]
+    nats = guide.shares()["0"]
+    assert guide.nats() == {}
     assert float(nats.sum()) == pytest.approx(1.0)
     rows = -(1 - guide.inclusion()["0"].double()).log()
     assert torch.allclose(nats.double(), rows / rows.sum(), atol=1e-4)

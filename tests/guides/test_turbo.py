@@ -440,9 +440,9 @@ def test_odds_of_weights_are_those_of_the_support() -> None:
     assert not bool(support["0.weight"][1].any()) and bool(support["0.weight"][0].any())
 
 
-def test_nats_are_shares_of_the_evidence_of_a_group() -> None:
+def test_shares_are_those_of_the_evidence_of_a_group() -> None:
     guide = net_pair()[1]
-    nats = guide.nats()
+    nats = guide.shares()
     for group, name in (("0", "0.weight"), ("2", "2.weight")):
         rows = torch.stack([torch.log1p(filter.double().exp()).sum() for filter in guide.weight_odds()[name]])
         assert torch.allclose(nats[group].double(), rows / rows.sum(), atol=1e-5)

@@ -34,7 +34,12 @@ class Residual(nn.Module):
 
 def up_down() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(2, 4, 2, stride=2), nn.ReLU(), nn.ConvTranspose2d(4, 3, 2, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(48, 5)
+        nn.Conv2d(2, 4, 2, stride=2),
+        nn.ReLU(),
+        nn.ConvTranspose2d(4, 3, 2, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(48, 5),
     )
 
 
@@ -91,7 +96,11 @@ def test_gradients_of_readers_add_up_before_they_are_squared():
     class Cancelling(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.plus, self.minus = nn.Linear(3, 4), nn.Linear(4, 5, bias=False), nn.Linear(4, 5, bias=False)
+            self.first, self.plus, self.minus = (
+                nn.Linear(3, 4),
+                nn.Linear(4, 5, bias=False),
+                nn.Linear(4, 5, bias=False),
+            )
             self.minus.weight.data[:, 0] = -self.plus.weight.data[:, 0]
 
         def forward(self, x: Tensor) -> Tensor:
@@ -135,7 +144,9 @@ def test_labels_come_from_the_network_or_from_the_data():
     assert torch.equal(model.diagonal["0"], again.diagonal["0"]) and torch.equal(torch.get_rng_state(), state)
     assert model.softened is not None and not torch.equal(model.diagonal["0"], model.softened["0"])
     assert not torch.equal(model.diagonal["0"], data.diagonal["0"])
-    assert mode == [m.training for m in net.modules()] and all(p.requires_grad and p.grad is None for p in net.parameters())
+    assert mode == [m.training for m in net.modules()] and all(
+        p.requires_grad and p.grad is None for p in net.parameters()
+    )
 
 
 @pytest.mark.parametrize(
