@@ -16,6 +16,7 @@ from .compression.compress import Result as Result
 from .compression.compress import compress as compress
 from .compression.store import load_bayesian as load_bayesian
 from .compression.store import load_compact as load_compact
+from .criteria.laplace import laplace_gates as laplace_gates
 from .criteria.rules import plan as plan
 from .data import Data as Data
 from .data import load_data as load_data

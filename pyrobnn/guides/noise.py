@@ -83,9 +83,10 @@ def spike_loss(loc: Tensor, scale: Tensor, tau: float) -> Tensor:
     """Nats of log-likelihood between θ = loc and θ = 0, read off a posterior N(loc, scale²) under a spike of width tau.
 
     Spike and likelihood add their curvatures, 1/scale² = 1/tau² + h, so a likelihood with its peak at `loc` loses
-    ½ h loc² (a quadratic one exactly). A fit that is still wider than its spike has h = 0.
+    ½ h loc² (a quadratic one exactly). A width is fitted to a few per cent at best, less while its spike still narrows:
+    below 1 % of the spike's curvature h is not told from 0, and counts as so much.
     """
-    return 0.5 * loc.square() * (scale.pow(-2) - tau**-2).clamp_min(0.0)
+    return 0.5 * loc.square() * (scale.pow(-2) - tau**-2).clamp_min(0.01 * tau**-2)
 
 
 class _WithoutNoise:
