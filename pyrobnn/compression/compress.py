@@ -204,14 +204,7 @@ def _check_likelihood(likelihood: Likelihood, net: nn.Module, data: Data) -> Non
 
 def without_validation(data: Data) -> Data:
     """All training images in the training part, none for validation."""
-    train = replace(
-        data.train,
-        images=torch.cat([data.train.images, data.valid.images]),
-        labels=torch.cat([data.train.labels, data.valid.labels]),
-    )
-    return replace(
-        data, train=train, valid=replace(data.valid, images=data.valid.images[:0], labels=data.valid.labels[:0])
-    )
+    return data.without_validation()
 
 
 def _rule(run: Run) -> str:

@@ -1,8 +1,10 @@
-"""Images in memory: raw pixels with their labels, served as normalised batches."""
+"""The parts of a data set: raw pixels with their targets, served as normalised batches."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -11,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrobnn.data.augment import Augment
+from pyrobnn.data.augment import Augment, turned
+from pyrobnn.data.loader import LoaderImages
+from pyrobnn.data.stream import StreamedImages, Transform
 from pyrobnn.errors import DataError
 
 
@@ -20,14 +24,14 @@ class Batch(NamedTuple):
 
     Attributes:
         x: Normalised float32 images ``[B, C, H, W]``.
-        y: int64 labels ``[B]``.
+        y: Targets ``[B, ...]``: int64 classes ``[B]``, or see `Data.task`.
         view: int64 ``[B]``, which image this is: ``views * row + (1 if mirrored else 0)``, a row of
-            :meth:`Split.views` whatever was shifted or hidden.
+            :meth:`Split.views` whatever was shifted or hidden. None where images have no fixed rows.
     """
 
     x: Tensor
     y: Tensor
-    view: Tensor
+    view: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,14 +39,15 @@ class Split:
     """One part of a data set (train, valid or test).
 
     Attributes:
-        images: ``[N, C, H, W]``, uint8 pixels, or float32 for data sets that give floats.
-        labels: ``[N]`` int64, from 0.
+        images: ``[N, C, H, W]``, uint8 pixels, or float32 for data sets that give floats. A tensor, or what reads
+            them when they are needed (see :mod:`pyrobnn.data.stream`).
+        labels: The targets: classes ``[N]`` int64 from 0, or see `Data.task`.
         mean: Mean per channel, of uint8 pixels divided by 255 or of the floats as they are.
         std: Standard deviation per channel, likewise.
         augment: What ``batches(augment=True)`` does; None does nothing.
     """
 
-    images: Tensor
+    images: Tensor | StreamedImages | LoaderImages
     labels: Tensor
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -64,7 +69,7 @@ class Split:
         """Goes through the images once.
 
         Args:
-            batch_size: Images per batch; the last batch holds the rest.
+            batch_size: Images per batch; the last batch holds the rest. A `DataLoader` used as it is keeps its own.
             generator: Shuffles, and is the source of the augmentation. It is an argument so that its state
                 can be part of a checkpoint. None keeps the order.
             augment: Augment the images; needs the generator.
@@ -73,7 +78,7 @@ class Split:
             drop_last: Leave out an incomplete last batch.
 
         Yields:
-            Normalised float32 images ``[B, C, H, W]`` and int64 labels ``[B]``.
+            Normalised float32 images ``[B, C, H, W]`` and their targets.
 
         Raises:
             DataError: The batch size is below 1, or `augment` is asked for without a generator.
@@ -98,44 +103,118 @@ class Split:
         channels_last: bool = False,
         drop_last: bool = False,
         mirrored: Tensor | None = None,
+        resume: tuple[Tensor, int] | None = None,
     ) -> Iterator[Batch]:
         """As :meth:`batches`, with the view that each image is.
 
-        `mirrored`, bool ``[N]`` by row, says which images augmentation mirrors where it mirrors any; None draws them.
+        Args:
+            batch_size, generator, augment, device, channels_last, drop_last: As for :meth:`batches`.
+            mirrored: bool ``[N]`` by row, which images augmentation mirrors where it mirrors any; None draws them.
+            resume: Goes on in the middle of a pass: the state that the generator had when the pass began, and how
+                many batches it has given. The generator itself must be as it was after them.
         """
         if batch_size < 1:
             raise DataError(f"expected a batch size of at least 1, got {batch_size}")
-        if augment and generator is None:
+        if generator is None and (augment or resume is not None):
             raise DataError("augmentation is random: give batches(...) a torch.Generator too")
         if mirrored is not None and mirrored.shape != (len(self),):
             raise DataError(f"expected one mirror flag for each of {len(self)} images, got {tuple(mirrored.shape)}")
-        return self._examples(batch_size, generator, augment, torch.device(device), channels_last, drop_last, mirrored)
+        if augment and self.augment is not None:
+            if self.augment.moves and self.labels.ndim > 2:
+                raise DataError("shift and crop would move pixels away from their classes: with a class per pixel, mirror only")
+            if isinstance(self.images, LoaderImages) and self.augment.transform((1, 1)) is not None:
+                raise DataError("crop and colour belong into the DataLoader that is used as it is, as its own transforms")
+        device, layout = torch.device(device), torch.channels_last if channels_last else torch.contiguous_format
+        start = generator
+        if resume is not None:
+            start = torch.Generator()
+            start.set_state(resume[0])
+        done = 0 if resume is None else resume[1]
+        if isinstance(self.images, LoaderImages):
+            return self._loaded(self.images, generator, start, done, augment, device, layout)
+        return self._examples(batch_size, generator, start, done, augment, device, layout, drop_last, mirrored)
+
+    def _loaded(
+        self,
+        source: LoaderImages,
+        generator: torch.Generator | None,
+        start: torch.Generator | None,
+        done: int,
+        augment: bool,
+        device: torch.device,
+        layout: torch.memory_format,
+    ) -> Iterator[Batch]:
+        seed = 0 if start is None else int(torch.randint(2**62, (1,), generator=start))
+        for raw, targets in itertools.islice(source.batches(seed), done, None):
+            images, y = raw.to(device), targets.to(device)
+            if augment and self.augment is not None and generator is not None:
+                images, flipped = self.augment.draw(images, generator)
+                y = turned(y, flipped)
+            yield Batch(_laid_out(self.normalise(images), layout), y, None)
 
     def _examples(
         self,
         batch_size: int,
         generator: torch.Generator | None,
+        start: torch.Generator | None,
+        done: int,
         augment: bool,
         device: torch.device,
-        channels_last: bool,
+        layout: torch.memory_format,
         drop_last: bool,
         mirrored: Tensor | None,
     ) -> Iterator[Batch]:
         count, views = len(self), self.num_views
-        layout = torch.channels_last if channels_last else torch.contiguous_format
         order = torch.arange(count)
-        if generator is not None:
-            order = torch.randperm(count, generator=generator, device=generator.device).cpu()
-        for start in range(0, count, batch_size):
-            if drop_last and start + batch_size > count:
-                return
-            rows = order[start : start + batch_size]
-            place = slice(start, start + batch_size) if generator is None else rows  # a slice copies nothing
-            images, labels, view = self.images[place].to(device), self.labels[place].to(device), views * rows.to(device)
-            if augment and generator is not None and self.augment is not None:
-                images, flipped = self.augment.draw(images, generator, None if mirrored is None else mirrored[rows])
+        if start is not None:
+            order = torch.randperm(count, generator=start, device=start.device).cpu()
+        chunks = [order[k : k + batch_size] for k in range(0, count, batch_size)]
+        if drop_last and chunks and len(chunks[-1]) < batch_size:
+            chunks.pop()
+        change = self.augment if augment else None
+        transform = None if change is None else change.transform(self.images.shape[2:])
+        seeds = None  # of what is random about one image apart from the others: by row, and all when the pass begins
+        if augment and start is not None and (transform is not None or isinstance(self.images, StreamedImages)):
+            seeds = torch.randint(2**62, (count,), generator=start, device=start.device).cpu()
+        chunks = chunks[done:]
+        for rows, images in zip(chunks, self._raw(chunks, generator is None, seeds, transform, device), strict=True):
+            labels, view = self.labels[rows].to(device), views * rows.to(device)
+            if change is not None and generator is not None:
+                images, flipped = change.draw(images, generator, None if mirrored is None else mirrored[rows])
                 view = view if flipped is None else view + flipped
-            yield Batch(self.normalise(images).contiguous(memory_format=layout), labels, view)
+                labels = turned(labels, flipped)
+            yield Batch(_laid_out(self.normalise(images), layout), labels, view)
+
+    def _raw(
+        self,
+        chunks: list[Tensor],
+        in_order: bool,
+        seeds: Tensor | None,
+        transform: Transform | None,
+        device: torch.device,
+    ) -> Iterator[Tensor]:
+        """Raw images by rows, each through the transform with its seed if there is one."""
+        if isinstance(self.images, StreamedImages):
+            yield from (images.to(device) for images in self.images.batches(chunks, seeds, transform))
+            return
+        assert isinstance(self.images, Tensor)
+        for rows in chunks:
+            place = slice(int(rows[0]), int(rows[-1]) + 1) if in_order else rows  # a slice copies nothing
+            images = self.images[place].to(device)
+            if transform is not None and seeds is not None:
+                images = torch.stack([transform(x, int(seeds[row])) for x, row in zip(images, rows, strict=True)])
+            yield images
+
+    def steps(self, batch_size: int) -> int:
+        """Batches of one pass."""
+        if isinstance(self.images, LoaderImages):
+            return self.images.steps
+        return math.ceil(len(self) / batch_size)
+
+    @property
+    def indexed(self) -> bool:
+        """Whether images have fixed rows, so that `Batch.view` says which one each is."""
+        return not isinstance(self.images, LoaderImages)
 
     @property
     def num_views(self) -> int:
@@ -152,19 +231,44 @@ class Split:
             yield x if self.num_views == 1 else torch.stack([x, x.flip(3)], 1).flatten(0, 1)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Turns raw images ``[B, C, H, W]`` of this set into what a network sees (float32)."""
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
+        """Turns raw images ``[B, C, ...]`` of this set into what a network sees (float32)."""
+        around = (1, -1, *(1,) * (images.ndim - 2))
+        mean = torch.tensor(self.mean, dtype=torch.float32, device=images.device).view(around)
+        std = torch.tensor(self.std, dtype=torch.float32, device=images.device).view(around)
         scale = 255.0 if images.dtype == torch.uint8 else 1.0
         return (images.to(torch.float32) - mean * scale) / (std * scale)
+
+    def select(self, rows: Tensor) -> Split:
+        """The images of some rows, in their order."""
+        if isinstance(self.images, LoaderImages):
+            raise DataError("rows of a DataLoader that is used as it is cannot be chosen: give its data set")
+        images = self.images.select(rows) if isinstance(self.images, StreamedImages) else self.images[rows]
+        return replace(self, images=images, labels=self.labels[rows])
 
     def take(self, count: int) -> Split:
         """At most `count` images, evenly spaced, so that a set sorted by class stays balanced."""
         if count < 1:
             raise DataError(f"expected at least 1 image to take, got {count}")
         count = min(count, len(self))
-        rows = torch.arange(count) * len(self) // max(count, 1)
-        return replace(self, images=self.images[rows], labels=self.labels[rows])
+        if isinstance(self.images, LoaderImages):
+            return replace(self, images=self.images[:count], labels=self.labels[:count])
+        return self.select(torch.arange(count) * len(self) // max(count, 1))
+
+    def joined(self, other: Split) -> Split:
+        """The images of this split and of another one of the same data set, as this one serves them."""
+        images: Tensor | StreamedImages
+        if isinstance(self.images, StreamedImages) and isinstance(other.images, StreamedImages):
+            images = self.images.joined(other.images)
+        elif isinstance(self.images, Tensor) and isinstance(other.images, Tensor):
+            images = torch.cat([self.images, other.images])
+        else:
+            raise DataError("images of a DataLoader that is used as it is cannot be put together: give its data set")
+        return replace(self, images=images, labels=torch.cat([self.labels, other.labels]))
+
+
+def _laid_out(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """Signals and volumes have one layout only."""
+    return x.contiguous(memory_format=layout if x.ndim == 4 else torch.contiguous_format)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +285,11 @@ class Data:
         std: Standard deviation per channel.
         augmentation: Applied to training batches on request.
         fingerprint: A short hash of the images and labels of all three parts.
+        classes: Names of the classes; empty where the source has none.
+        task: What the targets are: ``"classification"`` (a class per image, ``[N]`` int64), ``"segmentation"`` (a class
+            per pixel, ``[N, H, W]`` int64, -100 where there is none), ``"multilabel"`` (``[N, K]`` of 0 and 1) or
+            ``"regression"`` (``[N, D]`` float32). `num_classes` is the number of outputs that a network needs.
+        resized: How images were made alike, in words; empty if they were not changed.
     """
 
     name: str
@@ -192,6 +301,9 @@ class Data:
     std: tuple[float, ...]
     augmentation: Augment | None
     fingerprint: str
+    classes: tuple[str, ...] = ()
+    task: str = "classification"
+    resized: str = ""
 
     @property
     def example(self) -> Tensor:
@@ -199,10 +311,39 @@ class Data:
         return self.train.normalise(self.train.images[:2])
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """``(C, H, W)``."""
-        _, channels, height, width = self.train.images.shape
-        return channels, height, width
+    def image_shape(self) -> tuple[int, ...]:
+        """``(C, H, W)``; ``(C, L)`` for signals, ``(C, D, H, W)`` for volumes."""
+        return tuple(self.train.images.shape[1:])
+
+    def describe(self) -> str:
+        """One line for people: how many images of which classes and size.
+
+        >>> from pyrobnn.data import load_data
+        >>> load_data("digits").describe()
+        '1,797 images (1,078 train, 120 valid, 599 test), 10 classes of 105 to 110 training images, 1x8x8'
+        """
+        parts = {"train": self.train, "valid": self.valid, "test": self.test}
+        counts = ", ".join(f"{len(part):,} {name}" for name, part in parts.items())
+        words = [f"{sum(map(len, parts.values())):,} images ({counts})", self._targets(), "x".join(map(str, self.image_shape))]
+        if not isinstance(self.train.images, Tensor):
+            words.append("read when needed")
+        return ", ".join([*words, *([self.resized] if self.resized else [])])
+
+    def _targets(self) -> str:
+        if self.task == "classification":
+            sizes = self.train.labels.bincount(minlength=self.num_classes).tolist()
+            if len(sizes) > 5:
+                return f"{len(sizes)} classes of {min(sizes):,} to {max(sizes):,} training images"
+            return f"{len(sizes)} classes {'/'.join(map(str, sizes))}"
+        return {
+            "segmentation": f"{self.num_classes} classes per pixel",
+            "multilabel": f"{self.num_classes} labels per image",
+        }.get(self.task, f"{self.num_classes} numbers per image")
+
+    def without_validation(self) -> Data:
+        """All training images in the training part, none for validation."""
+        none = self.valid.select(torch.arange(0)) if len(self.valid) else self.valid
+        return replace(self, train=self.train.joined(self.valid) if len(self.valid) else self.train, valid=none)
 
     def with_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> Data:
         """The same images, normalised with other constants, such as those a weights file was trained with.
@@ -287,8 +428,11 @@ def fingerprint(*splits: Split) -> str:
     """Twelve hexadecimal digits from all labels and up to 256 evenly spaced images of each split."""
     digest = hashlib.sha256()
     for split in splits:
-        sample = split.take(256) if len(split) else split
         digest.update(f"{tuple(split.images.shape)} {split.images.dtype}".encode())
-        digest.update(np.ascontiguousarray(sample.images.numpy()).tobytes())
+        if len(split):
+            images = split.take(256).images
+            digest.update(np.ascontiguousarray(images[: len(images)].numpy()).tobytes())
+        if isinstance(split.images, StreamedImages):
+            digest.update("\n".join(split.images.state()).encode())
         digest.update(split.labels.numpy().tobytes())
     return digest.hexdigest()[:12]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pyrobnn.errors import DataError
+
+if TYPE_CHECKING:
+    from pyrobnn.data.stream import Transform
 
 
 @dataclass(frozen=True)
@@ -20,9 +25,13 @@ class Augment:
         flip: Mirror left-right with probability one half.
         cutout: Side in pixels of a square that is hidden (DeVries and Taylor 2017, "cutout"), all of it inside the
             image. It gets the mean colour of its image, so that nothing depends on how pixels are normalised.
+        crop: Smallest share of the area that a random resized crop keeps (0.08 in the ImageNet recipes), 0 for none:
+            torchvision's `v2.RandomResizedCrop`. Streamed pictures are cropped in their own size, before they are
+            made alike.
+        colour: Strength of torchvision's `v2.ColorJitter` (brightness, contrast, saturation), 0 for none.
 
     Raises:
-        DataError: `shift` or `cutout` is negative or no whole number.
+        DataError: `shift` or `cutout` is negative or no whole number, `crop` or `colour` is not from 0 to 1.
 
     >>> Augment(shift=1)(torch.ones(2, 1, 3, 3), torch.Generator().manual_seed(0)).shape
     torch.Size([2, 1, 3, 3])
@@ -31,8 +40,13 @@ class Augment:
     shift: int = 0
     flip: bool = False
     cutout: int = 0
+    crop: float = 0.0
+    colour: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in ("crop", "colour"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DataError(f"{name} is a share from 0 to 1, got {getattr(self, name)!r}")
         for name in ("shift", "cutout"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 0:
@@ -43,8 +57,39 @@ class Augment:
         """Versions of an image that differ by more than a shift or a hidden square: 2 with mirror images, else 1."""
         return 2 if self.flip else 1
 
+    @property
+    def moves(self) -> bool:
+        """Whether anything but a mirror image changes the place of pixels."""
+        return bool(self.shift or self.crop)
+
+    def transform(self, size: Sequence[int]) -> Transform | None:
+        """What is done to single images, from a seed each: crop and colour; None if neither is asked for.
+
+        Args:
+            size: ``(H, W)`` of what comes out.
+        """
+        if not self.crop and not self.colour:
+            return None
+        from torchvision.transforms import v2
+
+        steps: list[torch.nn.Module] = []
+        if self.crop:
+            steps.append(v2.RandomResizedCrop(list(size), scale=(self.crop, 1.0), antialias=True))
+        else:
+            steps += [v2.Resize(min(size), antialias=True), v2.CenterCrop(list(size))]
+        if self.colour:
+            steps.append(v2.ColorJitter(self.colour, self.colour, self.colour))
+        chain = v2.Compose(steps)
+
+        def apply(image: Tensor, seed: int) -> Tensor:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                return chain(image)
+
+        return apply
+
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Augments one batch.
+        """Augments one batch, crop and colour apart (see :meth:`transform`).
 
         Args:
             images: ``[B, C, H, W]`` raw pixels of any dtype, on any device.
@@ -73,6 +118,13 @@ class Augment:
             mirrored = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
         mirrored = mirrored.to(images.device)
         return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images), mirrored
+
+
+def turned(targets: Tensor, mirrored: Tensor | None) -> Tensor:
+    """Targets of mirrored images: classes per pixel ``[B, H, W]`` are mirrored too, others stay."""
+    if mirrored is None or targets.ndim < 3:
+        return targets
+    return torch.where(mirrored.view(-1, *(1,) * (targets.ndim - 1)), targets.flip(-1), targets)
 
 
 def _shift(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 
 from pyrobnn.data.augment import Augment
 from pyrobnn.data.npz import read_npz, write_npz
-from pyrobnn.data.raw import Raw
+from pyrobnn.data.raw import Part, Raw
 from pyrobnn.errors import DataError
 
 _GREY = Augment(shift=2)
@@ -73,7 +73,7 @@ def _digits() -> Raw:
 
     bunch = load_digits()
     pixels = np.rint(bunch.images * (255.0 / 16.0)).astype(np.uint8)
-    return Raw(torch.from_numpy(pixels[:, None]), torch.from_numpy(bunch.target.astype(np.int64)))
+    return Raw(Part(torch.from_numpy(pixels[:, None]), torch.from_numpy(bunch.target.astype(np.int64))))
 
 
 def _fetch(name: str, path: Path) -> dict[str, np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
 
 from pyrobnn.data import Augment, load_data
 from pyrobnn.data.named import TORCHVISION, cache_dir
@@ -243,6 +245,137 @@ def test_given_normalisation_wins(tmp_path: Path) -> None:
     assert load_data(path, mean=[0.0]).std == load_data(path).std
 
 
+@pytest.mark.parametrize("name", ["valid", "val"])
+def test_a_validation_part_of_the_file_is_used(tmp_path: Path, name: str) -> None:
+    more = {f"x_{name}": np.full((8, 6, 5), 77, np.uint8), f"y_{name}": np.arange(8) % 4}
+    data = load_data(save(tmp_path / "a.npz", **more))
+    assert len(data.train) == 40 and len(data.valid) == 8 and data.valid.images.unique().tolist() == [77]
+    with pytest.warns(UserWarning, match="arrays of other names are left out: extra"):
+        load_data(save(tmp_path / "b.npz", extra=np.zeros(3)))
+    with pytest.raises(DataError, match="validation labels 0-3"):
+        load_data(save(tmp_path / "c.npz", **(more | {f"y_{name}": np.full(8, 4)})))
+
+
+def test_files_that_would_unpack_to_too_much(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "zeros.npz", **(arrays() | {"x_test": np.zeros((400, 1000, 1000), np.uint8)}))
+    with pytest.raises(DataError, match="zeros.npz would unpack to 400"):
+        load_data(tmp_path / "zeros.npz")
+    with zipfile.ZipFile(tmp_path / "lies.npz", "w") as archive:
+        for key, array in arrays().items():
+            stream = io.BytesIO()
+            np.save(stream, array)
+            content = stream.getvalue()
+            if key == "x_train":
+                content = content.replace(b"(40, 6, 5), ", b"(9999999999, 6, 5), ".ljust(12))[: len(content) + 8]
+            archive.writestr(f"{key}.npy", content)
+    with pytest.raises(DataError, match="not a readable .npz"):
+        load_data(tmp_path / "lies.npz")
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": (10**7, 10**4)})
+    with zipfile.ZipFile(tmp_path / "promises.npz", "w") as archive:
+        for key in arrays():
+            archive.writestr(f"{key}.npy", stream.getvalue())
+    with pytest.raises(DataError, match="promises 100,000,000,000 bytes and has"):
+        load_data(tmp_path / "promises.npz")
+
+
+@pytest.mark.parametrize("largest", [10**6, 10**12, 2**62, 2**64 - 1])
+def test_huge_labels_take_no_memory(largest: int) -> None:
+    labels = np.arange(40, dtype=np.uint64) % 4
+    labels[7] = largest
+    with pytest.raises(DataError, match=r"number the classes from 0|fit 64 bits"):
+        load_data((arrays()["x_train"], labels))
+    with pytest.raises(DataError, match=r"number the classes from 0|fit 64 bits|test labels 0-3"):
+        load_data(((arrays()["x_train"], np.arange(40) % 4), (arrays()["x_train"], labels)))
+
+
+def test_types_that_would_be_scaled_differently() -> None:
+    pixels, labels = arrays()["x_train"], np.arange(40) % 4
+    with pytest.raises(DataError, match=r"test images of the type of the training images, torch.float32, got torch.uint8"):
+        load_data(((pixels / 255.0, labels), (pixels, labels)))
+    with pytest.warns(UserWarning, match="are they scaled alike"):
+        load_data(((pixels / 255.0, labels), (pixels * 1.0, labels)))
+    for odd in (1e200, np.inf, np.nan):
+        wrong = pixels / 255.0
+        wrong[3, 2, 1] = odd
+        for source in ((wrong, labels), TensorDataset(torch.from_numpy(wrong)[:, None], torch.from_numpy(labels))):
+            with pytest.raises(DataError, match="finite pixels of single precision"):
+                load_data(source)
+
+
+def test_two_arrays_are_images_and_labels() -> None:
+    keras = arrays()
+    for images in (keras["x_train"], torch.from_numpy(keras["x_train"])):
+        data = load_data((images, keras["y_train"].tolist()), test_fraction=0.5)
+        assert (len(data.train), len(data.valid), len(data.test)) == (16, 4, 20) and data.image_shape == (1, 6, 5)
+    three = load_data(tuple((images[:k], keras["y_train"][:k]) for k in (40, 8, 12)))
+    assert (len(three.train), len(three.valid), len(three.test)) == (40, 8, 12)
+
+
+def test_image_size_is_used_everywhere(tmp_path: Path) -> None:
+    assert load_data("digits", image_size=12).image_shape == (1, 12, 12)
+    assert load_data(save(tmp_path / "a.npz"), image_size=4).image_shape == (1, 4, 4)
+    assert load_data((arrays()["x_train"], np.arange(40) % 4), image_size=4).image_shape == (1, 4, 4)
+    assert load_data(Pictures("numpy"), image_size=3).image_shape == (3, 3, 3)
+    for size in (0, 100_000):
+        with pytest.raises(DataError, match="image_size from 1 to 8192"):
+            load_data("digits", image_size=size)
+
+
+def test_samplers_of_loaders_count() -> None:
+    dataset = Pictures("tensor")
+    with pytest.warns(UserWarning, match="10 images that the sampler .* leaves out"):
+        data = load_data(DataLoader(dataset, sampler=SubsetRandomSampler(range(10))))
+    assert len(data.train) + len(data.valid) + len(data.test) == 10
+    with pytest.warns(UserWarning, match="a sampler that repeats images is not used"):
+        load_data(DataLoader(dataset, sampler=[*range(20), 3]))
+    with pytest.warns(UserWarning, match="collate_fn of a DataLoader is not used"):
+        load_data(DataLoader(dataset, collate_fn=lambda items: items))
+
+
+def test_targets_of_other_tasks() -> None:
+    images = torch.rand(40, 1, 6, 5)
+    real = load_data((images, torch.randn(40, 2)))
+    assert real.task == "regression" and real.num_classes == 2 and real.train.labels.dtype == torch.float32
+    assert load_data((images, torch.randn(40))).train.labels.shape == (29, 1)
+    assert load_data((images, torch.arange(40)), task="regression").num_classes == 1
+    many = load_data((images, (torch.rand(40, 3) < 0.5).int()), task="multilabel")
+    assert many.task == "multilabel" and many.num_classes == 3
+    masks = torch.randint(0, 4, (40, 6, 5), dtype=torch.uint8)
+    masks[:, 0, 0], masks[:, 1, 1] = 255, 3
+    pixelwise = load_data((images, masks))
+    assert pixelwise.task == "segmentation" and pixelwise.num_classes == 4
+    assert pixelwise.train.labels[:, 0, 0].unique().tolist() == [-100]
+    assert torch.equal(pixelwise.test.labels[:, 1:], masks[_rows(pixelwise, images), 1:].long())
+    for targets, task, message in (
+        (torch.rand(40, 3) < 0.5, None, "could be one-hot"),
+        (torch.randn(40, 3), "multilabel", "0 or 1 for each label"),
+        (torch.randn(40), "classification", "integer labels"),
+        (torch.zeros(40, 6, 4).long(), "segmentation", "a class per pixel"),
+        (torch.arange(40) % 2, "guess", "expected a task of"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load_data((images, targets), task=task)
+
+
+def _rows(data: Any, images: torch.Tensor) -> torch.Tensor:
+    """Which of the images the test part holds."""
+    return torch.stack([(images == image).flatten(1).all(1).nonzero()[0, 0] for image in data.test.images])
+
+
+def test_signals_and_volumes() -> None:
+    signals = torch.randn(40, 2, 16)
+    for source in ((signals, torch.arange(40) % 2), TensorDataset(signals, torch.arange(40) % 2), (signals.numpy(), torch.arange(40) % 2)):
+        data = load_data(source, signals=True)
+        assert data.image_shape == (2, 16)
+        x, _ = next(data.train.batches(8, channels_last=True))
+        assert x.shape == (8, 2, 16) and len(data.mean) == 2
+    volumes = load_data((torch.rand(40, 2, 4, 5, 6), torch.arange(40) % 2))
+    assert volumes.image_shape == (2, 4, 5, 6) and next(volumes.train.batches(8, channels_last=True))[0].ndim == 5
+    with pytest.raises(DataError, match="augmentation is for images"):
+        load_data((torch.rand(40, 2, 4, 5, 6), torch.arange(40) % 2), augment=Augment(flip=True))
+
+
 # Image folders.
 
 
@@ -284,7 +417,9 @@ def test_val_is_the_test_set_where_there_is_no_other(tmp_path: Path) -> None:
 def test_images_of_different_size_are_resized(tmp_path: Path) -> None:
     paint(tmp_path / "train", size=(20, 10))
     paint(tmp_path / "test", size=(9, 9))
-    assert load_data(tmp_path).image_shape == (3, 64, 64)
+    with pytest.warns(UserWarning, match="pictures of 2 sizes are resized to 64x64: choose with image_size"):
+        data = load_data(tmp_path)
+    assert data.image_shape == (3, 64, 64) and "resized to 64x64" in data.describe()
     assert load_data(tmp_path, image_size=16).image_shape == (3, 16, 16)
 
 
@@ -296,7 +431,8 @@ def test_grey_of_sixteen_bits_and_with_alpha(tmp_path: Path) -> None:
             deep = np.full((8, 8), level * 256 + 77, dtype=np.uint16)
             grey = Image.fromarray(deep) if number % 2 else Image.new("LA", (8, 8), (level, 128))
             grey.save(tmp_path / name / f"{number}.png")
-    data = load_data(str(tmp_path))
+    with pytest.warns(UserWarning, match=r"transparency of pictures is ignored.*\(6, such as .*0\.png\)"):
+        data = load_data(str(tmp_path))
     assert data.image_shape == (1, 8, 8)
     for split in (data.train, data.test):
         means = split.images.float().mean((1, 2, 3))
@@ -401,8 +537,8 @@ def test_loaders_streams_and_arrays() -> None:
         (Pictures("vector"), r"images \[C, H, W\], got shape \(3,\)"),
         (Pictures("pil", count=0), "empty data set"),
         (TensorDataset(torch.zeros(4, 1, 2, 2)), r"expected \(image, label\)"),
-        (TensorDataset(torch.zeros(4, 1, 2, 2), torch.zeros(4, 3)), "expected a class number as label"),
-        (TensorDataset(torch.zeros(4, 1, 2, 2), torch.full((4,), 0.5)), "expected a class number as label"),
+        (TensorDataset(torch.zeros(4, 1, 2, 2), torch.zeros(4, 3)), "could be one-hot classes or several labels"),
+        (TensorDataset(torch.zeros(4, 1, 2, 2), torch.full((4,), 2.0)), r"expected integer labels.*task='regression'"),
         (TensorDataset(torch.zeros(4, 1, 2, 2, dtype=torch.int32), torch.arange(4)), "uint8 or float images"),
         (3, "got int"),
         ((1, 2), "train: expected a Dataset, a DataLoader"),
