@@ -129,7 +129,7 @@ OPTIONS
         _check_likelihood(likelihood, net, data)
     clean = trained_on != "all"
     if not clean and config.max_drop is None and (config.has_budget or config.target_nonzero is not None):
-        data = without_validation(data)  # nothing is chosen on data, so all training images may train
+        data = data.without_validation()  # nothing is chosen on data, so all training images may train
     elif not clean and (config.max_drop is not None or chosen.stops):
         warnings.warn(UNCLEAN, UserWarning, stacklevel=2)
     if (config.max_drop is not None or chosen.stops) and not config.has_budget and not len(data.valid):
@@ -200,11 +200,6 @@ def _check_likelihood(likelihood: Likelihood, net: nn.Module, data: Data) -> Non
             f"compress measures accuracy, so its likelihood must give one class per image, got shape {shape} for "
             f"{len(data.example)} images: for other targets use fit, summarize, plan and compact"
         )
-
-
-def without_validation(data: Data) -> Data:
-    """All training images in the training part, none for validation."""
-    return data.without_validation()
 
 
 def _rule(run: Run) -> str:

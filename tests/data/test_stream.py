@@ -130,7 +130,8 @@ def test_crop_and_colour_of_images_in_memory() -> None:
 class Noisy(Dataset[Any]):
     """Items with transforms that draw from every global random state."""
 
-    targets = [k % 3 for k in range(30)]
+    def __init__(self) -> None:
+        self.targets = [k % 3 for k in range(30)]
 
     def __len__(self) -> int:
         return 30
