@@ -2,8 +2,9 @@
 
 Batch norm divides by statistics of the *mean* (those of the batch in training, stored ones in evaluation),
 exactly as the plain operation would on the mean, so running statistics move as usual. For the variance these
-statistics count as constants: v' = v γ² / (s² + ε), without gradient through s. This is the published
-extended-VI treatment, plus the affine part. Layer and group norm go to first order through their own
+statistics are those of the mean as well, v' = v γ² / (s² + ε), the published extended-VI treatment plus the
+affine part. They move with the kernels in front of them, and gradients follow: without the one through s a
+kernel's size, which the normalised mean does not show, would get no gradient from the data at all. Layer and group norm go to first order through their own
 statistics (:func:`~pyrobnn.moments.gaussian.standardised_moments`).
 """
 
@@ -20,6 +21,25 @@ from pyrobnn.moments.gaussian import log_softmax_moments, softmax_jacobian_momen
 from pyrobnn.moments.registry import ops, rule
 from pyrobnn.moments.rules_affine import full_precision, square, wide
 from pyrobnn.moments.tensor import Moments, activation, deferred, is_weight, parts, plain
+
+
+class _InverseDeviation(torch.autograd.Function):
+    """1 / √(s² + ε) per channel as the operation itself has found it, with its gradient in the input.
+
+    d(s² + ε)^(−½) / dx = −(s² + ε)^(−3/2) (x − m) / M over the M values of a channel.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(x, mean, inverse)
+        return inverse.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        x, mean, inverse = ctx.saved_tensors
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        factor = -grads[0] * inverse.pow(3) * (x.shape[1] / x.numel())
+        return (factor.view(shape) * (x - mean.view(shape))).to(x.dtype), None, None
 
 
 def _scale_moments(
@@ -70,16 +90,14 @@ def _batch_norm(
     if training:
         if mu.numel() // mu.shape[1] < 2:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(mu.shape)}")
-        first, _, inverse = torch.native_batch_norm(mu, gamma, beta, running_mean, running_var, True, momentum, eps)
-        factor = inverse.detach()
+        first, mean, inverse = torch.native_batch_norm(mu, gamma, beta, running_mean, running_var, True, momentum, eps)
+        factor: Tensor = _InverseDeviation.apply(mu, mean.detach(), inverse.detach())
 
         def normalised(scale: Tensor | None, shift: Tensor | None) -> Tensor:
             if scale is gamma and shift is beta:
                 return first
             return F.batch_norm(mu, None, None, scale, shift, True, 0.0, eps)
 
-        if gamma is None and beta is None:
-            pass
     else:
         factor = (wide(running_var) + eps).rsqrt()
 

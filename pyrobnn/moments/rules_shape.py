@@ -184,7 +184,7 @@ def _enter_joins() -> None:
 _enter_joins()
 
 
-@rule(F.pad, torch._C._nn.pad, torch.constant_pad_nd, kind="linear")
+@rule(F.pad, torch._C._nn.pad, kind="linear")
 def _pad(input: Any, pad: Any, mode: str = "constant", value: float | None = None) -> Any:
     """A padded constant is certain; the other modes copy entries."""
     if not isinstance(input, Moments):
@@ -193,6 +193,11 @@ def _pad(input: Any, pad: Any, mode: str = "constant", value: float | None = Non
         return NotImplemented
     loc = F.pad(input._loc, pad, mode, value) if mode == "constant" else F.pad(input._loc, pad, mode)
     return activation(loc, F.pad(input._variance, pad, mode))
+
+
+@rule(torch.constant_pad_nd, kind="linear")
+def _constant_pad(input: Any, pad: Any, value: float = 0.0) -> Any:
+    return _pad(input, pad, value=value)
 
 
 @rule(F.interpolate, kind="activation")
