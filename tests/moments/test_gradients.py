@@ -35,9 +35,10 @@ A, B, X1, X2, X3 = (2, 3), (2, 3), (2, 3, 5), (2, 4, 4, 4), (1, 2, 3, 3, 3)
 CASES: dict[str, Case] = {
     name: (getattr(F, name, None) or getattr(torch, name), [A])
     for name in (
-        "relu leaky_relu relu6 hardtanh hardsigmoid hardswish tanh sigmoid softplus mish selu elu celu silu gelu exp sin cos "
-        "softsign logsigmoid tanhshrink erf square abs neg negative absolute"
-    ).split()
+        *("relu", "leaky_relu", "relu6", "hardtanh", "hardsigmoid", "hardswish", "tanh", "sigmoid", "softplus", "mish"),
+        *("selu", "elu", "celu", "silu", "gelu", "exp", "sin", "cos", "softsign", "logsigmoid", "tanhshrink", "erf"),
+        *("square", "abs", "neg", "negative", "absolute"),
+    )
 }
 CASES |= {
     "log1p": (lambda x: torch.log1p(0.1 * x + 1), [A]),
@@ -120,14 +121,12 @@ for dims, shape in ((1, X1), (2, X2), (3, X3)):
         pool, adaptive = getattr(F, f"{kind}_pool{dims}d"), getattr(F, f"adaptive_{kind}_pool{dims}d")
         CASES[f"{kind}_pool{dims}d"] = (lambda x, f=pool: f(x, 2), [shape])
         CASES[f"adaptive_{kind}_pool{dims}d"] = (lambda x, f=adaptive: f(x, 2), [shape])
-    CASES[f"max_pool{dims}d_with_indices"] = (
-        lambda x, f=getattr(F, f"max_pool{dims}d"): f(x, 2, return_indices=True)[0],
-        [shape],
-    )
-    CASES[f"adaptive_max_pool{dims}d_with_indices"] = (
-        lambda x, f=getattr(F, f"adaptive_max_pool{dims}d"): f(x, 2, return_indices=True)[0],
-        [shape],
-    )
+        if kind == "max":
+            CASES[f"max_pool{dims}d_with_indices"] = (lambda x, f=pool: f(x, 2, return_indices=True)[0], [shape])
+            CASES[f"adaptive_max_pool{dims}d_with_indices"] = (
+                lambda x, f=adaptive: f(x, 2, return_indices=True)[0],
+                [shape],
+            )
 for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"):
     op = getattr(F, name, None) or getattr(torch, name)
     CASES[name] = (seeded(lambda x, f=op: f(x, 0.4, True)), [X3 if "3" in name else X2 if "1" not in name else X1])
