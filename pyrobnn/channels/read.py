@@ -19,6 +19,7 @@ from pyrobnn.channels.table import ChannelTable
 from pyrobnn.channels.tracer import Tracer, tensors_in
 from pyrobnn.channels.trial import first_line, try_groups
 from pyrobnn.errors import ConfigError, NetError
+from pyrobnn.nets.checks import check_precision
 
 Example = Tensor | tuple[Any, ...]
 # Importing these modules fills the registry of rules.
@@ -55,6 +56,7 @@ def channel_groups(net: nn.Module, example: Example, protect: Sequence[str] = ()
     patterns = [protect] if isinstance(protect, str) else list(protect)
     _check_patterns(net, patterns)
     args = example if isinstance(example, tuple) else (example,)
+    check_precision(net, args)
     with _untouched_random_state(args):
         table = _protected(_read(net, args), patterns)
         return try_groups(net, args, table) if try_cut else table

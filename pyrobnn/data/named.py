@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import platformdirs
 import torch
 
 from pyrobnn.data.augment import Augment
@@ -44,13 +44,7 @@ def cache_dir() -> Path:
     chosen = os.environ.get("PYROBNN_DATA")
     if chosen:
         return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "pyrobnn"
+    return platformdirs.user_cache_path("pyrobnn", appauthor=False, opinion=False)
 
 
 def read_named(name: str) -> Raw:

@@ -1,9 +1,10 @@
 """Plain networks (no Pyro in here), their names, and their weights files."""
 
 from pyrobnn.nets.channel_map import ChannelMap
+from pyrobnn.nets.checks import check_fits, check_precision
 from pyrobnn.nets.lenet import LeNet5, LeNet300, lenet5, lenet300
 from pyrobnn.nets.normalise import Normalise
-from pyrobnn.nets.registry import BUILT_IN, NetSpec, build, build_saved, build_spec, check_fits, names, net_spec
+from pyrobnn.nets.registry import BUILT_IN, NetSpec, build, build_saved, build_spec, names, net_spec
 from pyrobnn.nets.resnet import BasicBlock, ResNet, resnet20, resnet32, resnet56, resnet110
 from pyrobnn.nets.small import SmallCNN, small_cnn
 from pyrobnn.nets.vgg import VGG16, vgg16
@@ -25,6 +26,7 @@ __all__ = [
     "build_saved",
     "build_spec",
     "check_fits",
+    "check_precision",
     "lenet5",
     "lenet300",
     "load_weights",

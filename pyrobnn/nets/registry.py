@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from pyrobnn.errors import NetError
+from pyrobnn.io.files import first_line
 from pyrobnn.nets.lenet import lenet5, lenet300
 from pyrobnn.nets.resnet import resnet20, resnet32, resnet56, resnet110
 from pyrobnn.nets.small import small_cnn
@@ -121,7 +122,7 @@ def _call(factory: Callable[..., Any], name: str, kwargs: Mapping[str, Any]) -> 
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         if isinstance(error, NetError):
             raise
-        raise NetError(f"{name} cannot be built with {dict(kwargs)}: {_first_line(error)}") from error
+        raise NetError(f"{name} cannot be built with {dict(kwargs)}: {first_line(error)}") from error
     if not isinstance(net, nn.Module):
         raise NetError(f"{name} must return a torch.nn.Module, got {type(net).__name__}")
     if empty := [key for key, value in net.named_parameters() if not is_lazy(value) and value.numel() == 0]:
@@ -180,57 +181,6 @@ def build(name: str, *, num_classes: int = 10, in_channels: int = 3, image_size:
     return build_spec(spec)
 
 
-def check_fits(net: nn.Module, example: Tensor, num_classes: int | None = None) -> None:
-    """Runs the network once on `example` in eval mode; modes and the random state come back unchanged.
-
-    Args:
-        net: Any network.
-        example: Images ``[B, C, H, W]``, on the device of the net.
-        num_classes: If given, the output must be ``[B, num_classes]``.
-
-    Raises:
-        NetError: The images do not fit the net, or its output does not fit the classes.
-    """
-    modes = [(module, module.training) for module in net.modules()]
-    entered = "its forward"
-
-    def remember(label: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any) -> None:
-            nonlocal entered
-            entered = label
-
-        return hook
-
-    handles = [
-        module.register_forward_pre_hook(remember(label))
-        for label, module in net.named_modules()
-        if label and not list(module.children())
-    ]
-    shape = "x".join(str(size) for size in example.shape[1:])
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            output = net.eval()(example)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        raise NetError(
-            f"images of {shape} do not fit the net at {entered}: {_first_line(error)}; "
-            "choose a net made for these images, or resize them"
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes:
-            module.training = training
-    if num_classes is None:
-        return
-    expected = (len(example), num_classes)
-    got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if got != expected:
-        raise NetError(
-            f"expected logits of shape {expected}, one per class, got {got}: build the net with "
-            f"{num_classes} outputs"
-        )
-
-
 def _torchvision_names() -> list[str]:
     import torchvision
 
@@ -251,7 +201,7 @@ def _factory(name: str) -> Callable[..., Any]:
             module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
         raise NetError(
-            f"cannot import {module_name!r} for the net {name!r}: {_first_line(error)}; "
+            f"cannot import {module_name!r} for the net {name!r}: {first_line(error)}; "
             "expected package.module:factory, installed or in the working directory"
         ) from error
     factory = getattr(module, attribute, None)
@@ -283,7 +233,3 @@ def _accepted(factory: Callable[..., Any], sizes: dict[str, int]) -> dict[str, A
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         named.add("num_classes")
     return {key: value for key, value in sizes.items() if key in named}
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
