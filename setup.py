@@ -18,6 +18,8 @@ DEPENDENCIES = [
     "matplotlib>=3.8",
     "h5netcdf>=1.3",
     "safetensors>=0.4.3",
+    "xarray>=2025.8",  # netCDF in memory
+    "platformdirs>=4.0",  # the cache folder of named data
     "scikit-learn>=1.4",
     "torchmetrics>=1.3",
     "jinja2>=3.1",  # report.html
@@ -39,7 +41,11 @@ EXTRAS = {
         "torch-pruning>=1.5,<2",  # only the oracle of the tests of pyrobnn.channels
     ],
     "notebooks": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],
-    "export": ["onnx>=1.16", "onnxscript>=0.2"],
+    "export": [  # pyrobnn export --format onnx
+        "onnx>=1.17",
+        "onnxscript>=0.2",
+        "onnxruntime>=1.19",  # what is written is run before it is kept
+    ],
 }
 
 setup(
