@@ -29,8 +29,12 @@ def _truncated_log_normal_log_uniform(q: TruncatedLogNormal, p: LogUniform) -> T
 
 @register_kl(Normal, ARD)
 def _normal_ard(q: Normal, p: ARD) -> Tensor:
-    """½ log(1 + μ²/σ²) (Dai et al. 2018, eq. 10)."""
-    return 0.5 * torch.log1p((q.loc / q.scale).square())
+    """½ log(1 + μ²/σ²) (Dai et al. 2018, eq. 10), which is log |μ|/σ to the last digit where the square would overflow."""
+    with torch.no_grad():
+        far = q.loc.abs() > 1e9 * q.scale
+    loc, scale = torch.where(far, 1.0, q.loc), torch.where(far, 1.0, q.scale)
+    near = 0.5 * torch.log1p((loc / scale).square())
+    return torch.where(far, torch.where(far, q.loc, 1.0).abs().log() - torch.where(far, q.scale, 1.0).log(), near)
 
 
 @register_kl(Normal, TwoSpike)

@@ -83,6 +83,9 @@ class Guide(PyroModule):
         super().__init__()
         self.layout: dict[str, Layout] = {}
 
+    def attach(self, model: BayesianModel) -> None:
+        """Take up the model that this guide belongs to, at the start and after a cut; nothing by default."""
+
     def moments(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Posterior mean and standard deviation of every site, `{site: (mean, sd)}`, without gradients."""
         raise TypeError(f"{type(self).__name__} must define moments()")

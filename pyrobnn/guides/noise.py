@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -13,6 +13,7 @@ from pyrobnn.distributions import LogUniform, TruncatedLogNormal, TwoSpike, resp
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.base import Guide, PerChannel, site_key
 from pyrobnn.guides.mean_field import MeanField
+from pyrobnn.priors.noise import ChannelNoise
 
 if TYPE_CHECKING:
     from pyrobnn.model import BayesianModel
@@ -42,17 +43,19 @@ class NormalNoise(MeanField):
     ) -> None:
         super().__init__(model, init_scale=init_scale, init=init)
         self._noise = [name for name in self._sites if name.endswith(".noise")]
-        self._two_spike: dict[str, tuple[str, float, float]] = {}
-        self._spikes: dict[str, tuple[str, float]] = {}
-        for name, site in model.sites().items():
-            p, group = bare(site["fn"]), model.group_of_site(name)
-            if group is None or name not in self._noise:
-                continue
-            if isinstance(p, TwoSpike):
-                self._two_spike[name] = (group, float(p.mix.flatten()[0]), float(p.scale1.flatten()[0]))
-                self._spikes[name] = (group, float(p.scale1.flatten()[0]))
-            elif isinstance(p, torch.distributions.Normal):
-                self._spikes[name] = (group, float(p.scale.flatten()[0]))
+        self.attach(model)
+
+    def attach(self, model: BayesianModel) -> None:
+        self._prior = (model.prior,)
+        sites = model.sites()
+        groups = {name: model.group_of_site(name) for name in self._noise}
+        self._spikes = {name: (g, bare(sites[name]["fn"])) for name, g in groups.items() if g is not None}
+
+    def _current(self) -> Iterator[tuple[str, str, Any]]:
+        """Noise sites, their groups, and the prior as it is now: widths of spikes may have moved since the start."""
+        prior = self._prior[0]
+        for name, (group, first) in self._spikes.items():
+            yield name, group, prior.distribution(torch.zeros(())) if isinstance(prior, ChannelNoise) else first
 
     @torch.no_grad()
     def snr(self) -> dict[str, Tensor]:
@@ -62,31 +65,51 @@ class NormalNoise(MeanField):
     @torch.no_grad()
     def inclusion(self) -> dict[str, Tensor]:
         """Responsibility of the spike at 1 under a two-spike prior, `{group: [channels]}`; else empty."""
-        moments = self.moments() if self._two_spike else {}
+        moments = self.moments()
         return {
-            group: responsibility(torch.distributions.Normal(*moments[name]), TwoSpike(pi, tau))
-            for name, (group, pi, tau) in self._two_spike.items()
+            group: responsibility(torch.distributions.Normal(*moments[name]), p)
+            for name, group, p in self._current()
+            if isinstance(p, TwoSpike)
         }
 
     @torch.no_grad()
-    def nats(self) -> dict[str, Tensor]:
+    def nats(self, kl_weight: float = 1.0) -> dict[str, Tensor]:
         """What the likelihood loses without a channel, under spikes; for other priors empty.
 
         A responsibility is 1 to the last digit for every channel whose noise stays near 1, needed or not; how much
         narrower than the spike the data made its posterior still tells them apart.
+
+        Args:
+            kl_weight: that the noise was fitted with (see :func:`spike_loss`).
         """
-        moments = self.moments() if self._spikes else {}
-        return {group: spike_loss(*moments[name], tau) for name, (group, tau) in self._spikes.items()}
+        moments = self.moments()
+        taus = {name: _spike_width(p) for name, _, p in self._current()}
+        return {
+            group: spike_loss(*moments[name], tau, kl_weight)
+            for name, group, _ in self._current()
+            if (tau := taus[name]) is not None
+        }
 
 
-def spike_loss(loc: Tensor, scale: Tensor, tau: float) -> Tensor:
+def _spike_width(prior: Any) -> float | None:
+    if isinstance(prior, TwoSpike):
+        return float(prior.scale1.flatten()[0])
+    return float(prior.scale.flatten()[0]) if isinstance(prior, torch.distributions.Normal) else None
+
+
+def spike_loss(loc: Tensor, scale: Tensor, tau: float, kl_weight: float = 1.0) -> Tensor:
     """Nats of log-likelihood between θ = loc and θ = 0, read off a posterior N(loc, scale²) under a spike of width tau.
 
-    Spike and likelihood add their curvatures, 1/scale² = 1/tau² + h, so a likelihood with its peak at `loc` loses
-    ½ h loc² (a quadratic one exactly). A width is fitted to a few per cent at best, less while its spike still narrows:
-    below 1 % of the spike's curvature h is not told from 0, and counts as so much.
+    Likelihood and w-weighted KL balance in the width where h = w (1/scale² − 1/tau²), so a likelihood of curvature h
+    with its peak at `loc` loses ½ h loc² (a quadratic one exactly). A width is fitted to a few per cent at best, less
+    while its spike still narrows: below 1 % of the spike's curvature h is not told from 0, and counts as so much.
+
+    Args:
+        loc, scale: of the noise, `[channels]`.
+        tau: width of the spike.
+        kl_weight: w, of the KL that the noise was fitted with.
     """
-    return 0.5 * loc.square() * (scale.pow(-2) - tau**-2).clamp_min(0.01 * tau**-2)
+    return 0.5 * kl_weight * loc.square() * (scale.pow(-2) - tau**-2).clamp_min(0.01 * tau**-2)
 
 
 class _WithoutNoise:

@@ -44,7 +44,9 @@ def shrink(model: BayesianModel, guide: Any, plan: PruningPlan) -> tuple[Bayesia
     prior = model.prior.shrink(table, plan) if isinstance(model.prior, Prior) else model.prior
     small = model.with_net(net, table.after(plan), prior)
     if isinstance(guide, Guide):
-        return small, guide.shrink(table, plan)
+        less = guide.shrink(table, plan)
+        less.attach(small)
+        return small, less
     if isinstance(guide, NoLatents):
         return small, guide
     return small, _from_summary(model, guide, small, plan)

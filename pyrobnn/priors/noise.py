@@ -136,7 +136,7 @@ class TwoSpikeNoise(ChannelNoise):
 
     The spikes are 1/(2τ²) nats apart, 50 at τ = 0.1: noise that starts at 1 never crosses that gap, useful
     or not. Start wide and narrow the spikes while fitting; `tau` is read anew at every step, so
-    `prior.tau = ...` (from 1 down to 0.1, say) does it. Guides report inclusion at the τ they were made with.
+    `prior.tau = ...` (from 1 down to 0.1, say) does it. Guides report inclusion at the τ of the moment.
 
     Args:
         pi: prior probability that a channel is kept.

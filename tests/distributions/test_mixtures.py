@@ -104,3 +104,16 @@ def test_responsibility_survives_extreme_kls() -> None:
 def test_two_spike_settings_are_checked(pi: float, tau: float) -> None:
     with pytest.raises(ConfigError):
         TwoSpike(pi, tau)
+
+
+@pytest.mark.parametrize(("loc", "scale"), [(1.0, 1e-30), (1e15, 1e-10), (-3.0, 1e-44), (0.0, 1e-30), (1e-3, 1.0)])
+def test_ard_kl_stays_finite_for_any_ratio(loc: float, scale: float) -> None:
+    """½ log(1 + μ²/σ²) and its gradients in float32, against float64."""
+    parts = [torch.tensor([value], requires_grad=True) for value in (loc, scale)]
+    kl = kl_divergence(Normal(*parts), ARD())
+    gradients = torch.autograd.grad(kl.sum(), parts)
+    exact = [p.detach().double().requires_grad_() for p in parts]
+    wanted = 0.5 * torch.log1p((exact[0] / exact[1]).square())
+    assert torch.allclose(kl.double(), wanted.detach(), rtol=1e-5)
+    for found, true in zip(gradients, torch.autograd.grad(wanted.sum(), exact), strict=True):
+        assert torch.allclose(found.double(), true, rtol=1e-3) or (true.abs() > 3e38 and found.isinf())

@@ -15,6 +15,7 @@ from pyrobnn.criteria.evidence import bmrs_n
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.noise import NormalNoise, TruncatedLogNormalNoise, spike_loss
 from pyrobnn.inference.elbo import ELBO
+from pyrobnn.inference.shrink import shrink
 from pyrobnn.likelihoods import Categorical
 from pyrobnn.model import BayesianModel
 from pyrobnn.priors.gaussian import Gaussian
@@ -191,6 +192,42 @@ def test_trapped_two_spike_noise_still_tells_idle_units_by_their_nats() -> None:
     fit(model, guide)
     nats = summarize(model, guide).channels["0"].nats
     assert (nats[:2] > 10).all() and (nats[2:] < 1).all(), nats
+
+
+@pytest.mark.parametrize("kl_weight", [1.0, 0.1])
+def test_spike_loss_at_any_kl_weight(kl_weight: float) -> None:
+    """A width fitted against a quadratic likelihood of known curvature, by minimising NLL + w KL over it."""
+    curvature, tau = 300.0, 0.1
+    log_scale = torch.tensor(-3.0, dtype=torch.float64, requires_grad=True)
+    prior = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), tau)
+    optimiser = torch.optim.LBFGS([log_scale], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        q = torch.distributions.Normal(torch.ones((), dtype=torch.float64), log_scale.exp())
+        value = 0.5 * curvature * q.scale.square() + kl_weight * torch.distributions.kl_divergence(q, prior)
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    found = spike_loss(torch.ones((), dtype=torch.float64), log_scale.detach().exp(), tau, kl_weight)
+    assert float(found) == pytest.approx(0.5 * curvature, rel=1e-3)
+
+
+def test_inclusion_follows_the_width_of_the_spikes() -> None:
+    """τ of the moment, in the guide and in what a cut leaves of it, with and without a prior on the weights."""
+    for weights in (None, Gaussian(1.0)):
+        prior = TwoSpikeNoise(tau=1.0, weights=weights)
+        model = model_with(prior)
+        guide = NormalNoise(model, init={"0.noise": torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2, 0.0])}, init_scale=0.01)
+        wide = guide.inclusion()["0"]
+        prior.tau = 0.3
+        sharp = guide.inclusion()["0"]
+        logit = (torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2, 0.0]) - 0.5) / 0.3**2
+        assert torch.allclose(sharp, logit.sigmoid(), atol=1e-4) and not torch.allclose(wide, sharp, atol=0.1)
+        small, less = shrink(model, guide, PruningPlan({"0": [0, 3]}, {"0": 6}))
+        small.prior.tau = 0.1
+        assert torch.allclose(less.inclusion()["0"], (logit[[0, 3]] * 9).sigmoid(), atol=1e-4)
 
 
 def test_only_two_spike_noise_reports_inclusion() -> None:
