@@ -1,10 +1,11 @@
-"""Write the tables of README.md from `results/*.json` and the method registry."""
+"""Write the tables of README.md and docs/ from `results/*.json` and the method registry."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -15,42 +16,85 @@ from scipy.stats import f as f_distribution
 from scipy.stats import t as t_distribution
 
 from pyrobnn.methods.registry import METHODS
+from pyrobnn.pipeline.recipe import recipes
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+ROOT = HERE.parent
 CONTROL = "l1"
 SCRIPTS = {"gaussian": "gaussian", "ard": "channel_noise", "sbp": "channel_noise", "rbp": "channel_noise"}
 SCRIPTS |= {"bayes-l1": "scores", "hbfp": "scores", "hbfp-bayes": "scores"}
 
 
-def results_table() -> str:
-    """One row per name, averaged over its seeds."""
+HEADLINES = (
+    "ard-lenet5-mnist-drop03",
+    "ss-gl-lenet5-mnist",
+    "ard-resnet56-cifar10-m50-muon",
+    "ard-resnet56-cifar10-m215",
+    "bayes-l1-vgg16-cifar10-m30-muon-e20",
+    "ard-vgg16-cifar10-m25-e20",
+)
+
+
+def all_runs() -> dict[str, list[dict[str, Any]]]:
+    """Reports of finished rows by name, one for each seed."""
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for path in sorted((HERE / "results").glob("*-s[0-9]*.json")):
         runs[re.sub(r"-s\d+$", "", path.stem)].append(json.loads(path.read_text()))
+    return runs
+
+
+def results_table(network: str) -> str:
+    """One row per name, averaged over its seeds, most MACs removed first."""
+    runs = {name: reports for name, reports in all_runs().items() if reports[0]["model"] == network}
     lines = [
-        "| network, data | method, asked for | seeds | dense | compact | MACs | parameters | epochs | minutes | taught "
-        "| file, command |",
+        "| data; method, asked for | seeds | dense | compact | MACs | parameters | latency, ms | epochs | minutes | recipe | file, command |",
         "|---" * 11 + "|",
     ]
-    for name, reports in runs.items():
+    for name, reports in sorted(runs.items(), key=lambda row: -mean(r["reduction"]["macs"] for r in row[1])):
         first = reports[0]
-        asked = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in first["target"].items()) or "own rule"
         columns = [
-            f"{first['model']}, {Path(first['data']).stem}",
-            f"`{first['method']}`, {asked}",
+            f"{Path(first['data']).stem}; `{first['method']}`, {_asked(first)}",
             " ".join(str(r["seed"]) for r in reports),
-            f"{100 * mean(r['dense']['accuracy'] for r in reports):.2f} %",
-            f"{100 * mean(r['compact']['accuracy'] for r in reports):.2f} %",
+            _accuracy(reports, "dense"),
+            _accuracy(reports, "compact"),
             f"−{100 * mean(r['reduction']['macs'] for r in reports):.1f} %",
             _parameters(reports),
+            f"{mean(r['dense']['latency_ms'] for r in reports):.2g} → {mean(r['compact']['latency_ms'] for r in reports):.2g}",
             f"{_whole(first, 'epochs'):.4g}",
             f"{mean(_whole(r, 'seconds') for r in reports) / 60:.0f}",
-            "; ".join(sorted({_taught(r) for r in reports})),
+            "<br>".join(sorted({_recipe(r) for r in reports})),
             f"`{name}-s*.json`, `make bench NAME={first.get('script') or SCRIPTS[first['method']]}`",
         ]
         lines.append("| " + " | ".join(columns) + " |")
     return "\n".join(lines)
+
+
+def headlines_table() -> str:
+    """A few rows for the README."""
+    runs = all_runs()
+    lines = ["| network, data | method | accuracy, dense → compact | MACs | parameters | latency, ms | time |", "|---" * 7 + "|"]
+    for name in HEADLINES:
+        reports = runs[name]
+        first = reports[0]
+        columns = [
+            f"{first['model']}, {Path(first['data']).stem}",
+            f"`{first['method']}`, {_asked(first)}",
+            f"{_accuracy(reports, 'dense')} → {_accuracy(reports, 'compact')}",
+            f"−{100 * mean(r['reduction']['macs'] for r in reports):.1f} %",
+            _parameters(reports),
+            f"{mean(r['dense']['latency_ms'] for r in reports):.2g} → {mean(r['compact']['latency_ms'] for r in reports):.2g}",
+            f"{mean(_whole(r, 'seconds') for r in reports) / 60:.0f} min",
+        ]
+        lines.append("| " + " | ".join(columns) + " |")
+    return "\n".join(lines)
+
+
+def _asked(report: dict[str, Any]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in report["target"].items()) or "own rule"
+
+
+def _accuracy(reports: list[dict[str, Any]], net: str) -> str:
+    return f"{100 * mean(r[net]['accuracy'] for r in reports):.2f} %"
 
 
 def _parameters(reports: list[dict[str, Any]]) -> str:
@@ -60,12 +104,14 @@ def _parameters(reports: list[dict[str, Any]]) -> str:
     return f"−{100 * cut:.1f} %{zeros}"
 
 
-def _taught(report: dict[str, Any]) -> str:
-    """How the dense network taught while tuning; files that do not say are of a time when there was one way."""
+def _recipe(report: dict[str, Any]) -> str:
+    """How the compact network was tuned; what a file does not say was the only way at its time."""
     found = report["settings"]
-    muon = "; Muon" if found.get("tune_optimizer") == "muon" else ""
-    extras = "".join(f"; {name} {found[name]:g}" for name in ("blends", "cutout") if name in found)
-    return f"T = {found.get('temperature', 4):g}, {found.get('teacher', 'every step')}{muon}{extras}"
+    small = report["model"] in ("small_cnn", "lenet5", "lenet300")
+    optimiser = {"muon": "Muon", "sgd": "SGD", "adam": "Adam"}[found.get("tune_optimizer", "adam" if small else "sgd")]
+    parts = [optimiser, f"T = {found.get('temperature', 4):g}", found.get("teacher", "every step")]
+    parts += [f"{name} {found[name]:g}" for name in ("blends", "cutout") if name in found]
+    return ", ".join(parts) + ("" if "temperature" in found else " (early)")
 
 
 def _whole(report: dict[str, Any], key: str) -> float:
@@ -151,22 +197,69 @@ def methods_table() -> str:
     return "\n".join(lines)
 
 
-def fill(text: str, name: str, content: str) -> str:
-    """Replace what stands between `<!-- name -->` and `<!-- /name -->`."""
-    block = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
-    if f"<!-- /{name} -->" in text:
-        return re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _: block, text, flags=re.DOTALL)
-    return text.replace(f"<!-- {name} -->", block)
+def settings_table(names: str) -> str:
+    """What the recipes of some methods set, beside one another; `names` are separated by blanks."""
+    columns: list[str] = []
+    rows: dict[str, dict[str, Any]] = {}
+    usual = {kind: dict(_flat(getattr(recipes(), kind).identity())) for kind in ("small", "deep")}
+    for name in names.split():
+        for kind in usual:
+            columns.append(f"`{name}`, {kind}")
+            for path, value in _flat(getattr(METHODS[name].recipes, kind).identity()):
+                rows.setdefault(path, {})[columns[-1]] = value
+    lines = ["| setting | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for path, found in rows.items():
+        differs = any(value != usual[column.split(", ")[1]].get(path) for column, value in found.items())
+        if differs or path in ALWAYS:
+            lines.append(f"| `{path}` | " + " | ".join(_cell(found.get(column, "–")) for column in columns) + " |")
+    return "\n".join(lines)
+
+
+ALWAYS = ("infer.lr", "infer.guide_lr", "kl_weight", "estimator", "rounds", "infer_share", "infer_distillation")
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if (isinstance(value, Mapping) and "kind" not in value) or (isinstance(value, Mapping) and not prefix):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif key != "kind":
+            yield prefix + key, value
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Mapping):
+        inside = ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for k, v in value.items() if k != "kind")
+        return f"{value['kind']}({inside})"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+TABLES: dict[str, Callable[[str], str]] = {
+    "methods": lambda _: methods_table(),
+    "settings": settings_table,
+    "results": results_table,
+    "headlines": lambda _: headlines_table(),
+    "uncertainty": lambda _: uncertainty.all_tables(),
+    "equal_macs": lambda _: equal_macs_table(),
+}
+
+
+def filled(text: str) -> str:
+    """The text with every table between `<!-- name argument -->` and `<!-- /name -->` made anew."""
+
+    def table(found: re.Match[str]) -> str:
+        name, argument = found["name"], (found["argument"] or "").strip()
+        return f"{found['start']}\n{TABLES[name](argument)}\n<!-- /{name} -->"
+
+    pattern = r"(?P<start><!-- (?P<name>\w+)(?P<argument> [^>]*?)? -->)\n.*?<!-- /(?P=name) -->"
+    return re.sub(pattern, table, text, flags=re.DOTALL)
+
+
+def pages() -> list[Path]:
+    """Files that have such tables."""
+    found = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [path for path in found if re.search(r"<!-- /\w+ -->", path.read_text(encoding="utf-8"))]
 
 
 if __name__ == "__main__":
-    readme = README.read_text(encoding="utf-8")
-    sections = {
-        "methods": methods_table(),
-        "results": results_table(),
-        "uncertainty": uncertainty.all_tables(),
-        "equal_macs": equal_macs_table(),
-    }
-    for section, table in sections.items():
-        readme = fill(readme, section, table)
-    README.write_text(readme, encoding="utf-8")
+    for page in pages():
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

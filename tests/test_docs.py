@@ -1,0 +1,74 @@
+"""README and documentation: short, true, and made from the result files."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module benchmarks/tables.py."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import tables
+
+    yield tables
+    for name in ("tables", "uncertainty"):
+        sys.modules.pop(name, None)
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 120
+
+
+def test_the_readme_has_what_it_points_to() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_the_code_of_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    first, second = blocks(README)
+    assert len([line for line in first.splitlines() if line.strip()]) <= 9
+    exec(compile(first, "README.md", "exec"), scope)
+    assert scope["removed"]["macs"] > 0.55
+    assert scope["smaller"](scope["data"].example).shape == (len(scope["data"].example), 10)
+    exec(compile(second, "README.md", "exec"), scope)
+    assert isinstance(scope["small"], torch.nn.Module)
+    assert sum(p.numel() for p in scope["small"].parameters()) < sum(p.numel() for p in scope["net"].parameters())
+    matplotlib.pyplot.close("all")
+
+
+def test_tables_are_made_from_the_result_files(tables: Any) -> None:
+    pages = tables.pages()
+    assert ROOT / "README.md" in pages and len(pages) > 8
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert tables.filled(text) == text, f"{page.relative_to(ROOT)}: run python benchmarks/tables.py"
+
+
+WITH_CODE = [p.relative_to(ROOT) for p in sorted((ROOT / "docs").rglob("*.md")) if blocks(p.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_CODE, ids=str)
+def test_the_code_of_a_page_runs_as_it_stands(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {"__name__": "page"}
+    for block in blocks((ROOT / page).read_text(encoding="utf-8")):
+        exec(compile(block, str(page), "exec"), scope)
+    matplotlib.pyplot.close("all")
