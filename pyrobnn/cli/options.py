@@ -10,7 +10,10 @@ import typer
 
 from pyrobnn.pipeline.config import CompressionConfig, Option
 
-Model = Annotated[str, typer.Option("--model", help="Built-in name, torchvision name, or package.module:factory.")]
+Model = Annotated[
+    str,
+    typer.Option("--model", help="Built-in name, torchvision name, package.module:factory, or path/to/file.py:factory."),
+]
 DataOption = Annotated[
     str,
     typer.Option("--data", help="digits, mnist, fashion_mnist, cifar10, cifar100, …; an .npz file; an image folder."),

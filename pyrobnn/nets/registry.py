@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 import torch
@@ -19,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyrobnn.errors import NetError
 from pyrobnn.io.files import first_line
+from pyrobnn.io.objects import named_object
 from pyrobnn.nets.lenet import lenet5, lenet300
 from pyrobnn.nets.resnet import resnet20, resnet32, resnet56, resnet110
 from pyrobnn.nets.small import small_cnn
@@ -58,8 +55,9 @@ def net_spec(name: str, *, num_classes: int = 10, in_channels: int = 3, image_si
     """Decides how the network `name` is called for images and classes of this size.
 
     Args:
-        name: A built-in name, the name of a torchvision classifier, or ``package.module:factory``. A factory
-            (function or `nn.Module` class) gets those of the three sizes that its signature names.
+        name: A built-in name, the name of a torchvision classifier, or ``package.module:factory`` (or
+            ``path/to/file.py:factory``). A factory (function or `nn.Module` class) gets those of the three sizes that
+            its signature names.
         num_classes: Outputs.
         in_channels: Channels of the images.
         image_size: Height and width of the images in pixels.
@@ -92,7 +90,7 @@ def net_spec(name: str, *, num_classes: int = 10, in_channels: int = 3, image_si
         return {"model": name, "kwargs": kwargs}
     near = difflib.get_close_matches(name, names(), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"built-in are {', '.join(BUILT_IN)}"
-    raise NetError(f"unknown net {name!r}: {hint} (or a torchvision classifier, or package.module:factory)")
+    raise NetError(f"unknown net {name!r}: {hint} (or a torchvision classifier, package.module:factory, or path/to/file.py:factory)")
 
 
 def build_spec(spec: Mapping[str, Any]) -> nn.Module:
@@ -194,36 +192,9 @@ def _torchvision_factory(name: str) -> Callable[..., nn.Module]:
 
 
 def _factory(name: str) -> Callable[..., Any]:
-    """The object behind ``package.module:factory``; modules in the working directory are found too."""
-    module_name, _, attribute = name.partition(":")
-    try:
-        with _working_directory_on_path():
-            module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise NetError(
-            f"cannot import {module_name!r} for the net {name!r}: {first_line(error)}; "
-            "expected package.module:factory, installed or in the working directory"
-        ) from error
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        near = difflib.get_close_matches(attribute, dir(module), n=3)
-        hint = f": did you mean {' or '.join(near)}?" if near else ""
-        raise NetError(f"module {module_name!r} has no function or class {attribute!r}{hint}")
-    return factory
-
-
-@contextmanager
-def _working_directory_on_path() -> Iterator[None]:
-    """A console script does not look for modules where it is started; ``python -m`` does."""
-    here = str(Path.cwd())
-    added = here not in sys.path
-    if added:
-        sys.path.append(here)
-    try:
-        yield
-    finally:
-        if added and here in sys.path:
-            sys.path.remove(here)
+    """The function or class behind ``package.module:factory`` or ``path/to/file.py:factory``."""
+    found: Callable[..., Any] = named_object(name, "function or class", callable, NetError)
+    return found
 
 
 def _accepted(factory: Callable[..., Any], sizes: dict[str, int]) -> dict[str, Any]:

@@ -264,3 +264,23 @@ def test_help_version_and_typos_load_nothing_heavy(arguments: list[str]) -> None
 
 def test_version(call: Call) -> None:
     assert call("--version")[:2] == (0, f"pyrobnn {pb.__version__}\n")
+
+
+def test_a_network_from_a_file_anywhere(made: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lab").mkdir()
+    net = tmp_path / "lab" / "mynet.py"
+    net.write_text(
+        "from torch import nn\n"
+        "def make(num_classes, in_channels):\n"
+        "    return nn.Sequential(nn.Conv2d(in_channels, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, num_classes))\n"
+    )
+    monkeypatch.chdir(tmp_path / "lab")
+    code, _, err = call(
+        "compress", "--model", "mynet.py:make", "--data", made / "few.npz", "--method", "l1", "--epochs", 3,
+        "--target-macs", 0.6, "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert code == 0, err
+    monkeypatch.chdir(tmp_path)  # from another folder
+    code, _, err = call("evaluate", tmp_path / "run")
+    assert code == 2 and "mynet.py:make" in err and "--model" in err
+    assert call("evaluate", tmp_path / "run", "--model", f"{net}:make")[0] == 0
