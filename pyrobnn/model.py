@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
+import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from pyrobnn.channels.gates import GateMap
+from pyrobnn.channels.surgery import Sites
 from pyrobnn.errors import ConfigError, DataError
 from pyrobnn.likelihoods import Categorical, Likelihood
+from pyrobnn.nets.calling import batch_for, main_output
+from pyrobnn.nets.recomputing import call_outliving, recomputed_tensor
+from pyrobnn.nets.replica import copy_net
 from pyrobnn.priors.base import NetView, Prior, PriorFunction
 
 if TYPE_CHECKING:
@@ -48,8 +53,6 @@ class BayesianModel(PyroModule):
         data_size: number of training examples N; the log-likelihood of a batch is scaled by N / B.
         groups: the channel table; needed by priors that act on channels and for cutting.
         likelihood: maps outputs to a distribution; categorical by default.
-        placement: where channel noise acts, `"in"` (consumer slices) or `"auto"` (see
-            :class:`~pyrobnn.groups.GateMap`).
 
     Raises:
         ConfigError: `data_size` below 1, or a prior that returns tensors the network does not have.
@@ -66,27 +69,32 @@ class BayesianModel(PyroModule):
         data_size: int,
         groups: ChannelTable | None = None,
         likelihood: Likelihood | None = None,
-        placement: str = "in",
     ) -> None:
         super().__init__()
         if data_size < 1:
             raise ConfigError(f"data_size must be the number of training examples (at least 1), got {data_size}")
-        net = copy.deepcopy(net)
+        net = copy_net(net)
         self.net = net
         self.data_size = int(data_size)
         self.likelihood: Likelihood = likelihood or Categorical()
-        self.placement = placement
         self.autocast: torch.dtype | None = None
         self._table = (groups,)
-        self._gates = (_gate_map(groups, placement),)
+        self._gates = (GateMap(groups) if groups else None,)
         self._prior = (prior,)
         self._last_update: tuple[Any, tuple[int, int]] | None = None
         self.seen: tuple[Tensor, ...] = ()  # one example, for guides that are functions of the batch
         self.function_guides: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self.tensor_names = {name for name, _ in net.named_parameters()} | {name for name, _ in net.named_buffers()}
         self.held = tuple(self._random_names(prior, net))
+        # Where held parameters were and whether they may move, to be parameters again one day.
+        self._order = {path: list(module._parameters) for path, module in net.named_modules()}
+        self._frozen = {name for name, p in net.named_parameters() if not p.requires_grad}
+        sites = Sites(net)
+        self._aliases = {name: sites.names(name) for name in self.held if len(sites.names(name)) > 1}
         for name in self.held:
-            _hold_as_buffer(net, name)
+            sites.hold(name)
+        self._recomputes: str | None = None
+        self._probed = False
         self._has_norms = any(isinstance(m, _NORMS) and m.track_running_stats for m in net.modules())
         if self._has_norms and not any(True for _ in net.parameters()):
             _count_steps()
@@ -103,9 +111,18 @@ class BayesianModel(PyroModule):
         return self._prior[0]
 
     @property
-    def _bare_net(self) -> nn.Module:
+    def bare_net(self) -> nn.Module:
+        """The network, past `__getattr__`, which would announce its parameters to Pyro.
+
+        A held tensor that several layers share is one tensor again, whatever `to` made of its places.
+        """
         net = self._modules["net"]
         assert net is not None
+        for first, *others in self._aliases.values():
+            value = net.get_buffer(first)
+            for name in others:
+                path, _, leaf = name.rpartition(".")
+                net.get_submodule(path)._buffers[leaf] = value
         return net
 
     def _random_names(self, prior: Prior | PriorFunction | None, net: nn.Module) -> list[str]:
@@ -125,7 +142,7 @@ class BayesianModel(PyroModule):
 
     def view(self) -> NetView:
         """What the prior sees now."""
-        return self._view(self._bare_net)  # past __getattr__, which would announce parameters again
+        return self._view(self.bare_net)
 
     def values(self) -> dict[str, Tensor]:
         """Run the prior's sample statements; the tensors to call the network with.
@@ -173,13 +190,33 @@ class BayesianModel(PyroModule):
         return output
 
     def call_net(self, net: nn.Module, values: dict[str, Tensor], x: Any) -> Tensor:
-        """Call the network with these tensors, under autocast if set, statistics once per step."""
+        """Call the network with these tensors, under autocast if set, statistics once per step.
+
+        The batch stays as it is; of several outputs the main one is returned (:func:`~pyrobnn.nets.main_output`).
+
+        Raises:
+            ConfigError: values that are not plain tensors, in a network that computes its activations again in the
+                backward pass.
+        """
         if self._has_norms and net.training and not self._may_update(x):
             values = {**values, **copied_statistics(net, values)}
         device = x.device.type if isinstance(x, Tensor) else "cpu"
         cast = torch.autocast(device, dtype=self.autocast) if self.autocast is not None else nullcontext()
+        if not self._probed and net.training and torch.is_grad_enabled():
+            self._recomputes, self._probed = recomputed_tensor(net, x), True
         with cast:
-            return functional_call(net, values, (x,))
+            if self._recomputes is not None and torch.is_grad_enabled():
+                return self._call_recomputing(net, values, x)
+            return main_output(functional_call(net, values, (batch_for(net, x),)))
+
+    def _call_recomputing(self, net: nn.Module, values: dict[str, Tensor], x: Any) -> Tensor:
+        if any(type(value) not in (Tensor, nn.Parameter) for value in values.values()):
+            raise ConfigError(
+                f"the network computes activations again in the backward pass (torch.utils.checkpoint; "
+                f"{self._recomputes!r} is read there), which goes with estimator='weight' only: take that, or switch "
+                "the checkpointing off"
+            )
+        return call_outliving(net, values, x)
 
     def _may_update(self, x: Any) -> bool:
         if any(isinstance(handler, InitMessenger) for handler in _PYRO_STACK):
@@ -241,27 +278,40 @@ class BayesianModel(PyroModule):
         """
         with torch.no_grad(), torch.random.fork_rng(devices=[]), poutine.block():
             tensors = poutine.condition(self.values, data=values)()
-        net = copy.deepcopy(self._bare_net)
-        buffers = dict(net.named_buffers())
-        for name in {*self.held, *tensors}:
-            module, leaf = _owner(net, name)
-            value = (tensors[name] if name in tensors else buffers[name]).detach().clone()
-            if name in self.held:
-                del module._buffers[leaf]
-                module.register_parameter(leaf, nn.Parameter(value))
-            elif leaf in module._buffers:
-                module._buffers[leaf] = value
-            else:
-                module._parameters[leaf] = nn.Parameter(value)
+        net = copy_net(self.bare_net)
+        sites = Sites(net)
+        for name, value in tensors.items():
+            if name not in self.held:
+                if name in self._frozen:
+                    warnings.warn(
+                        f"{name!r} is frozen, but channel noise is folded into what reads the channels: it is scaled",
+                        stacklevel=2,
+                    )
+                sites.put(name, value.detach().clone())
+        return self.released(net, tensors)
+
+    def released(self, net: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
+        """Turn what is held as buffers in a copy of the network (also a cut one) into parameters again, in place.
+
+        They get `values` where these have one; flags and order are those of the network the model was made from.
+        """
+        sites = Sites(net)
+        for name in self.held:
+            value = values[name] if name in values else sites.get(name)
+            sites.release(name, value.detach().clone(), requires_grad=name not in self._frozen)
+        for path, module in net.named_modules():
+            own = module._parameters
+            for leaf in [leaf for leaf in self._order.get(path, ()) if leaf in own]:
+                own[leaf] = own.pop(leaf)
         return net
 
     def with_net(self, net: nn.Module, groups: ChannelTable | None, prior: Any) -> BayesianModel:
         """The same model around another (smaller) network."""
-        model = BayesianModel(
-            net, prior, data_size=self.data_size, groups=groups, likelihood=self.likelihood, placement=self.placement
-        )
+        model = BayesianModel(net, prior, data_size=self.data_size, groups=groups, likelihood=self.likelihood)
         model.autocast, model.seen = self.autocast, self.seen
-        return model.train(self.training)
+        model._probed, model._recomputes = self._probed, self._recomputes
+        model.train(self.training)
+        return model
 
 
 def _refuse_vectorised() -> None:
@@ -275,26 +325,6 @@ def _refuse_vectorised() -> None:
 
 def _first_example(*batch: Any) -> tuple[Tensor, ...]:
     return tuple(part[:1].detach() for part in batch if isinstance(part, Tensor))
-
-
-def _gate_map(groups: ChannelTable | None, placement: str) -> Any:
-    if not groups:
-        return None
-    from pyrobnn.channels import GateMap
-
-    return GateMap(groups, placement)
-
-
-def _owner(net: nn.Module, name: str) -> tuple[nn.Module, str]:
-    path, _, leaf = name.rpartition(".")
-    return net.get_submodule(path), leaf
-
-
-def _hold_as_buffer(net: nn.Module, name: str) -> None:
-    module, leaf = _owner(net, name)
-    value = getattr(module, leaf)
-    delattr(module, leaf)
-    module.register_buffer(leaf, value.detach().clone())
 
 
 def copied_statistics(net: nn.Module, values: dict[str, Tensor]) -> dict[str, Tensor]:

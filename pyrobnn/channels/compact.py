@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from pyrobnn.channels.plan import PruningPlan
 from pyrobnn.channels.surgery import Sites, check_net, cut_, refresh_attributes
 from pyrobnn.channels.table import ChannelTable
 from pyrobnn.errors import NetError
+from pyrobnn.nets.replica import copy_net
 
 
 def compact(
@@ -38,7 +38,7 @@ def compact(
     """
     table = table_for(net, plan, example, groups)
     keep = table.keep_vector(plan)
-    small = copy.deepcopy(net)
+    small = copy_net(net)
     sites = Sites(small)
     check_net(table, sites)
     cut_(sites, table, keep)
@@ -60,8 +60,10 @@ def resize_to(net: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
     Raises:
         NetError: a tensor is missing, unexpected, or of another number of axes.
     """
-    small = copy.deepcopy(net)
+    small = copy_net(net)
     sites = Sites(small)
+    # Buffers that a cut made smaller are saved although the factory's network does not save them.
+    sites.persist(name for name in state_dict if name in sites.ids)
     expected = small.state_dict()
     for name in expected.keys() ^ state_dict.keys():
         kind = "missing" if name in expected else "unexpected"

@@ -3,61 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from pyrobnn.channels.surgery import Sites
 from pyrobnn.channels.table import ChannelTable, along
-from pyrobnn.errors import ConfigError, NetError
+from pyrobnn.errors import NetError
 
 
 class GateMap:
     """Multiplies parameters by per-channel gates.
 
-    With ``placement="in"`` the input slices of all consuming layers are multiplied, ``W[:, c] * gate[c]``: noise on
-    the activation that they read, exact for every network. With ``"auto"`` a group whose consumers all read it
-    behind one and the same normalisation, with nothing but operations with f(0) = 0 in between, has its gate on
-    gamma and beta of that layer instead, which costs nothing; all other groups stay with the consumers.
-    Rows in front of a normalisation are no place for a gate: batch statistics divide it out.
+    The input slices of all consuming layers are multiplied, ``W[:, c] * gate[c]``: noise on the activation that they
+    read, exact for every network. (Rows in front of a normalisation are no place for a gate: batch statistics divide
+    it out.)
 
     Args:
         table: the channel table of the network.
-        placement: ``"in"`` or ``"auto"``.
 
     Attributes:
         names: the tensors that :meth:`apply` may multiply.
-        placed: per group ``"in"`` or the name of the normalisation weight that carries the gate.
-
-    Raises:
-        ConfigError: the placement is unknown.
     """
 
-    def __init__(self, table: ChannelTable, placement: Literal["in", "auto"] | str = "in") -> None:
-        if placement not in ("in", "auto"):
-            raise ConfigError(f"expected a gate placement 'in' or 'auto', got {placement!r}")
+    def __init__(self, table: ChannelTable) -> None:
         self.table = table
-        self.placed = {group.name: "in" for group in table}
-        flat: dict[str, dict[int, Tensor]] = {}
-        at_norm = torch.zeros(table.units + 1, dtype=torch.bool)
-        if placement == "auto":
-            for name, (gamma, beta) in table.facts.norms.items():
-                self.placed[name] = gamma
-                start = table.offsets[name]
-                at_norm[start : start + table[name].channels] = True
-                for tensor in (gamma, beta):
-                    flat.setdefault(tensor, {})[0] = table.cut_axes[tensor][0]
-        for tensor, axes in table.read_axes.items():
-            for axis, units in axes.items():
-                left = units.masked_fill(at_norm[units], 0)
-                if bool(left.any()):
-                    flat.setdefault(tensor, {})[axis] = left
-        self._flat = flat
+        self._flat = {tensor: dict(axes) for tensor, axes in table.read_axes.items()}
         owner = [""] + [group.name for group in table for _ in range(group.channels)]
         self._groups_of = {
             name: {owner[unit] for units in axes.values() for unit in set(units.tolist()) if unit}
-            for name, axes in flat.items()
+            for name, axes in self._flat.items()
         }
         self._on_device: dict[torch.device, dict[str, dict[int, Tensor]]] = {}
 

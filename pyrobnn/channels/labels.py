@@ -15,23 +15,16 @@ from torch import Tensor
 
 
 class Ledger:
-    """Union-find over labels, with a reason for classes that cannot be cut and tags for normalisation.
-
-    A tag names the normalisation layer that produced a label, as long as only operations with f(0) = 0 have
-    acted on it since.
-    """
+    """Union-find over labels, with a reason for classes that cannot be cut."""
 
     def __init__(self) -> None:
         self._parent: list[int] = []
         self._reason: dict[int, str] = {}
-        self.tag: dict[int, str] = {}
 
-    def fresh(self, count: int, tag: str | None = None) -> Tensor:
+    def fresh(self, count: int) -> Tensor:
         """`count` new labels."""
         start = len(self._parent)
         self._parent.extend(range(start, start + count))
-        if tag is not None:
-            self.tag.update(dict.fromkeys(range(start, start + count), tag))
         return torch.arange(start, start + count)
 
     def find(self, label: int) -> int:
@@ -77,15 +70,6 @@ class Ledger:
         values, inverse = labels.unique(return_inverse=True)
         found = torch.tensor([self.find(label) for label in values.tolist()], dtype=torch.int64)
         return found[inverse]
-
-    def renewed(self, labels: Tensor, tag: str | None = None) -> Tensor:
-        """New labels of the same classes, carrying `tag` instead of the old tag."""
-        values, inverse = labels.unique(return_inverse=True)
-        if tag is None and not any(label in self.tag for label in values.tolist()):
-            return labels
-        new = self.fresh(len(values), tag)
-        self.union(new, values)
-        return new[inverse]
 
 
 def shrunk(labels: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from pyrobnn.channels.read import channel_groups
 from pyrobnn.channels.surgery import Sites, check_net, mask_
 from pyrobnn.channels.table import ChannelTable
 from pyrobnn.errors import PlanError
+from pyrobnn.nets.replica import copy_net
 
 
 def mask(
@@ -36,7 +36,7 @@ def mask(
     """
     table = table_for(net, plan, example, groups)
     keep = table.keep_vector(plan)
-    masked = copy.deepcopy(net)
+    masked = copy_net(net)
     sites = Sites(masked)
     check_net(table, sites)
     mask_(sites, table, keep)

@@ -99,14 +99,12 @@ class NetFacts:
         uses: one ``(tensor, positions)`` per convolution or linear call, with the number of output
             positions for one example: multiply-accumulates are elements times positions.
         maps: input side of every ``ChannelMap``, by the name of its ``index`` buffer.
-        norms: per group the ``(gamma, beta)`` of the last normalisation, where a gate may sit there.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     parameters: frozenset[str]
     uses: tuple[tuple[str, int], ...]
     maps: Mapping[str, MapInput]
-    norms: Mapping[str, tuple[str, str]]
 
 
 def per_unit(tensor: Tensor, axis: int, index: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,9 @@ from pyrobnn.channels.table import ChannelTable
 from pyrobnn.channels.tracer import Tracer, tensors_in
 from pyrobnn.channels.trial import first_line, try_groups
 from pyrobnn.errors import ConfigError, NetError
+from pyrobnn.nets.calling import set_mode
 from pyrobnn.nets.checks import check_precision
+from pyrobnn.nets.replica import copy_net, unwrap
 
 Example = Tensor | tuple[Any, ...]
 # Importing these modules fills the registry of rules.
@@ -53,6 +54,7 @@ def channel_groups(net: nn.Module, example: Example, protect: Sequence[str] = ()
     >>> table["0"].cost
     Cost(params=18.0, macs=44.0)
     """
+    net = unwrap(net)
     patterns = [protect] if isinstance(protect, str) else list(protect)
     _check_patterns(net, patterns)
     args = example if isinstance(example, tuple) else (example,)
@@ -82,18 +84,18 @@ def small_batch(args: tuple[Any, ...], size: int = 2) -> tuple[Any, ...]:
 
 
 def _read(net: nn.Module, args: tuple[Any, ...]) -> ChannelTable:
-    scratch = copy.deepcopy(net)
+    scratch = copy_net(net)
     shapes = {n: tuple(t.shape) for n, t in [*scratch.named_buffers(), *scratch.named_parameters()]}
     tracer = Tracer(scratch)
     two = small_batch(args)
     try:
-        _forward(tracer, scratch.eval(), two)
+        _forward(tracer, set_mode(scratch, False), two)
     except Exception as error:
         raise NetError(f"the forward pass failed on the example: {type(error).__name__}: {error}") from error
     # Heads that only run while training (auxiliary classifiers) read channels too.
     tracer.count_uses = False
     try:
-        _forward(tracer, scratch.train(), two)
+        _forward(tracer, set_mode(scratch, True), two)
     except Exception as error:
         tracer.leave()
         warnings.warn(
@@ -169,7 +171,7 @@ def _table(
         maps[index_name] = MapInput(labels.numel(), where.units(labels))
     groups = [ChannelGroup(name, len(units_of[name]), tuple(members[name])) for name in names]
     uses = tuple((tensor, positions // batch) for tensor, positions in tracer.uses)
-    facts = NetFacts(dict(shapes), parameters, uses, maps, _gate_norms(tracer, groups, where))
+    facts = NetFacts(dict(shapes), parameters, uses, maps)
     return ChannelTable(groups, facts, refused)
 
 
@@ -222,31 +224,6 @@ def _role(roles: set[str]) -> Role:
     if "in" in roles:
         return "in"
     return "out" if "out" in roles else "through"
-
-
-def _gate_norms(tracer: Tracer, groups: list[ChannelGroup], where: _UnitLookup) -> dict[str, tuple[str, str]]:
-    """Groups whose gate may sit on gamma and beta of the last normalisation (one layer, all paths)."""
-    ledger = tracer.ledger
-    tags: dict[str, set[str | None]] = {}
-    for labels in tracer.consumed:
-        for label in set(labels.reshape(-1).tolist()):
-            owner = where.unit_of.get(ledger.find(label))
-            if owner is not None:
-                tags.setdefault(where.names[owner[0]], set()).add(ledger.tag.get(label))
-    norms = {}
-    for group in groups:
-        seen = tags.get(group.name, set())
-        tag = next(iter(seen)) if len(seen) == 1 else None
-        if tag is None:
-            continue
-        whole = [
-            member
-            for member in group.members
-            if member.tensor == tag and (member.index >= 0).sum() == tracer.tensors[tag].numel()
-        ]
-        if whole and bool((whole[0].index[:, 0] >= 0).all()):
-            norms[group.name] = tracer.norms[tag]
-    return norms
 
 
 def _check_patterns(net: nn.Module, patterns: Sequence[str]) -> None:

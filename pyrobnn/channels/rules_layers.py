@@ -88,9 +88,7 @@ def _tied_group(tracer: Tracer, inputs: Tensor, groups: int) -> Tensor:
     """One label per convolution group."""
     blocks = inputs.reshape(groups, -1)
     tracer.ledger.union(blocks, blocks[:, :1])
-    fresh = tracer.ledger.fresh(groups)  # what comes out is not what the last normalisation made
-    tracer.ledger.union(fresh, blocks[:, 0])
-    return fresh
+    return blocks[:, 0]
 
 
 def _tied_offsets(tracer: Tracer, labels: Tensor, groups: int) -> Tensor:
@@ -127,7 +125,6 @@ def channel_norm(tracer: Tracer, call: Call) -> None:
     x = call.get(0, "input")
     labels = tracer.vector(x, 1)
     parts = {key: call.get(at, key) for at, key in enumerate(_NORM_ARGUMENTS) if at > 0}
-    names = {}
     for key, tensor in parts.items():
         if tensor is None:
             continue
@@ -135,14 +132,7 @@ def channel_norm(tracer: Tracer, call: Call) -> None:
         if name is None:
             return tracer.refuse(call, f"has a computed {key}, which")
         tracer.attach(name, 0, labels, "through")
-        names[key] = name
-    tag = None
-    if "weight" in names and "bias" in names:
-        tag = names["weight"]
-        tracer.norms[tag] = (names["weight"], names["bias"])
-    fresh = tracer.ledger.fresh(labels.numel(), tag)
-    tracer.ledger.union(fresh, labels)
-    tracer.set(call.out, fresh.view(1, -1, *[1] * (x.dim() - 2)))
+    tracer.set(call.out, labels.view(1, -1, *[1] * (x.dim() - 2)))
 
 
 _NORM_ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias")
@@ -150,7 +140,7 @@ _NORM_ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias")
 
 @rule("layer_norm", "rms_norm")
 def layer_norm(tracer: Tracer, call: Call) -> None:
-    """Refused where it normalises over channels; elsewhere labels pass, renewed so that no gate sits before it."""
+    """Refused where it normalises over channels; elsewhere labels pass."""
     x = call.get(0, "input")
     labels = tracer.labels(x)
     if labels is None:
@@ -158,7 +148,7 @@ def layer_norm(tracer: Tracer, call: Call) -> None:
     last = len(call.get(1, "normalized_shape"))
     if any(axis >= x.dim() - last for axis in varying(tracer.small(labels))) or x.shape[-last:].numel() == 1:
         return tracer.refuse(call, "normalises over channels")
-    tracer.set(call.out, tracer.ledger.renewed(labels))
+    tracer.set(call.out, labels)
 
 
 @rule("group_norm", "local_response_norm")

@@ -11,102 +11,28 @@ from pyrobnn.channels.tracer import Call, Tracer, no_labels, rule, source_of, te
 # Element by element
 
 
-# f(0) = 0: a channel scaled by zero stays zero, so a gate in front of these is as good as one behind.
-@rule(
-    *("relu", "relu6", "hardswish", "silu", "gelu", "tanh", "leaky_relu", "elu", "selu", "celu", "mish"),
-    *(
-        "softsign",
-        "softshrink",
-        "hardshrink",
-        "tanhshrink",
-        "rrelu",
-        "dropout",
-        "dropout1d",
-        "dropout2d",
-        "dropout3d",
-    ),
-    *("feature_dropout", "abs", "neg", "square", "sqrt", "sign", "sin", "erf", "round", "floor", "ceil"),
-    *(
-        "trunc",
-        "clone",
-        "detach",
-        "contiguous",
-        "to",
-        "float",
-        "double",
-        "half",
-        "bfloat16",
-        "type",
-        "cpu",
-        "cuda",
-    ),
-    *("data", "requires_grad", "zeros_like", "nan_to_num", "positive"),
-    *("alias", "real", "type_as", "log1p", "expm1", "absolute", "negative"),
-)
-def through_zero(tracer: Tracer, call: Call) -> None:
-    """f(0) = 0: labels pass, and a gate before it is one behind it."""
-    _unary(tracer, call, keeps_tag=True)
+_ELEMENTWISE = """
+    relu relu6 hardswish silu gelu tanh leaky_relu elu selu celu mish softsign softshrink hardshrink
+    tanhshrink rrelu dropout dropout1d dropout2d dropout3d feature_dropout abs neg square sqrt sign
+    sin erf round floor ceil trunc clone detach contiguous to float double half bfloat16 type cpu cuda
+    data requires_grad zeros_like nan_to_num positive alias real type_as log1p expm1 absolute negative
+    sigmoid hardsigmoid logsigmoid softplus exp log log2 log10 rsqrt reciprocal cos ones_like
+    full_like logit erfc alpha_dropout feature_alpha_dropout threshold lgamma bitwise_not logical_not
+    isnan isinf isfinite invert bool long int acos exponential fill zero normal uniform empty_like
+    rand_like randn_like bernoulli hardtanh
+"""
 
 
-@rule(
-    *(
-        "sigmoid",
-        "hardsigmoid",
-        "logsigmoid",
-        "softplus",
-        "exp",
-        "log",
-        "log2",
-        "log10",
-        "rsqrt",
-        "reciprocal",
-        "cos",
-    ),
-    *(
-        "ones_like",
-        "full_like",
-        "logit",
-        "erfc",
-        "alpha_dropout",
-        "feature_alpha_dropout",
-        "threshold",
-        "lgamma",
-    ),
-    *(
-        "bitwise_not",
-        "logical_not",
-        "isnan",
-        "isinf",
-        "isfinite",
-        "invert",
-        "bool",
-        "long",
-        "int",
-        "acos",
-        "exponential",
-    ),
-    *("fill", "zero", "normal", "uniform", "empty_like", "rand_like", "randn_like", "bernoulli"),
-)
+@rule(*_ELEMENTWISE.split())
 def elementwise(tracer: Tracer, call: Call) -> None:
-    """Labels pass; f(0) may differ from 0, so the tag of a normalisation does not."""
-    _unary(tracer, call, keeps_tag=False)
-
-
-@rule("hardtanh")
-def hardtanh(tracer: Tracer, call: Call) -> None:
-    """Goes through zero where its range holds it (ReLU6 does)."""
-    low, high = call.get(1, "min_val", -1.0), call.get(2, "max_val", 1.0)
-    _unary(tracer, call, keeps_tag=bool(low <= 0 <= high))
-
-
-def _unary(tracer: Tracer, call: Call, keeps_tag: bool) -> None:
+    """Each number by itself: labels pass."""
     source = source_of(call)
     labels = tracer.labels(source)
     if labels is None:
         return no_labels(tracer, call)
     if call.out.shape != source.shape:
         return tracer.refuse(call, "changes the shape, which")
-    tracer.set(call.out, labels if keeps_tag else tracer.ledger.renewed(labels))
+    tracer.set(call.out, labels)
 
 
 @rule(
@@ -171,11 +97,7 @@ def arithmetic(tracer: Tracer, call: Call) -> None:
     labelled = [tensor for tensor in tensors if tracer.labels(tensor) is not None]
     if not labelled:
         return no_labels(tracer, call)
-    united = unite(tracer, tensors, call.out.shape, call.name)
-    scales = call.name in ("mul", "multiply", "div", "divide", "truediv", "true_divide")
-    if united is not None and not (scales and len(labelled) == 1 and tracer.labels(source_of(call)) is not None):
-        united = tracer.ledger.renewed(united)
-    tracer.set(call.out, united)
+    tracer.set(call.out, unite(tracer, tensors, call.out.shape, call.name))
 
 
 def unite(tracer: Tracer, tensors: list[Tensor], shape: torch.Size, what: str) -> Tensor | None:
@@ -225,7 +147,7 @@ def along_an_axis(tracer: Tracer, call: Call) -> None:
     if blocked or any(out.shape != source.shape for out in outs):
         return tracer.refuse(call, "runs over channels")
     for out in outs:
-        tracer.set(out, tracer.ledger.renewed(small).expand(out.shape))
+        tracer.set(out, small.expand(out.shape))
 
 
 # Pooling and reductions

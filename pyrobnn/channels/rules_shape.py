@@ -213,17 +213,14 @@ def concatenate(tracer: Tracer, call: Call) -> None:
 
 @rule("pad", "constant_pad_nd")
 def pad(tracer: Tracer, call: Call) -> None:
-    """Channels of constants come to channels: locked, as their number stands in the call.
-
-    Padding with anything but zeros makes new labels: a removed channel would not be zero behind it.
-    """
+    """Channels of constants come to channels: locked, as their number stands in the call."""
     source = source_of(call)
     labels = tracer.labels(source)
     if labels is None:
         return no_labels(tracer, call)
     small = tracer.small(labels)
     amounts = list(call.get(1, "pad"))
-    mode, value = call.get(2, "mode", "constant"), call.get(3, "value", 0) or 0
+    mode = call.get(2, "mode", "constant")
     for step, axis in enumerate(range(source.dim() - 1, source.dim() - 1 - len(amounts) // 2, -1)):
         before, behind = amounts[2 * step : 2 * step + 2]
         if (before, behind) == (0, 0) or axis not in varying(small):
@@ -234,8 +231,6 @@ def pad(tracer: Tracer, call: Call) -> None:
         tracer.ledger.lock(fixed, tracer.here(f"{call.name} with a fixed number of constant channels"))
         line = torch.cat([fixed[:before], small.reshape(-1), fixed[before:]])
         small = line.view([-1 if other == axis else 1 for other in range(source.dim())])
-    if call.name != "pad" or value != 0:
-        small = tracer.ledger.renewed(small)
     tracer.set(call.out, small.expand(call.out.shape))
 
 

@@ -105,13 +105,17 @@ class Sites:
         assert tensor is not None
         return tensor
 
+    def names(self, name: str) -> tuple[str, ...]:
+        """All names of a tensor, this and those of its other places."""
+        return tuple(other for other, key in self.ids.items() if key == self.ids[name])
+
     def modules(self, names: Iterable[str]) -> list[nn.Module]:
         """The modules that hold these tensors, each once."""
         found = {id(module): module for name in names for module, _ in self.places[self.ids[name]]}
         return list(found.values())
 
     def put(self, name: str, value: Tensor) -> None:
-        """Put a new value in all places of a tensor; parameters stay parameters."""
+        """Put a new value in all places of a tensor; parameters stay parameters, frozen ones frozen."""
         holder: nn.Parameter | None = None
         for module, leaf in self.places[self.ids[name]]:
             old = module._parameters.get(leaf)
@@ -121,6 +125,26 @@ class Sites:
                 module._parameters[leaf] = holder
             else:
                 module._buffers[leaf] = value
+
+    def persist(self, names: Iterable[str]) -> None:
+        """Make buffers part of the state dict, as these values cannot be had from the network's factory."""
+        for name in names:
+            for module, leaf in self.places[self.ids[name]]:
+                module._non_persistent_buffers_set.discard(leaf)
+
+    def hold(self, name: str) -> None:
+        """Make a parameter a buffer, in all its places."""
+        value = self.get(name).detach().clone()
+        for module, leaf in self.places[self.ids[name]]:
+            del module._parameters[leaf]
+            module._buffers[leaf] = value
+
+    def release(self, name: str, value: Tensor, requires_grad: bool) -> None:
+        """Make a buffer a parameter of this value, in all its places."""
+        parameter = nn.Parameter(value, requires_grad=requires_grad)
+        for module, leaf in self.places[self.ids[name]]:
+            del module._buffers[leaf]
+            module._parameters[leaf] = parameter
 
 
 def check_net(table: ChannelTable, sites: Sites) -> None:
@@ -167,6 +191,7 @@ def cut_(sites: Sites, table: ChannelTable, keep: Tensor) -> list[str]:
         if old.dim() == 4 and not old.is_contiguous() and old.is_contiguous(memory_format=torch.channels_last):
             new = new.contiguous(memory_format=torch.channels_last)  # the layout is worth a factor of two
         sites.put(name, new.clone())
+    sites.persist(changed)
     for module in sites.modules(changed):
         refresh_attributes(module)
     return changed

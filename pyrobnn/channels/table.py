@@ -261,8 +261,7 @@ class ChannelTable(list[ChannelGroup]):
             name: replace(source, units=tuple(pair for pair in source.units if pair[0] not in reasons))
             for name, source in self.facts.maps.items()
         }
-        norms = {name: norm for name, norm in self.facts.norms.items() if name not in reasons}
-        return ChannelTable(groups, replace(self.facts, maps=maps, norms=norms), {**self.refused, **reasons})
+        return ChannelTable(groups, replace(self.facts, maps=maps), {**self.refused, **reasons})
 
     # Cost
 

@@ -112,7 +112,6 @@ class Tracer(TorchFunctionMode):
         self.producers: dict[int, tuple[int, str, int]] = {}
         self.consumed: list[Tensor] = []
         self.map_inputs: dict[str, Tensor] = {}
-        self.norms: dict[str, tuple[str, str]] = {}
         self.uses: list[tuple[str, int]] = []
         self.count_uses = True
         self.split_views = 0

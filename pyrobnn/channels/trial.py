@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +13,8 @@ from pyrobnn.channels.parts import ChannelGroup
 from pyrobnn.channels.surgery import Sites, Undo, cut_, touched
 from pyrobnn.channels.table import ChannelTable
 from pyrobnn.channels.tracer import tensors_in
+from pyrobnn.nets.calling import set_mode
+from pyrobnn.nets.replica import copy_net
 
 # A wrong channel is far above both; rounding is far below.
 _TOLERANCE_DOUBLE = 1e-7
@@ -136,7 +137,7 @@ class Trial:
 
     def __init__(self, net: nn.Module, args: tuple[Any, ...], table: ChannelTable, double: bool) -> None:
         self.table = table
-        self.net = copy.deepcopy(net).eval()
+        self.net = set_mode(copy_net(net), False)
         self.tolerance = _TOLERANCE_SINGLE
         generator = torch.Generator().manual_seed(0)
         for parameter in self.net.parameters():

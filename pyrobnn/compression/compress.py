@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import warnings
 from contextlib import nullcontext
@@ -18,12 +17,14 @@ from pyrobnn.channels.planner import Limits, plan_for_budget
 from pyrobnn.compression.store import CHECKPOINT, DENSE, claim, find_spec, write_run
 from pyrobnn.data import Data, load_data
 from pyrobnn.errors import ConfigError
-from pyrobnn.inference.precision import resolve_device, resolve_precision
+from pyrobnn.inference.precision import choose_layout, resolve_device, resolve_precision
 from pyrobnn.inference.progress import RunProgress
 from pyrobnn.likelihoods import Likelihood
 from pyrobnn.methods.registry import METHODS, get_method
 from pyrobnn.metrics.robustness import robustness
 from pyrobnn.nets import build_spec, check_fits, load_weights, net_spec, save_weights
+from pyrobnn.nets.calling import answer, set_mode
+from pyrobnn.nets.replica import copy_net
 from pyrobnn.pipeline.common import common_road, scratch_road
 from pyrobnn.pipeline.config import CompressionConfig, keyword_parameters
 from pyrobnn.pipeline.identity import identity
@@ -184,7 +185,9 @@ def _network(net: nn.Module | str, data: Data, seed: int) -> tuple[nn.Module, di
     channels, height, _ = data.image_shape
     sizes = {"num_classes": data.num_classes, "in_channels": channels, "image_size": height}
     if isinstance(net, nn.Module):
-        return copy.deepcopy(net).cpu(), find_spec(net, sizes)
+        net = copy_net(net).cpu()
+        choose_layout(net, data.example)
+        return net, find_spec(net, sizes)
     spec = net_spec(net, **sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -192,9 +195,9 @@ def _network(net: nn.Module | str, data: Data, seed: int) -> tuple[nn.Module, di
 
 
 def _check_likelihood(likelihood: Likelihood, net: nn.Module, data: Data) -> None:
-    net = copy.deepcopy(net).eval()
+    net = set_mode(copy_net(net), False)
     with torch.no_grad():
-        shape = tuple(likelihood(net(data.example)).shape())
+        shape = tuple(likelihood(answer(net, data.example)).shape())
     if shape != (len(data.example),):
         raise ConfigError(
             f"compress measures accuracy, so its likelihood must give one class per image, got shape {shape} for "
@@ -215,7 +218,7 @@ def _finish(
     run: Run, spec: dict[str, Any] | None, source: Any, path: Path | None, trained_on: str, clean: bool
 ) -> Result:
     """Read the test set, once; write the run."""
-    dense, small = run.net("dense").cpu().eval(), run.net().cpu().eval()
+    dense, small = set_mode(run.net("dense").cpu(), False), set_mode(run.net().cpu(), False)
     plan, posterior, data = run.plan, run.posterior(), run.data
     nets, widths = {"dense": dense, "compact": small}, {"dense": run.table.widths(), "compact": plan.widths()}
     logits = {name: answers(net, data, run.device) for name, net in nets.items()}

@@ -13,11 +13,11 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from pyrobnn.channels import ChannelTable, GateMap
 from pyrobnn.channels.parts import per_unit
 from pyrobnn.distributions.folded import expected_abs, expected_capped
+from pyrobnn.nets.recomputing import call_outliving
 from pyrobnn.summary.saliency import producers, removal_cost
 from pyrobnn.summary.types import Posterior
 
@@ -123,13 +123,13 @@ def taylor_scores(net: nn.Module, table: ChannelTable, batches: Iterable[tuple[T
     """
     training = net.training
     net.eval()
-    gates = GateMap(table, "in")
+    gates = GateMap(table)
     tensors = {name: t.detach() for name, t in (*net.named_parameters(), *net.named_buffers())}
     squares = {group.name: torch.zeros(group.channels) for group in table}
     count = 0
     for x, y in batches:
         factors = {g.name: torch.ones(g.channels, device=x.device, requires_grad=True) for g in table}
-        loss = F.cross_entropy(functional_call(net, gates.apply(tensors, factors), (x,)), y)
+        loss = F.cross_entropy(call_outliving(net, gates.apply(tensors, factors), x), y)
         for name, gradient in zip(factors, torch.autograd.grad(loss, list(factors.values())), strict=True):
             squares[name] += gradient.square().cpu()
         count += 1

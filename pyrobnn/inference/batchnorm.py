@@ -7,6 +7,7 @@ from torch import nn
 
 from pyrobnn.data import Split
 from pyrobnn.inference.precision import as_channels_last
+from pyrobnn.nets.calling import answer
 
 _NORMS = nn.modules.batchnorm._BatchNorm
 
@@ -44,7 +45,7 @@ def reestimate_batchnorm(
         if len(x) == 1:
             continue
         with torch.autocast(kind, autocast or torch.bfloat16, autocast is not None):
-            net(as_channels_last(x))
+            answer(net, as_channels_last(x))
         seen += len(x)
         if seen >= examples:
             break

@@ -24,7 +24,13 @@ from pyrobnn.inference.elbo import ELBO
 from pyrobnn.inference.objective import Objective
 from pyrobnn.inference.optimisers import new_optimiser
 from pyrobnn.inference.plain import plain
-from pyrobnn.inference.precision import as_channels_last, channels_last, resolve_device, resolve_precision
+from pyrobnn.inference.precision import (
+    as_channels_last,
+    channels_last,
+    choose_layout,
+    resolve_device,
+    resolve_precision,
+)
 from pyrobnn.inference.schedules import schedule
 from pyrobnn.inference.shrink import shrink, shrink_optimiser
 from pyrobnn.inference.terms import Term
@@ -80,6 +86,7 @@ class Loop:
     def _place(self) -> None:
         prepare(self.objective)
         self.objective.to(self.device)
+        choose_layout(self.model.bare_net, self.data.example)
         channels_last(self.model.net)
         self.objective.train()
         x, y = next(iter(self.data.train.batches(min(8, len(self.data.train)), device=self.device)))

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.errors import ConfigError
+from pyrobnn.nets.calling import answer, has_layout, mark_layout, set_mode, takes_plain_only
+from pyrobnn.nets.replica import copy_net
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -90,17 +92,17 @@ def wide_strides(net: nn.Module, example: Tensor) -> list[str]:
     """
     found: list[str] = []
 
-    def look(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def look(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
             assert isinstance(module, nn.modules.conv._ConvNd)
-            sizes = inputs[0].shape[-len(module.stride) :]
+            sizes = (inputs[0] if inputs else named["input"]).shape[-len(module.stride) :]
             if any(stride > size for stride, size in zip(module.stride, sizes, strict=True)):
                 found.append(name)
 
         return hook
 
     handles = [
-        module.register_forward_pre_hook(look(name))
+        module.register_forward_pre_hook(look(name), with_kwargs=True)
         for name, module in net.named_modules()
         if isinstance(module, nn.modules.conv._ConvNd) and max(module.kernel_size) > 1 and _padded(module)
     ]
@@ -109,7 +111,8 @@ def wide_strides(net: nn.Module, example: Tensor) -> list[str]:
     training = {module: module.training for module in net.modules()}
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     try:
-        net.eval()(example.to(device))
+        net.eval()
+        answer(net, example.to(device))
     finally:
         for handle in handles:
             handle.remove()
@@ -118,9 +121,46 @@ def wide_strides(net: nn.Module, example: Tensor) -> list[str]:
     return found
 
 
+def choose_layout(net: nn.Module, example: Tensor) -> None:
+    """Try once whether a network gives the same outputs and gradients channels-last, and remember it in the network.
+
+    `x.view(x.size(0), -1)` of an activation fails in that layout, and `as_strided` reads other numbers.
+    """
+    if has_layout(net) or example.dim() != 4:
+        return
+    scratch = set_mode(copy_net(net), False)
+    device = next((p.device for p in scratch.parameters()), torch.device("cpu"))
+    x = example[:2].detach().to(device)
+    found = []
+    with torch.random.fork_rng(devices=[]):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            scratch = scratch.to(memory_format=layout)
+            try:
+                found.append(_pass(scratch, x.contiguous(memory_format=layout)))
+            except RuntimeError:
+                break
+    same = len(found) == 2 and all(
+        torch.allclose(a, b, rtol=1e-2, atol=1e-3 * float(a.abs().max())) for a, b in zip(*found, strict=True)
+    )
+    mark_layout(net, len(found) == 1 or (len(found) == 2 and not same))
+
+
+def _pass(net: nn.Module, x: Tensor) -> list[Tensor]:
+    """Output and gradients of one pass, in eval mode, where nothing is random; and one pass in train mode."""
+    output = answer(net, x)
+    weights = [p for p in net.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(output.square().sum(), weights, allow_unused=True) if weights else ()
+    set_mode(net, True)
+    loss = answer(net, x).sum()
+    if loss.requires_grad:
+        loss.backward()
+    set_mode(net, False)
+    return [output.detach(), *(g for g in gradients if g is not None)]
+
+
 def channels_last(net: nn.Module) -> nn.Module:
-    """Lay the 4-D tensors out channels-last, in place; values do not change."""
-    return net.to(memory_format=torch.channels_last)
+    """Lay the 4-D tensors out channels-last where the network takes that, in place; values do not change."""
+    return net.to(memory_format=torch.contiguous_format if takes_plain_only(net) else torch.channels_last)
 
 
 def as_channels_last(x: Tensor) -> Tensor:

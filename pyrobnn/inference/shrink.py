@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from pyrobnn.channels import PruningPlan, compact
 from pyrobnn.errors import PlanError
@@ -34,13 +33,8 @@ def shrink(model: BayesianModel, guide: Any, plan: PruningPlan) -> tuple[Bayesia
     if model.groups is None:
         raise PlanError("shrink needs the channel groups: build the model with groups=pb.channel_groups(net, example)")
     table = model.groups
-    net = compact(model.net, plan, None, groups=table)
-    names = dict(net.named_buffers())
-    for name in model.held:  # BayesianModel expects a plain network and turns these into buffers again
-        path, _, leaf = name.rpartition(".")
-        module = net.get_submodule(path)
-        del module._buffers[leaf]
-        module.register_parameter(leaf, nn.Parameter(names[name].detach()))
+    net = compact(model.bare_net, plan, None, groups=table)
+    net = model.released(net, {})  # BayesianModel expects a plain network and turns these into buffers again
     prior = model.prior.shrink(table, plan) if isinstance(model.prior, Prior) else model.prior
     small = model.with_net(net, table.after(plan), prior)
     if isinstance(guide, Guide):

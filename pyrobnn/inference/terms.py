@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 from pyrobnn.data.arrays import Split
 from pyrobnn.errors import ConfigError
 from pyrobnn.model import BayesianModel
+from pyrobnn.nets.calling import answer, set_mode
+from pyrobnn.nets.replica import copy_net
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Term(Protocol):
 def ask(teacher: nn.Module, x: Tensor, autocast: torch.dtype | None) -> Tensor:
     """A network's logits in fp32, its pass under autocast if a dtype is given."""
     with torch.autocast(x.device.type, autocast or torch.bfloat16, autocast is not None):
-        return teacher(x).float()
+        return answer(teacher, x).float()
 
 
 def answers(
@@ -77,7 +78,7 @@ class Distillation:
     ) -> None:
         if not 0 <= weight <= 1 or temperature <= 0:
             raise ConfigError(f"distillation needs weight in [0, 1] and temperature > 0, got {weight}, {temperature}")
-        self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
+        self.teacher = set_mode(copy_net(teacher), False).requires_grad_(False)
         self.weight, self.temperature, self.autocast = weight, temperature, autocast
         self.logits = logits
         self.nll_weight = 1.0 - weight

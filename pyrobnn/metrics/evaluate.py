@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pyrobnn.errors import ConfigError, DataError, NumericalError
 from pyrobnn.metrics.scores import Metrics, PredictiveAccumulator, Reliability, Tally, entropy
+from pyrobnn.nets.calling import answer
 
 if TYPE_CHECKING:
     from pyrobnn.data.arrays import Split
@@ -137,7 +138,7 @@ def _forward(net: nn.Module, x: Tensor, precision: str) -> Tensor:
     if precision not in ("fp32", "bf16"):
         raise ConfigError(f"expected precision 'fp32' or 'bf16', got {precision!r}; choose one of them")
     with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return net(x).float()
+        return answer(net, x).float()
 
 
 def iter_logits(
@@ -281,7 +282,7 @@ def latency_ms(net: nn.Module, example: Tensor, repeats: int = 50, *, warmup: in
         for _ in range(warmup + repeats):
             wait()
             start = time.perf_counter()
-            net(x)
+            answer(net, x)
             wait()
             times.append(time.perf_counter() - start)
     return statistics.median(times[warmup:]) * 1e3

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyrobnn.errors import NetError
 from pyrobnn.io.files import first_line
+from pyrobnn.nets.calling import answer
 
 
 def check_fits(net: nn.Module, example: Tensor, num_classes: int | None = None) -> None:
@@ -43,7 +44,8 @@ def check_fits(net: nn.Module, example: Tensor, num_classes: int | None = None) 
     shape = "x".join(str(size) for size in example.shape[1:])
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            output = net.eval()(example)
+            net.eval()
+            output = answer(net, example)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         raise NetError(
             f"images of {shape} do not fit the net at {entered}: {first_line(error)}; "

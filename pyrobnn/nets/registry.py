@@ -124,7 +124,9 @@ def _call(factory: Callable[..., Any], name: str, kwargs: Mapping[str, Any]) -> 
     if not isinstance(net, nn.Module):
         raise NetError(f"{name} must return a torch.nn.Module, got {type(net).__name__}")
     if empty := [key for key, value in net.named_parameters() if not is_lazy(value) and value.numel() == 0]:
-        raise NetError(f"{name} built with {dict(kwargs)} has no elements in {empty[0]!r}: it needs larger images or classes")
+        raise NetError(
+            f"{name} built with {dict(kwargs)} has no elements in {empty[0]!r}: it needs larger images or classes"
+        )
     return net
 
 

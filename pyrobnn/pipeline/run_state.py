@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 
 import torch
@@ -15,6 +14,7 @@ from pyrobnn.inference.precision import channels_last, cpu_has_bf16, resolve_dev
 from pyrobnn.inference.progress import say
 from pyrobnn.likelihoods import Categorical, Likelihood
 from pyrobnn.metrics.evaluate import evaluate
+from pyrobnn.nets.calling import set_mode
 from pyrobnn.pipeline.config import CompressionConfig
 from pyrobnn.pipeline.distillation import Teaching
 from pyrobnn.pipeline.journal import Carry, Journal
@@ -108,7 +108,7 @@ class RunState:
 
     def net(self, key: str = "net") -> nn.Module:
         """The plain network stored under a key, on the run's device."""
-        return resize_to(copy.deepcopy(self.template), self.carry[key]).to(self.device)
+        return resize_to(self.template, self.carry[key]).to(self.device)
 
     def current_table(self) -> ChannelTable:
         """Channel table of the current network."""
@@ -133,7 +133,7 @@ class RunState:
 
     def validation_accuracy(self, net: nn.Module) -> float:
         """Accuracy on the validation part."""
-        net = channels_last(net.to(self.device).eval())
+        net = channels_last(set_mode(net.to(self.device), False))
         precision = "fp32" if self.autocast is None else "bf16"
         return evaluate(net, self.data.valid, device=self.device, precision=precision, channels_last=True).accuracy
 

@@ -11,7 +11,6 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.func import functional_call
 
 from pyrobnn.data import Split
 from pyrobnn.distributions.base import base_distribution
@@ -90,7 +89,7 @@ def guide_khat(
             tensors = trace.nodes["_RETURN"]["value"]
             batches = data.batches(batch_size) if isinstance(data, Split) else data
             for x, y in batches:
-                output = functional_call(model.net, tensors, (x.to(device),))
+                output = model.call_net(model.net, tensors, x.to(device))
                 ratio += float(model.likelihood(output).log_prob(y.to(device)).sum())
             ratios.append(ratio)
     log_ratio = torch.tensor(ratios, dtype=torch.float64)

@@ -61,7 +61,7 @@ class NetView:
 
 
 def selected(net: nn.Module, select: Selection) -> list[str]:
-    """Names of the parameters that a selection picks.
+    """Names of the parameters that a selection picks; frozen ones (``requires_grad=False``) stay as they are.
 
     Args:
         net: the network.
@@ -72,7 +72,7 @@ def selected(net: nn.Module, select: Selection) -> list[str]:
         Parameter names in the order of `net.named_parameters()`.
 
     Raises:
-        ConfigError: nothing matches, or the selection is of no known kind.
+        ConfigError: nothing matches, all that matches is frozen, or the selection is of no known kind.
 
     >>> selected(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), nn.Conv2d)
     ['0.weight', '0.bias']
@@ -99,7 +99,10 @@ def selected(net: nn.Module, select: Selection) -> list[str]:
         raise ConfigError(
             f"the selection {select!r} picks no parameter; the network has {', '.join(list(owner)[:6])} …"
         )
-    return names
+    free = [name for name in names if owner[name][2].requires_grad]
+    if not free:
+        raise ConfigError(f"all that the selection {select!r} picks is frozen (requires_grad=False): {names[0]!r} …")
+    return free
 
 
 def kernels(name: str, module: nn.Module, parameter: Tensor) -> bool:

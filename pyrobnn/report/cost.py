@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,8 @@ from torch.overrides import TorchFunctionMode
 
 from pyrobnn.channels.read import small_batch
 from pyrobnn.channels.tracer import operation_name
+from pyrobnn.nets.calling import set_mode
+from pyrobnn.nets.replica import copy_net, unwrap
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class _MacCounter(TorchFunctionMode):
 _LAYERS = {"linear", *(f"conv{t}{d}d" for t in ("", "_transpose") for d in (1, 2, 3))}
 
 
+def _macs(net: nn.Module, args: tuple[Any, ...], examples: int) -> int:
+    with _MacCounter() as counter:
+        net(*small_batch(args, examples))
+    return counter.total // examples
+
+
 @torch.no_grad()
 def count(net: nn.Module, example: Tensor | tuple[Any, ...]) -> MeasuredCost:
     """Measure a module in eval mode on one example; the module itself is not touched.
@@ -64,16 +71,18 @@ def count(net: nn.Module, example: Tensor | tuple[Any, ...]) -> MeasuredCost:
     >>> count(nn.Conv2d(1, 2, 3), torch.zeros(1, 1, 5, 5))
     MeasuredCost(params=20, macs=162, nonzero_params=20, bytes=80)
     """
-    args = small_batch(example if isinstance(example, tuple) else (example,), 1)
-    counter = _MacCounter()
-    scratch = copy.deepcopy(net).eval()
-    with counter:
-        scratch(*args)
+    args = example if isinstance(example, tuple) else (example,)
+    net = unwrap(net)
+    scratch = set_mode(copy_net(net), False)
+    try:
+        macs = _macs(scratch, args, 1)
+    except Exception:  # squeeze() takes the batch axis of one example away, whatever is said of it
+        macs = _macs(scratch, args, 2)
     parameters = list(net.parameters())
     tensors = [*parameters, *net.buffers()]
     return MeasuredCost(
         params=sum(p.numel() for p in parameters),
-        macs=counter.total,
+        macs=macs,
         nonzero_params=sum(int(p.count_nonzero()) for p in parameters),
         bytes=sum(t.numel() * t.element_size() for t in tensors),
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pyrobnn.data import Data
 from pyrobnn.metrics.evaluate import latency_ms, predict_logits
 from pyrobnn.metrics.scores import Tally
+from pyrobnn.nets.calling import set_mode
 from pyrobnn.nets.storage import stored_bytes
 from pyrobnn.report.cost import count
 
@@ -60,7 +61,7 @@ def measure(
         trained_on: what the saved file says; `bytes` is that file's size.
         logits: what the network says of the test part, `[N, K]`, where that is known (:func:`answers`).
     """
-    net = net.to(device).eval()
+    net = set_mode(net.to(device), False)
     tally = Tally()
     tally.add_logits(answers(net, data, device) if logits is None else logits, data.test.labels)
     metrics = tally.metrics()
@@ -74,9 +75,16 @@ def measure(
         "nonzero_params": cost.nonzero_params,
         "macs": cost.macs,
         "bytes": stored_bytes(net, mean=data.mean, std=data.std, trained_on=trained_on),
-        "latency_ms": latency_ms(net, example),
+        **_latency(net, example),
         "widths": dict(widths),
     }
+
+
+def _latency(net: nn.Module, example: Tensor) -> dict[str, Any]:
+    try:
+        return {"latency_ms": latency_ms(net, example)}
+    except (RuntimeError, IndexError, TypeError, ValueError):  # a squeeze() that takes the batch axis of one image away
+        return {"latency_ms": latency_ms(net, example, batch=2), "latency_batch": 2}
 
 
 def measure_posterior(net: BayesianNet, data: Data, *, draws: int = 50) -> dict[str, Any]:

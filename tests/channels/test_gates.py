@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from pyrobnn import nets
 from pyrobnn.channels import ChannelTable, GateMap, PruningPlan, channel_groups, mask
-from pyrobnn.errors import ConfigError, NetError, PlanError
+from pyrobnn.errors import NetError, PlanError
 
 
 class Net(nn.Module):
@@ -50,11 +50,9 @@ def images() -> Tensor:
     return torch.randn(4, 3, 8, 8)
 
 
-@pytest.mark.parametrize("placement", ["in", "auto"])
 @pytest.mark.parametrize("train", [False, True])
-def test_a_gate_multiplies_the_activation_in_both_modes(net: Net, images: Tensor, placement: str, train: bool) -> None:
-    gates = GateMap(channel_groups(net, images), placement)
-    assert gates.placed["conv1"] == ("in" if placement == "in" else "bn1.weight")
+def test_a_gate_multiplies_the_activation_in_both_modes(net: Net, images: Tensor, train: bool) -> None:
+    gates = GateMap(channel_groups(net, images))
     gate = torch.rand(8) + 0.25
     gated = gates.apply(tensors_of(net), {"conv1": gate})
     by_hand, plain = copy.deepcopy(net).train(train), copy.deepcopy(net).train(train)
@@ -70,14 +68,13 @@ def test_half_a_gate_is_not_undone_by_batch_norm(net: Net, images: Tensor, train
     """Half a gate on the rows of conv1 would vanish in training mode; here it halves the activation in both."""
     table = channel_groups(net, images)
     gate = torch.full((8,), 0.5)
-    for placement in ("in", "auto"):
-        gated = copy.deepcopy(net)
-        GateMap(table, placement).fold(gated, {"conv1": gate})
-        assert torch.allclose(gated.train(train)(images), copy.deepcopy(net).train(train)(images, gate), atol=1e-5)
+    gated = copy.deepcopy(net)
+    GateMap(table).fold(gated, {"conv1": gate})
+    assert torch.allclose(gated.train(train)(images), copy.deepcopy(net).train(train)(images, gate), atol=1e-5)
 
 
 def test_gradients_reach_tensors_and_gates(net: Net, images: Tensor) -> None:
-    gates = GateMap(channel_groups(net, images), "auto")
+    gates = GateMap(channel_groups(net, images))
     values = {"conv1": torch.rand(8, requires_grad=True), "conv2": torch.rand(6, requires_grad=True)}
     functional_call(net, gates.apply(tensors_of(net), values), (images,)).square().sum().backward()
     assert all(value.grad is not None and bool(value.grad.ne(0).all()) for value in values.values())
@@ -97,65 +94,18 @@ def test_gradients_reach_tensors_and_gates(net: Net, images: Tensor) -> None:
     assert float(analytic @ direction) == pytest.approx(float(numeric), rel=2e-2)
 
 
-def placed(net: nn.Module, *shape: int) -> dict[str, str]:
-    return GateMap(channel_groups(net, torch.randn(2, *shape), try_cut=False), "auto").placed
-
-
-def test_auto_placement_needs_one_norm_on_every_path() -> None:
-    where = placed(nets.resnet20(), 3, 32, 32)
-    inner = {name for name in where if name.endswith(".conv1")}
-    assert all(where[name] == name.replace("conv1", "bn1") + ".weight" for name in inner)
-    assert len(inner) == 9
-    assert {where[name] for name in where.keys() - inner} == {"in"}  # residual sums of several norms
-
-
-@pytest.mark.parametrize(
-    ("after", "expected"),
-    [
-        ((nn.ReLU(),), "norm"),
-        ((nn.SiLU(), nn.MaxPool2d(2), nn.Dropout(0.5)), "norm"),
-        ((nn.AvgPool2d(2), nn.Hardtanh(-1.0, 1.0)), "norm"),
-        ((nn.Sigmoid(),), "in"),  # f(0) = 1/2
-        ((nn.Softplus(),), "in"),
-        ((nn.Conv2d(8, 8, 1, groups=8),), "in"),  # its bias would bring the channel back
-        ((nn.BatchNorm2d(8, affine=False),), "in"),
-        ((nn.Hardtanh(0.5, 1.0),), "in"),
-        ((nn.Threshold(-1.0, 3.0),), "in"),
-    ],
-)
-def test_auto_placement_needs_zero_to_stay_zero(after: tuple[nn.Module, ...], expected: str) -> None:
-    where = placed(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), *after, nn.Conv2d(8, 4, 1)), 3, 8, 8)
-    assert where["0"] == ("1.weight" if expected == "norm" else "in")
-
-
-def test_a_norm_over_two_groups_carries_no_gate() -> None:
-    class Joined(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.left, self.right = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1)
-            self.norm, self.head = nn.BatchNorm2d(10), nn.Conv2d(10, 2, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.norm(torch.cat([self.left(x), self.right(x)], 1)))
-
-    assert placed(Joined(), 3, 4, 4) == {"left": "in", "right": "in"}
-
-
-@pytest.mark.parametrize("placement", ["in", "auto"])
-def test_zero_gates_equal_a_mask_on_a_resnet(placement: str) -> None:
+def test_zero_gates_equal_a_mask_on_a_resnet() -> None:
     net, x = nets.resnet20().eval(), torch.randn(2, 3, 32, 32)
     table: ChannelTable = channel_groups(net, x, try_cut=False)
     gates = {group.name: (torch.rand(group.channels) > 0.4).float() for group in table}
     plan = PruningPlan({n: g.nonzero().squeeze(1).tolist() for n, g in gates.items()}, table.widths())
-    gated = GateMap(table, placement).apply(tensors_of(net), gates)
+    gated = GateMap(table).apply(tensors_of(net), gates)
     with torch.no_grad():
         assert torch.allclose(functional_call(net, gated, (x,)), mask(net, plan, x, table)(x), atol=1e-5)
 
 
 def test_errors_name_what_is_wrong(net: Net, images: Tensor) -> None:
     table = channel_groups(net, images)
-    with pytest.raises(ConfigError, match="'in' or 'auto'"):
-        GateMap(table, "out")
     gates = GateMap(table)
     with pytest.raises(NetError, match=r"'conv2.weight'"):
         gates.apply({}, {"conv1": torch.ones(8)})
