@@ -164,7 +164,7 @@ def gate_gradients(net: nn.Module, table: ChannelTable, x: Tensor, losses: Losse
 
 def _one_by_one(net: nn.Module, table: ChannelTable, x: Tensor, losses: Losses) -> list[Tensor]:
     """The same by one backward pass per example and loss, for readers of every kind."""
-    gates = GateMap(table, "in")
+    gates = GateMap(table)
     tensors = {name: t.detach() for name, t in (*net.named_parameters(), *net.named_buffers())}
     with torch.no_grad():
         count = len(losses(net(x)))

@@ -128,13 +128,12 @@ def choose_layout(net: nn.Module, example: Tensor) -> None:
     """
     if has_layout(net) or example.dim() != 4:
         return
-    scratch = set_mode(copy_net(net), False)
-    device = next((p.device for p in scratch.parameters()), torch.device("cpu"))
+    device = next((p.device for p in net.parameters()), torch.device("cpu"))
     x = example[:2].detach().to(device)
     found = []
     with torch.random.fork_rng(devices=[]):
         for layout in (torch.contiguous_format, torch.channels_last):
-            scratch = scratch.to(memory_format=layout)
+            scratch = set_mode(copy_net(net), False).to(memory_format=layout)
             try:
                 found.append(_pass(scratch, x.contiguous(memory_format=layout)))
             except RuntimeError:
@@ -150,11 +149,9 @@ def _pass(net: nn.Module, x: Tensor) -> list[Tensor]:
     output = answer(net, x)
     weights = [p for p in net.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(output.square().sum(), weights, allow_unused=True) if weights else ()
-    set_mode(net, True)
-    loss = answer(net, x).sum()
+    loss = answer(set_mode(net, True), x).sum()
     if loss.requires_grad:
         loss.backward()
-    set_mode(net, False)
     return [output.detach(), *(g for g in gradients if g is not None)]
 
 
