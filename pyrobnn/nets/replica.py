@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from pyrobnn.errors import NetError
 
@@ -71,7 +71,7 @@ def copy_net(net: nn.Module) -> nn.Module:
     """
     net = unwrap(net)
     for name, tensor in _own_tensors(net):
-        if isinstance(tensor, UninitializedTensorMixin):
+        if is_lazy(tensor):
             raise NetError(f"{name!r} has no shape yet: call the network once on a batch, so that lazy layers are made")
     memo: dict[int, Any] = {}
     alive: list[Any] = []  # what the memo names by its id
