@@ -34,8 +34,8 @@ def evaluate(
     with RunFiles(run) as files:
         report, description = read_report(files), read_description(files)
         loaded = _data(run, report["data"], data).with_normalisation(description["mean"], description["std"])
-        channels, size, _ = loaded.image_shape
-        sizes = {"num_classes": loaded.num_classes, "in_channels": channels, "image_size": size}
+        channels, *sides = loaded.image_shape
+        sizes: dict[str, Any] = {"num_classes": loaded.num_classes, "in_channels": channels, "image_size": tuple(sides)}
         net = build_compact(files, None if model is None else lambda: build(model, **sizes))
     check_fits(net, loaded.example, loaded.num_classes)
     figures = measure(

@@ -40,7 +40,7 @@ def groups(
         shape, classes = loaded.image_shape, loaded.num_classes
     else:
         shape = _image_shape(image) if image else _usual_shape(model)
-    net = build(model, num_classes=classes or 10, in_channels=shape[0], image_size=shape[1])
+    net = build(model, num_classes=classes or 10, in_channels=shape[0], image_size=tuple(shape[1:]))
     example = torch.zeros(2, *shape)
     check_fits(net, example)
     table = channel_groups(net, example, protect=tuple(protect or ()))

@@ -115,7 +115,7 @@ OPTIONS
         able = ", ".join(name for name, other in METHODS.items() if other.zeros is not None)
         raise ConfigError(f"--target-nonzero needs a method that zeroes single weights ({able}), got {chosen.name}")
     source = data if isinstance(data, str | Path) else None
-    data = load_data(data)
+    data = _loaded(data, config, net)
     net, spec = _network(net, data, config.seed)
     trained, trained_on = config.trained, "train"
     if config.weights is not None:
@@ -181,9 +181,19 @@ OPTIONS
         return _finish(run, spec, source, path, trained_on, clean)
 
 
+def _loaded(data: Any, config: CompressionConfig, net: nn.Module | str) -> Data:
+    if isinstance(data, Data) and config.data_settings:
+        told = " and ".join(config.data_settings)
+        raise ConfigError(f"the data is loaded already, so {told} would do nothing: give that to load_data")
+    layers = net.modules() if isinstance(net, nn.Module) else ()
+    first = next((layer for layer in layers if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)), None)
+    return load_data(data, signals=isinstance(first, nn.Conv1d), **config.data_settings)
+
+
 def _network(net: nn.Module | str, data: Data, seed: int) -> tuple[nn.Module, dict[str, Any] | None]:
-    channels, height, _ = data.image_shape
-    sizes = {"num_classes": data.num_classes, "in_channels": channels, "image_size": height}
+    sizes: dict[str, Any] = {"num_classes": data.num_classes, "in_channels": data.image_shape[0]}
+    if len(data.image_shape) == 3:
+        sizes["image_size"] = data.image_shape[1:]
     if isinstance(net, nn.Module):
         net = copy_net(net).cpu()
         choose_layout(net, data.example)

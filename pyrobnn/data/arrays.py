@@ -174,7 +174,8 @@ class Split:
         change = self.augment if augment else None
         transform = None if change is None else change.transform(self.images.shape[2:])
         seeds = None  # of what is random about one image apart from the others: by row, and all when the pass begins
-        if augment and start is not None and (transform is not None or isinstance(self.images, StreamedImages)):
+        random = isinstance(self.images, StreamedImages) and self.images.reader.random
+        if augment and start is not None and (transform is not None or random):
             seeds = torch.randint(2**62, (count,), generator=start, device=start.device).cpu()
         chunks = chunks[done:]
         for rows, images in zip(chunks, self._raw(chunks, generator is None, seeds, transform, device), strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -51,6 +51,32 @@ class Augment:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 0:
                 raise DataError(f"{name} is in whole pixels, 0 or more, got {value!r}")
+
+    @classmethod
+    def parse(cls, text: str) -> Augment | None:
+        """From words such as ``shift=4,flip,cutout=8``; None from ``none``.
+
+        Raises:
+            DataError: A word that means nothing.
+
+        >>> Augment.parse("shift=4,flip")
+        Augment(shift=4, flip=True, cutout=0, crop=0.0, colour=0.0)
+        """
+        if text.strip() == "none":
+            return None
+        kinds = {"shift": int, "flip": bool, "cutout": int, "crop": float, "colour": float}
+        found: dict[str, Any] = {}
+        for word in text.split(","):
+            name, _, value = (part.strip() for part in word.partition("="))
+            try:
+                if kinds[name] is bool and value:
+                    raise ValueError("flip is a word of its own")
+                found[name] = kinds[name] is bool or kinds[name](value)
+            except (KeyError, ValueError) as error:
+                raise DataError(
+                    f"augmentation is none, auto, or such as shift=4,flip,cutout=8,crop=0.08,colour=0.4; got {word!r}"
+                ) from error
+        return cls(**found)
 
     @property
     def views(self) -> int:

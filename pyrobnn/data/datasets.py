@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -366,6 +366,7 @@ class DatasetReader:
     shape: tuple[int, ...]
     drop: int
     signals: bool = False
+    random: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return len(self.dataset)

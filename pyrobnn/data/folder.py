@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -102,6 +103,7 @@ class FolderReader:
     shape: tuple[int, int, int]
     resize: bool
     drop: int
+    random: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.paths)

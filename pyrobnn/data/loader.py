@@ -42,6 +42,11 @@ class LoaderImages:
         """``[N, C, H, W]``, as of a tensor."""
         return torch.Size((self.count, *self.size))
 
+    @property
+    def ndim(self) -> int:
+        """Axes, with that of the images."""
+        return 1 + len(self.size)
+
     def __getitem__(self, rows: slice) -> Tensor:
         """The first images of a pass in which nothing is drawn anew."""
         wanted = len(range(self.count)[rows])

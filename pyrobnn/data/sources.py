@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ def load_data(
     valid_fraction: float = 0.1,
     test_fraction: float | None = None,
     split_seed: int = 0,
-    augment: Augment | Literal["auto"] | None = "auto",
+    augment: Augment | str | None = "auto",
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     image_size: int | None = None,
@@ -63,8 +63,8 @@ def load_data(
             of others).
         split_seed: Decides both splits. It is not the seed of training, so runs with other seeds keep the
             same validation images.
-        augment: What ``train.batches(augment=True)`` does. ``"auto"`` is the usual one for named sets and
-            nothing for others.
+        augment: What ``train.batches(augment=True)`` does: an `Augment`, or words for one (``"shift=4,flip"``, see
+            :meth:`Augment.parse`). ``"auto"`` is the usual one for named sets and nothing for others.
         mean: Mean per channel to normalise with (default: of the training part, pixels in 0-1; of up to 2,000 training
             images where they are streamed).
         std: Standard deviation per channel, likewise.
@@ -112,7 +112,11 @@ def load_data(
         share = test_fraction if test_fraction is not None else (1 / 3 if known else 0.2)
         data = _in_parts(name, raw, valid_fraction, share, split_seed, workers)
     notes.warn(name)
-    augmentation = augment if not isinstance(augment, str) else AUGMENTATION[name] if known else None
+    augmentation = augment
+    if isinstance(augment, str):
+        usual = AUGMENTATION[name] if known else None
+        augmentation = usual if augment == "auto" else Augment.parse(augment)
+    assert augmentation is None or isinstance(augmentation, Augment)
     if augmentation is not None and len(data.image_shape) != 3:
         raise DataError(f"augmentation is for images [C, H, W], got {list(data.image_shape)}: leave it out")
     data = replace(data, train=replace(data.train, augment=augmentation), augmentation=augmentation)

@@ -15,7 +15,14 @@ from pyrobnn.errors import DataError
 
 
 class Reader(Protocol):
-    """Where single images come from."""
+    """Where single images come from.
+
+    Attributes:
+        random: Whether reading an image twice can give two images, by the seed.
+    """
+
+    @property
+    def random(self) -> bool: ...
 
     def __len__(self) -> int: ...
 
@@ -63,6 +70,11 @@ class StreamedImages:
     def shape(self) -> torch.Size:
         """``[N, C, H, W]``, as of a tensor."""
         return torch.Size((len(self), *self.size))
+
+    @property
+    def ndim(self) -> int:
+        """Axes, with that of the images."""
+        return 1 + len(self.size)
 
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
         """Some images, read now and in this process."""
@@ -114,6 +126,10 @@ class _Readers:
 
     def __init__(self, parts: Sequence[StreamedImages]) -> None:
         self.parts = parts
+
+    @property
+    def random(self) -> bool:
+        return any(part.reader.random for part in self.parts)
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))

@@ -157,6 +157,8 @@ def _pass(net: nn.Module, x: Tensor) -> list[Tensor]:
 
 def channels_last(net: nn.Module) -> nn.Module:
     """Lay the 4-D tensors out channels-last where the network takes that, in place; values do not change."""
+    if any(tensor.dim() == 5 for tensor in net.parameters()):
+        return net  # for volumes: torch would try that layout on tensors of five axes too
     return net.to(memory_format=torch.contiguous_format if takes_plain_only(net) else torch.channels_last)
 
 

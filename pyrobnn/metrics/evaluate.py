@@ -243,7 +243,7 @@ def noise_accuracy(
         ``{sigma: accuracy}`` in the order given.
     """
     generator = torch.Generator().manual_seed(seed)
-    std = torch.as_tensor(split.std, dtype=torch.float32).view(1, -1, 1, 1)
+    std = torch.as_tensor(split.std, dtype=torch.float32).view(-1, *(1,) * (split.images.ndim - 2))
     place = _device_of(net) if device is None else device
     right, n = dict.fromkeys(sigmas, 0), 0
     with eval_mode(net):

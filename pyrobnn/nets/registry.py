@@ -35,7 +35,7 @@ BUILT_IN: dict[str, Callable[..., nn.Module]] = {
 
 
 # What a file may say about how a network is called: sizes, and the switches that `net_spec` sets.
-_SAVED_KWARGS = {"num_classes": int, "in_channels": int, "image_size": int, "aux_logits": bool, "init_weights": bool}
+_SAVED_KWARGS = {"num_classes": int, "in_channels": int, "image_size": int, "image_width": int, "aux_logits": bool, "init_weights": bool}
 _LARGEST = 10**6
 
 
@@ -51,7 +51,9 @@ def names() -> list[str]:
     return [*BUILT_IN, *(name for name in _torchvision_names() if name not in BUILT_IN)]
 
 
-def net_spec(name: str, *, num_classes: int = 10, in_channels: int = 3, image_size: int = 32) -> NetSpec:
+def net_spec(
+    name: str, *, num_classes: int = 10, in_channels: int = 3, image_size: int | tuple[int, ...] = 32
+) -> NetSpec:
     """Decides how the network `name` is called for images and classes of this size.
 
     Args:
@@ -60,7 +62,8 @@ def net_spec(name: str, *, num_classes: int = 10, in_channels: int = 3, image_si
             its signature names.
         num_classes: Outputs.
         in_channels: Channels of the images.
-        image_size: Height and width of the images in pixels.
+        image_size: Height and width of the images in pixels: one number, or two where images are not square. Only
+            then a factory that names an ``image_width`` gets one, beside ``image_size``, the height.
 
     Raises:
         NetError: The name is not known, or the network is made for another number of channels.
@@ -70,7 +73,10 @@ def net_spec(name: str, *, num_classes: int = 10, in_channels: int = 3, image_si
     >>> net_spec("resnet20")
     {'model': 'resnet20', 'kwargs': {'num_classes': 10, 'in_channels': 3}}
     """
-    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": height}
+    if width != height:
+        sizes["image_width"] = width
     if ":" in name:
         return {"model": name, "kwargs": _accepted(_factory(name), sizes)}
     if name in BUILT_IN:
@@ -83,7 +89,7 @@ def net_spec(name: str, *, num_classes: int = 10, in_channels: int = 3, image_si
             )
         kwargs: dict[str, Any] = {"num_classes": num_classes}
         if name.startswith("vit_"):
-            kwargs["image_size"] = image_size
+            kwargs["image_size"] = height
         if name in ("googlenet", "inception_v3"):
             # One output in training mode too, and no slow initialisation that warns.
             kwargs |= {"aux_logits": False, "init_weights": False}
@@ -171,7 +177,9 @@ class _Shapes(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def build(name: str, *, num_classes: int = 10, in_channels: int = 3, image_size: int = 32) -> nn.Module:
+def build(
+    name: str, *, num_classes: int = 10, in_channels: int = 3, image_size: int | tuple[int, ...] = 32
+) -> nn.Module:
     """Builds a network by name; the arguments are those of `net_spec`. Its weights are fresh.
 
     >>> build("lenet5", in_channels=1, image_size=28).fc1.in_features

@@ -13,14 +13,16 @@ class SmallCNN(nn.Module):
     by a flattening, so its channel group ties each channel to a block of linear inputs.
     """
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 1, image_size: int = 8) -> None:
+    def __init__(
+        self, num_classes: int = 10, in_channels: int = 1, image_size: int = 8, image_width: int | None = None
+    ) -> None:
         super().__init__()
-        side = image_size // 4
+        rows, columns = image_size // 4, (image_width or image_size) // 4
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.conv2 = nn.Conv2d(16, 32, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(32)
-        self.fc1 = nn.Linear(32 * side * side, 64)
+        self.fc1 = nn.Linear(32 * rows * columns, 64)
         self.fc2 = nn.Linear(64, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,10 +32,12 @@ class SmallCNN(nn.Module):
         return self.fc2(F.relu(self.fc1(x.flatten(1))))
 
 
-def small_cnn(num_classes: int = 10, in_channels: int = 1, image_size: int = 8) -> SmallCNN:
-    """Builds `SmallCNN`.
+def small_cnn(
+    num_classes: int = 10, in_channels: int = 1, image_size: int = 8, image_width: int | None = None
+) -> SmallCNN:
+    """Builds `SmallCNN` for images of that height (and width, where they are not square).
 
     >>> sum(p.numel() for p in small_cnn().parameters())
     13754
     """
-    return SmallCNN(num_classes, in_channels, image_size)
+    return SmallCNN(num_classes, in_channels, image_size, image_width)

@@ -13,16 +13,22 @@ class VGG16(nn.Module):
 
     ``features`` has the layers and numbers of torchvision's ``vgg16_bn().features`` (convolutions with bias);
     ``classifier`` is Linear, BatchNorm1d, ReLU, Linear. At 32x32x3 and 10 classes: 14,991,946 parameters and
-    313.5 M multiply-accumulates. Larger images are averaged to one position before the classifier.
+    313.5 M multiply-accumulates. Larger images are averaged to one position before the classifier; smaller ones are
+    not pooled where one row or column is left.
     """
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(
+        self, num_classes: int = 10, in_channels: int = 3, image_size: int = 32, image_width: int | None = None
+    ) -> None:
         super().__init__()
+        sides = (image_size, image_width or image_size)
         layers: list[nn.Module] = []
         channels = in_channels
         for width in LAYOUT:
             if width == 0:
-                layers.append(nn.MaxPool2d(2, 2))
+                rows, columns = (min(2, side) for side in sides)
+                layers.append(nn.MaxPool2d(2, 2) if rows == columns == 2 else nn.MaxPool2d((rows, columns)))
+                sides = (sides[0] // rows, sides[1] // columns)
             else:
                 layers += [
                     nn.Conv2d(channels, width, 3, padding=1),
@@ -50,10 +56,12 @@ class VGG16(nn.Module):
         return self.classifier(self.pool(self.features(x)).flatten(1))
 
 
-def vgg16(num_classes: int = 10, in_channels: int = 3) -> VGG16:
-    """Builds `VGG16`; images must be at least 32x32.
+def vgg16(
+    num_classes: int = 10, in_channels: int = 3, image_size: int = 32, image_width: int | None = None
+) -> VGG16:
+    """Builds `VGG16` for images of that height (and width, where they are not square).
 
     >>> sum(p.numel() for p in vgg16().parameters())
     14991946
     """
-    return VGG16(num_classes, in_channels)
+    return VGG16(num_classes, in_channels, image_size, image_width)

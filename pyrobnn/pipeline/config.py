@@ -32,6 +32,7 @@ class Option:
         shown: has a flag of its own on the command line.
         target: part of what is asked for, in the report under `target`.
         same: a resume must be given the same value.
+        data: one of :func:`~pyrobnn.load_data`, for data that is loaded here.
         name: of the field, in Python.
         default: where it is not given.
     """
@@ -42,6 +43,7 @@ class Option:
     shown: bool = True
     target: bool = False
     same: bool = True
+    data: bool = False
     name: str = ""
     default: Any = None
 
@@ -116,6 +118,34 @@ class CompressionConfig:
         default=0,
         metadata=_said(int, "Passes for a posterior of the compact weights, on top of --epochs.", same=False),
     )
+    batch_size: int | None = field(
+        default=None, metadata=_said(int, "Images per step (default: 128, or less for small data).")
+    )
+    image_size: int | None = field(
+        default=None, metadata=_said(int, "Side in pixels that images are resized to.", data=True)
+    )
+    valid_fraction: float | None = field(
+        default=None, metadata=_said(float, "Share of the training images set aside to choose on (default: 0.1).", data=True)
+    )
+    augment: str | None = field(
+        default=None,
+        metadata=_said(
+            str, "none, auto, or such as shift=4,flip,cutout=8,crop=0.08,colour=0.4.", data=True
+        ),
+    )
+    task: str | None = field(
+        default=None,
+        metadata=_said(
+            str, "classification, segmentation, multilabel or regression (default: by the targets).", data=True
+        ),
+    )
+    stream: bool = field(
+        default=False,
+        metadata=_said(bool, "Read images when they are needed (default: where they do not fit in memory).", same=False, data=True),
+    )
+    workers: int | None = field(
+        default=None, metadata=_said(int, "Processes that read streamed images.", same=False, data=True)
+    )
     precision: str = field(default="auto", metadata=_said(str, "auto, fp32 or bf16."))
     device: str = field(default="auto", metadata=_said(str, "auto, cpu, cuda or mps.", same=False))
     out: str | Path | None = field(
@@ -154,6 +184,8 @@ class CompressionConfig:
             raise ConfigError(f"--min-channels must be at least 1, got {self.min_channels}")
         if self.round_to is not None and self.round_to < 1:
             raise ConfigError(f"--round-to must be at least 1, got {self.round_to}")
+        if self.batch_size is not None and self.batch_size < 2:
+            raise ConfigError(f"--batch-size must be at least 2, got {self.batch_size}")
         if self.estimator not in (None, "weight", "local", "moments"):
             raise ConfigError(f"--estimator must be weight, local or moments, got {self.estimator!r}")
         if self.bayesian_epochs < 0:
@@ -172,6 +204,8 @@ class CompressionConfig:
         object.__setattr__(self, "protect", protect)
         if not isinstance(self.recipe, Mapping):
             object.__setattr__(self, "recipe", dict(_assignment(text) for text in self.recipe))
+        if self.batch_size is not None:  # a short name for one value of the recipe
+            object.__setattr__(self, "recipe", {**self.recipe, "batch_size": self.batch_size})
 
     @classmethod
     def options(cls) -> Iterator[Option]:
@@ -195,6 +229,12 @@ class CompressionConfig:
                 hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
                 raise ConfigError(f"compress has no option {name!r}: {hint}")
         return cls(**options)
+
+    @property
+    def data_settings(self) -> dict[str, Any]:
+        """What :func:`~pyrobnn.load_data` is told."""
+        told = {option.name: (getattr(self, option.name), option.default) for option in self.options() if option.data}
+        return {name: value for name, (value, default) in told.items() if value != default}
 
     @property
     def has_budget(self) -> bool:

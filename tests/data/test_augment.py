@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyrobnn.data import Augment
+from pyrobnn.data import Augment, load_data
+from pyrobnn.errors import DataError
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -83,6 +85,17 @@ def test_cutout_larger_than_the_image_hides_all_of_it() -> None:
     batch = torch.rand(3, 2, 4, 6)
     out = Augment(cutout=9)(batch, generator())
     torch.testing.assert_close(out, batch.mean((2, 3), keepdim=True).expand_as(batch))
+
+
+def test_words_for_augmentation() -> None:
+    assert Augment.parse("shift=4,flip, cutout=8") == Augment(shift=4, flip=True, cutout=8)
+    assert Augment.parse("crop=0.08,colour=0.4") == Augment(crop=0.08, colour=0.4)
+    assert Augment.parse("none") is None
+    for text in ("shift", "turn=3", "shift=a", "flip=no", "", "crop=2", "shift=-1"):
+        with pytest.raises(DataError, match=r"augmentation is none|a share from 0 to 1|whole pixels"):
+            Augment.parse(text)
+    assert load_data("digits", augment="shift=1").augmentation == Augment(shift=1)
+    assert load_data("digits", augment="none").augmentation is None
 
 
 def test_no_augmentation_is_the_identity() -> None:

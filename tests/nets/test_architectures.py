@@ -101,3 +101,14 @@ def test_every_parameter_gets_a_gradient_and_classes_are_counted(name: str) -> N
     assert out.shape == (3, 7)
     out.square().sum().backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "lenet5", "lenet300", "vgg16", "resnet20"])
+@pytest.mark.parametrize("sides", [(20, 32), (40, 17), (32, 32)])
+def test_images_need_not_be_square(name: str, sides: tuple[int, int]) -> None:
+    net = nets.build(name, num_classes=3, in_channels=2, image_size=sides).eval()
+    assert net(torch.randn(2, 2, *sides)).shape == (2, 3)
+    if sides == (32, 32):
+        assert {n: v.shape for n, v in net.state_dict().items()} == {
+            n: v.shape for n, v in nets.build(name, num_classes=3, in_channels=2, image_size=32).state_dict().items()
+        }

@@ -48,6 +48,16 @@ def test_the_target_in_the_report() -> None:
     assert CompressionConfig().target == {} and not CompressionConfig(max_drop=1.0).has_budget
 
 
+def test_what_the_data_is_told() -> None:
+    config = CompressionConfig(image_size=8, stream=True, batch_size=16)
+    assert config.data_settings == {"image_size": 8, "stream": True} and config.recipe == {"batch_size": 16}
+    assert CompressionConfig().data_settings == {}
+    with pytest.raises(ConfigError, match="loaded already, so image_size would do nothing"):
+        pb.compress("small_cnn", pb.load_data("digits"), image_size=8)
+    with pytest.raises(ConfigError, match="--batch-size must be at least 2"):
+        CompressionConfig(batch_size=1)
+
+
 def test_assignments_become_values() -> None:
     found = CompressionConfig(recipe=["cutout=0.25", "rounds=3", "infer.clip=none", "infer.lr_schedule=cosine"])  # type: ignore[arg-type]
     assert found.recipe == {"cutout": 0.25, "rounds": 3, "infer.clip": None, "infer.lr_schedule": "cosine"}
