@@ -48,6 +48,8 @@ EXTRAS = {
     ],
 }
 
+EXTRAS["dev"] += EXTRAS["export"]  # what the tests of exports need
+
 setup(
     name="pyrobnn",
     version="0.1.0",

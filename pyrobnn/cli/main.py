@@ -17,13 +17,14 @@ import pyrobnn
 from pyrobnn.cli.compress import compress
 from pyrobnn.cli.console import err_console, out_console
 from pyrobnn.cli.evaluate import evaluate
+from pyrobnn.cli.export import export
 from pyrobnn.cli.groups import groups
 from pyrobnn.cli.inspect import inspect
 from pyrobnn.cli.methods import methods
 from pyrobnn.errors import PyrobnnError
 
 app = typer.Typer(name="pyrobnn", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for command in (compress, groups, evaluate, inspect, methods):
+for command in (compress, groups, evaluate, inspect, export, methods):
     app.command()(command)
 
 # Typer may carry click inside or beside it; its own errors lead to the base class in both cases.

@@ -75,8 +75,8 @@ def export(
 
     Args:
         net: any network, such as `result.compact`; it is copied, put into eval mode and on the CPU.
-        example: images `[N, C, H, W]` (or all inputs), real ones where there are some, on which the file is tried;
-            with `normalise`, pixels in 0-1.
+        example: images `[N, C, H, W]` as the network takes them (or all inputs), real ones where there are some, on
+            which the file is tried.
         path: target file.
         format: `onnx` (needs the extra `export`) or `torch` (`torch.export.load(path).module()` opens it); by
             default from the suffix of `path`, `.onnx` or `.pt2`.
@@ -98,10 +98,14 @@ def export(
         raise ConfigError("export tries the file on images: expected at least one, got none")
     plain = copy.deepcopy(net).cpu().eval().requires_grad_(False)
     check_precision(plain, given)
-    if normalise is not None:
-        plain = nn.Sequential(OrderedDict(normalise=Normalise(*normalise), net=plain)).eval().requires_grad_(False)
     with torch.no_grad():
         expected = _tensors(plain(*given))
+    if normalise is not None:
+        if len(given) != 1:
+            raise ConfigError(f"normalise is for networks with one input, this one has {len(given)}: leave it out")
+        step = Normalise(*normalise)
+        plain = nn.Sequential(OrderedDict(normalise=step, net=plain)).eval().requires_grad_(False)
+        given = (given[0] * step.std + step.mean,)
     small = folded(plain, given[0]) if len(given) == 1 else plain
     content, run = (_onnx if kind == "onnx" else _torch)(small, given)
     difference = max(_differences(expected, run(given)), _differences([e[:1] for e in expected], run(_first(given))))

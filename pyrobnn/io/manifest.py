@@ -30,6 +30,21 @@ def write_manifest(folder: str | Path) -> Path:
     return write_json(folder / MANIFEST, {"schema": _SCHEMA, "files": files})
 
 
+def add_to_manifest(folder: str | Path, path: str | Path) -> None:
+    """Enter a file that was put into a finished run later; does nothing for a file elsewhere, or without a manifest.
+
+    Raises:
+        CheckpointError: a damaged manifest.
+    """
+    folder, path = Path(folder).resolve(), Path(path).resolve()
+    manifest = folder / MANIFEST
+    if not path.is_relative_to(folder) or not manifest.exists():
+        return
+    content = _content(manifest)
+    content["files"][path.relative_to(folder).as_posix()] = _entry(path.read_bytes())
+    write_json(manifest, content)
+
+
 class RunFiles:
     """The files of a run directory, checked against its manifest as they are read.
 
@@ -49,11 +64,7 @@ class RunFiles:
         path = self.folder / MANIFEST
         if not path.exists():
             return
-        content = parse_json(read_bytes(path), path)
-        entries = content.get("files")
-        if content.get("schema") != _SCHEMA or not isinstance(entries, dict):
-            raise CheckpointError(f"{path} is damaged (no files of schema {_SCHEMA}): delete it to load without checking")
-        self._entries = entries
+        self._entries = _content(path)["files"]
 
     def __enter__(self) -> RunFiles:
         return self
@@ -89,6 +100,13 @@ class RunFiles:
             CheckpointError: as :meth:`read`, or no JSON object.
         """
         return parse_json(self.read(name), self.folder / name)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    content = parse_json(read_bytes(path), path)
+    if content.get("schema") != _SCHEMA or not isinstance(content.get("files"), dict):
+        raise CheckpointError(f"{path} is damaged (no files of schema {_SCHEMA}): delete it to load without checking")
+    return content
 
 
 def _files(folder: Path) -> Iterable[Path]:

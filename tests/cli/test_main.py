@@ -284,3 +284,16 @@ def test_a_network_from_a_file_anywhere(made: Path, call: Call, tmp_path: Path, 
     code, _, err = call("evaluate", tmp_path / "run")
     assert code == 2 and "mynet.py:make" in err and "--model" in err
     assert call("evaluate", tmp_path / "run", "--model", f"{net}:make")[0] == 0
+
+
+def test_export(made: Path, call: Call, tmp_path: Path) -> None:
+    before = {p.name: p.read_bytes() for p in (made / "run").iterdir()}
+    code, out, _ = call("export", made / "run", "--format", "torch", "--normalise", "--out", tmp_path / "small.pt2")
+    size = (tmp_path / "small.pt2").stat().st_size
+    assert code == 0 and "small.pt2: torch.export" in out and f"{size:,} bytes" in out and "ms an image" in out
+    pixels = pb.load_data(made / "few.npz").test.images.float() / 255
+    with torch.no_grad():
+        expected = pb.load_compact(made / "run", normalise=True)(pixels)
+        torch.testing.assert_close(torch.export.load(tmp_path / "small.pt2").module()(pixels), expected, atol=1e-4, rtol=0)
+    assert call("export", made / "run", "--format", "tflite")[0] == 2
+    assert {p.name: p.read_bytes() for p in (made / "run").iterdir()} == before

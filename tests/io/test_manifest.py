@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyrobnn.errors import CheckpointError
-from pyrobnn.io.manifest import MANIFEST, RunFiles, write_manifest
+from pyrobnn.io.manifest import MANIFEST, RunFiles, add_to_manifest, write_manifest
 
 
 @pytest.fixture
@@ -55,6 +55,18 @@ def test_one_warning_without_a_manifest(folder: Path) -> None:
         warnings.simplefilter("error")  # an error says enough
         with RunFiles(folder) as files:
             files.read("b.json")
+
+
+def test_a_file_that_is_added_later(folder: Path, tmp_path: Path) -> None:
+    (folder / "small.onnx").write_bytes(b"graph")
+    add_to_manifest(folder, folder / "small.onnx")
+    assert RunFiles(folder).read("small.onnx") == b"graph" and RunFiles(folder).read("a.json")
+    before = (folder / MANIFEST).read_bytes()
+    add_to_manifest(folder, __file__)
+    assert (folder / MANIFEST).read_bytes() == before
+    (folder / MANIFEST).unlink()
+    add_to_manifest(folder, folder / "small.onnx")
+    assert not (folder / MANIFEST).exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 2, "files": {}}', '{"schema": 1, "files": []}'])
