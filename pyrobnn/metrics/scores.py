@@ -67,6 +67,15 @@ class Reliability:
         return float((weight * (self.accuracy - self.confidence).abs()).sum())
 
 
+def class_logits(output: Tensor) -> Tensor:
+    """Logits ``[B, K]``; one logit ``[B, 1]`` is that of the second of two classes.
+
+    >>> class_logits(torch.tensor([[3.0]]))
+    tensor([[0., 3.]])
+    """
+    return torch.cat([torch.zeros_like(output), output], 1) if output.ndim == 2 and output.shape[1] == 1 else output
+
+
 class Tally:
     """Streaming accuracy, NLL, Brier score and calibration bins.
 
@@ -98,7 +107,7 @@ class Tally:
                 "expected finite logits, got NaN or infinity from the network; lower the learning rate "
                 "or the KL weight, or look at the weights"
             )
-        log_probs = F.log_softmax(logits.float(), dim=-1)
+        log_probs = F.log_softmax(class_logits(logits.float()), dim=-1)
         self._add(log_probs.exp(), log_probs, labels)
 
     def add_probs(self, probs: Tensor, labels: Tensor) -> None:
