@@ -16,12 +16,12 @@ DEPENDENCIES = [
     'arviz>=0.20,<1; python_version < "3.12"',
     'arviz[matplotlib,h5netcdf]>=1.0; python_version >= "3.12"',
     "matplotlib>=3.8",
+    "pillow>=10.0",  # pictures of image folders
     "h5netcdf>=1.3",
     "safetensors>=0.4.3",
     "xarray>=2025.8",  # netCDF in memory
     "platformdirs>=4.0",  # the cache folder of named data
     "scikit-learn>=1.4",
-    "torchmetrics>=1.3",
     "jinja2>=3.1",  # report.html
     "typer>=0.12",
     "rich>=13.0",
@@ -38,6 +38,8 @@ EXTRAS = {
         "hypothesis>=6.100",  # random inputs for the tests of files and plans
         "mkdocs-material>=9.5",  # the documentation: make docs
         "mkdocstrings[python]>=0.26",  # its API pages, from the docstrings
+        "scipy>=1.11",  # intervals in the tables of benchmarks/
+        "torchmetrics>=1.3",  # only the oracle of the tests of pyrobnn.metrics
         "torch-pruning>=1.5,<2",  # only the oracle of the tests of pyrobnn.channels
     ],
     "notebooks": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],

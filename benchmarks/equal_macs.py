@@ -24,7 +24,6 @@ from rows import RESULTS, RUNS, dense, weights
 from torch import nn
 
 import pyrobnn as pb
-from pyrobnn.compression.compress import without_validation
 from pyrobnn.methods.controls import CONTROLS
 from pyrobnn.methods.registry import METHODS
 from pyrobnn.pipeline.method import Method
@@ -108,7 +107,7 @@ def from_scratch(table: Table, seed: int, epochs: int) -> None:
     if found is not None:
         dense = found["dense"]["widths"]
         keep = {name: list(range(found["compact"]["widths"][name])) for name in dense}
-        data = without_validation(pb.load_data(table.data))  # the finished ResNet-20 rows had nine tenths of them
+        data = pb.load_data(table.data).without_validation()  # the finished ResNet-20 rows had nine tenths of them
         plan = pb.PruningPlan(keep, dense)
         one(table, "from-scratch", seed, data, trained=False, from_scratch=plan, epochs=epochs)
 

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 import pyrobnn as pb
-from pyrobnn.compression.compress import without_validation
 from pyrobnn.guides.function import NoLatents
 from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.schedules import OneCycle
@@ -73,7 +72,7 @@ def dense(net: str, data: str, seed: int, epochs: int) -> tuple[Path, dict[str, 
     path = RUNS / f"dense-{net}-{data}-e{epochs}-s{seed}.safetensors"
     note = path.with_suffix(".json")
     if not note.exists():
-        loaded = without_validation(pb.load_data(data))
+        loaded = pb.load_data(data).without_validation()
         channels, size, _ = loaded.image_shape
         torch.manual_seed(seed)
         module = pb.nets.build(net, in_channels=channels, image_size=size, num_classes=loaded.num_classes)

@@ -47,8 +47,8 @@ def results_table(network: str) -> str:
     """One row per name, averaged over its seeds, most MACs removed first."""
     runs = {name: reports for name, reports in all_runs().items() if reports[0]["model"] == network}
     lines = [
-        "| data; method, asked for | seeds | dense | compact | MACs | parameters | latency, ms | epochs | minutes | recipe | file, command |",
-        "|---" * 11 + "|",
+        "| data; method, asked for | seeds | dense | compact | MACs | parameters | latency, ms | epochs | minutes | recipe | file | script |",
+        "|---" * 12 + "|",
     ]
     for name, reports in sorted(runs.items(), key=lambda row: -mean(r["reduction"]["macs"] for r in row[1])):
         first = reports[0]
@@ -63,7 +63,8 @@ def results_table(network: str) -> str:
             f"{_whole(first, 'epochs'):.4g}",
             f"{mean(_whole(r, 'seconds') for r in reports) / 60:.0f}",
             "<br>".join(sorted({_recipe(r) for r in reports})),
-            f"`{name}-s*.json`, `make bench NAME={first.get('script') or SCRIPTS[first['method']]}`",
+            f"`{name}-s*`",
+            f"`{first.get('script') or SCRIPTS[first['method']]}`",
         ]
         lines.append("| " + " | ".join(columns) + " |")
     return "\n".join(lines)

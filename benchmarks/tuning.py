@@ -21,7 +21,6 @@ import torch
 from rows import weights
 
 import pyrobnn as pb
-from pyrobnn.compression.compress import without_validation
 from pyrobnn.criteria.scores import l1_norms, moments_of
 from pyrobnn.guides.function import NoLatents
 from pyrobnn.inference.config import FitConfig
@@ -52,7 +51,7 @@ def main() -> None:
     dense = pb.nets.build("resnet20", in_channels=3, image_size=32, num_classes=10)
     info = load_weights(dense, weights("resnet20_cifar10.safetensors"))
     assert info.mean is not None and info.std is not None
-    data = without_validation(pb.load_data("cifar10")).with_normalisation(info.mean, info.std)
+    data = pb.load_data("cifar10").without_validation().with_normalisation(info.mean, info.std)
     data = replace(data, train=data.train.take(args.images))
     dense.eval()
     table = pb.channel_groups(dense, data.example)

@@ -186,9 +186,8 @@ class Setup:
     @property
     def run_data(self) -> Data:
         """Training images as the run used them: all of them where nothing was chosen on validation images."""
-        from pyrobnn.compression.compress import without_validation
 
-        return self.data if self.run.report["validation_clean"] else without_validation(self.data)
+        return self.data if self.run.report["validation_clean"] else self.data.without_validation()
 
     def members(self) -> Iterator[nn.Module]:
         """The dense net and further ones from other seeds, each trained and saved once."""

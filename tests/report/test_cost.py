@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from pyrobnn import nets
 from pyrobnn.channels import channel_groups
@@ -24,6 +25,17 @@ def test_known_networks(name: str, shape: tuple[int, ...], params: int, macs: in
     assert (cost.params, cost.macs) == (params, macs)
     table = channel_groups(net, x, try_cut=False)
     assert (table.cost().params, table.cost().macs) == (params, macs)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("lenet5", (1, 28, 28)), ("resnet20", (3, 32, 32)), ("mobilenet_v3_small", (3, 64, 64)), ("densenet121", (3, 64, 64))],
+)
+def test_torchs_flop_counter_agrees(name: str, shape: tuple[int, ...]) -> None:
+    net, x = nets.build(name, in_channels=shape[0], image_size=shape[1]).eval(), torch.randn(1, *shape)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(x)
+    assert count(net, x).macs == counter.get_total_flops() / 2  # a multiplication and an addition
 
 
 @pytest.mark.parametrize(
