@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +112,21 @@ class Guide(PyroModule):
         What a removal costs is then read from how the channels of one group compare.
         """
         return {}
+
+    def start_at(
+        self, information: Mapping[str, Tensor], weights: Mapping[str, float], kl_weight: float = 1.0
+    ) -> None:
+        """Move channel-level widths or odds, in place, to where a likelihood of known curvature would leave them.
+
+        The log-likelihood is taken to be −½ F_c (θ_c − 1)² in the factor on channel c, the KL of the channel's site to
+        count `weights` times (and that of other sites `kl_weight` times). Guides without channel-level sites stay as
+        they are.
+
+        Args:
+            information: F, `{group: [channels]}`.
+            weights: `{group: w}`; `kl_weight` for a group that is not named.
+            kl_weight: of the whole KL.
+        """
 
     def weight_odds(self) -> dict[str, Tensor]:
         """Log-odds that a weight is in use, `{tensor name: tensor's shape}`, for guides that decide weight by weight."""

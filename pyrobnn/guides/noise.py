@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,17 @@ class NormalNoise(MeanField):
             yield name, group, prior.distribution(torch.zeros(())) if isinstance(prior, ChannelNoise) else first
 
     @torch.no_grad()
+    def start_at(
+        self, information: Mapping[str, Tensor], weights: Mapping[str, float], kl_weight: float = 1.0
+    ) -> None:
+        for name, group, prior in self._current():
+            if group in information:
+                f, w, tau = information[group].double(), weights.get(group, kl_weight), _spike_width(prior)
+                variance = ard_variance(f, w) if tau is None else spike_variance(f, w, tau)
+                loc = self.moments()[name][0]
+                self.set_scale(name, loc, variance.sqrt().to(loc))
+
+    @torch.no_grad()
     def snr(self) -> dict[str, Tensor]:
         """|μ| / σ of every noise site, `{site: [channels]}`."""
         return {name: loc.abs() / scale for name, (loc, scale) in self.moments().items() if name in self._noise}
@@ -110,6 +122,48 @@ def spike_loss(loc: Tensor, scale: Tensor, tau: float, kl_weight: float = 1.0) -
         kl_weight: w, of the KL that the noise was fitted with.
     """
     return 0.5 * kl_weight * loc.square() * (scale.pow(-2) - tau**-2).clamp_min(0.01 * tau**-2)
+
+
+WIDEST = 10.0  # noise that a start gives a channel at the most: as good as none is left of it
+
+
+def ard_variance(information: Tensor, weight: float) -> Tensor:
+    """σ² of N(1, σ²) noise where w ½ log(1 + 1/σ²) balances a likelihood of curvature F: F σ² (1 + σ²) = w."""
+    ratio = weight / information.double().clamp_min(1e-30)
+    # 2 w/F / (1 + √(1 + 4 w/F)): the difference of the textbook's root loses all digits where F is large.
+    return (2 * ratio / (1 + (1 + 4 * ratio).sqrt())).clamp_max(WIDEST**2)
+
+
+def spike_variance(information: Tensor, weight: float, tau: float) -> Tensor:
+    """σ² where a spike of width τ, at weight w, and a likelihood of curvature F balance: w = (F + w/τ²) σ²."""
+    return weight / (information.double() + weight / tau**2)
+
+
+def stationary_loss(posterior: TruncatedLogNormal) -> Tensor:
+    """½ h of the likelihood −½ h (θ − 1)² under which this σ is stationary, per unit of a log-uniform KL's weight.
+
+    Where ½ h E(θ − 1)² balances w KL, ½ h / w = −(∂KL/∂σ) / (∂E(θ − 1)²/∂σ), near θ = 1 that is 1 / 2σ². 0 where the
+    spread does not grow with σ: no likelihood holds such a channel.
+    """
+    with torch.enable_grad():
+        scale = posterior.scale.detach().double().requires_grad_()
+        q = TruncatedLogNormal(posterior.loc.detach().double(), scale, posterior.a, posterior.b, validate_args=False)
+        risk = q.variance + (q.mean - 1).square()
+        (spread,) = torch.autograd.grad(risk.sum(), scale, retain_graph=True)
+        (entropy,) = torch.autograd.grad(q.entropy_log().sum(), scale)
+    return torch.where(spread > 1e-9, entropy / spread.clamp_min(1e-9), 0.0).clamp_min(0.0)
+
+
+def _stationary_log_scale(lost: Tensor, a: float, b: float) -> Tensor:
+    """log σ at μ = 0 where :func:`stationary_loss` is `lost`; infinite where it is less than at any narrow σ."""
+    grid = torch.linspace(math.log(1e-4), 0.0, 200, dtype=torch.float64)
+    q = TruncatedLogNormal(torch.zeros_like(grid), grid.exp(), a, b, validate_args=False)
+    losses = stationary_loss(q).log()  # falls with σ
+    wanted = lost.cpu().clamp_min(1e-30).log()
+    right = torch.searchsorted(-losses, -wanted).clamp(1, len(grid) - 1)
+    part = (wanted - losses[right - 1]) / (losses[right] - losses[right - 1])
+    found = grid[right - 1] + part.clamp(0, 1) * (grid[right] - grid[right - 1])
+    return torch.where(wanted < losses[-1], torch.inf, found).to(lost.device)
 
 
 class _WithoutNoise:
@@ -197,6 +251,18 @@ class TruncatedLogNormalNoise(Guide):
     def moments(self) -> dict[str, tuple[Tensor, Tensor]]:
         found = {name: (q.mean, q.variance.sqrt()) for name, q in self._posteriors().items()}
         return {**found, **(self.rest.moments() if self.rest is not None else {})}
+
+    @torch.no_grad()
+    def start_at(
+        self, information: Mapping[str, Tensor], weights: Mapping[str, float], kl_weight: float = 1.0
+    ) -> None:
+        """μ = 0, the greatest entropy of log θ ≤ 0 for its second moment, and the stationary σ; else the prior."""
+        for name, (a, b) in self._bounds.items():
+            group, key = name.removesuffix(".noise"), site_key(name)
+            if group in information:
+                lost = 0.5 * information[group].double() / weights.get(group, kl_weight)
+                self.loc[key].zero_()
+                self.log_scale[key].copy_(_stationary_log_scale(lost, a, b).clamp(*self.clip_log_scale))
 
     @torch.no_grad()
     def snr(self) -> dict[str, Tensor]:

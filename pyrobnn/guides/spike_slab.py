@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pyrobnn.model import BayesianModel
 
 GATE = ".gate"
+SUREST = 15.0  # log-odds that a start gives a gate at the most: further out it has no gradient to come back by
 
 
 class SpikeSlabGuide(Guide):
@@ -85,6 +87,7 @@ class SpikeSlabGuide(Guide):
         self.log_loc, self.log_scale = nn.ParameterDict(), nn.ParameterDict()
         self._table = (model.groups,)
         self._gates: dict[str, tuple[str | None, int]] = {}  # site -> (group or None, event dims)
+        self._prior_odds: dict[str, float] = {}  # site -> logit λ
         self._slabs: dict[str, tuple[float, float, int]] = {}  # site -> (prior loc, prior scale, event dims)
         self._scales: dict[str, int] = {}
         start = model.initial_values()
@@ -95,6 +98,7 @@ class SpikeSlabGuide(Guide):
             layout = site_layout(model, name)
             if isinstance(p, torch.distributions.Bernoulli):
                 self._gates[name] = (group, dims)
+                self._prior_odds[name] = float(p.logits.flatten()[0])
                 self.theta[key] = nn.Parameter(torch.full_like(value, math.log(init_inclusion / (1 - init_inclusion))))
                 parts = ["theta"]
             elif isinstance(p, torch.distributions.Normal):
@@ -189,6 +193,34 @@ class SpikeSlabGuide(Guide):
     def nats(self) -> dict[str, Tensor]:
         """−log(1 − γ) of the channels' own gates; empty in the edge variant."""
         return {g: softplus(self.theta[site_key(n)]) for n, (g, _) in self._gates.items() if g is not None}
+
+    @torch.no_grad()
+    def slab_kl(self) -> dict[str, Tensor]:
+        """KL of the slabs of each channel's own weights, that of an open gate, `{group: [channels]}`."""
+        found = {}
+        for group in self._table[0] or []:
+            total = torch.zeros(group.channels)
+            for member in group.members:
+                if member.role == "out" and member.tensor in self._slabs:
+                    off_loc, off_scale, _ = self._slabs[member.tensor]
+                    mu, rho = self.mu[site_key(member.tensor)], self.rho[site_key(member.tensor)]
+                    slab = torch.distributions.Normal(mu, softplus(rho))
+                    prior = torch.distributions.Normal(mu.new_tensor(off_loc), mu.new_tensor(off_scale))
+                    total += per_unit(torch.distributions.kl_divergence(slab, prior), member.axis, member.index)
+            found[group.name] = total
+        return found
+
+    @torch.no_grad()
+    def start_at(
+        self, information: Mapping[str, Tensor], weights: Mapping[str, float], kl_weight: float = 1.0
+    ) -> None:
+        """logit γ = logit λ + (½ F − K) / w, K the weighted KL of the channel's slabs, within ±:data:`SUREST`."""
+        slabs = self.slab_kl()
+        for name, (group, _) in self._gates.items():
+            if group in information:
+                gain = 0.5 * information[group].double() - kl_weight * slabs[group].double()
+                odds = self._prior_odds[name] + gain / weights.get(group, kl_weight)
+                self.theta[site_key(name)].copy_(odds.clamp(-SUREST, SUREST))
 
     @torch.no_grad()
     def shares(self) -> dict[str, Tensor]:

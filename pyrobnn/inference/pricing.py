@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor
 from pyrobnn.channels.planner import Budget
 from pyrobnn.errors import ConfigError
 from pyrobnn.inference.callbacks import Callback, FitState, FitUpdate
+
+MOST_NOISE = 0.05  # nats an example
 
 
 class PricedKL(Callback):
@@ -37,6 +41,7 @@ class PricedKL(Callback):
 
     Attributes:
         weights: `{group: factor}` that the KL of its site was last multiplied with.
+        kl_weight: factor on the whole KL in the last step; a channel's KL counted the product of both.
 
     Raises:
         ConfigError: no goal, or a rate that is not positive.
@@ -60,6 +65,42 @@ class PricedKL(Callback):
         self.multiplier, self.rate, self.every, self.bounds, self.floor = start, rate, every, bounds, floor
         self.site = site
         self.weights: dict[str, float] = {}
+        self.kl_weight = 1.0
+
+    def begin(self, model: Any, guide: Any, information: Mapping[str, Tensor], kl_weight: float = 1.0) -> None:
+        """Start where a likelihood of this curvature would end: the multiplier by bisection, the guide at equilibrium.
+
+        The multiplier is the least one that leaves no more than the goal in need, or that at which noise on the
+        channels in use costs :data:`MOST_NOISE` nats an example: beyond it the likelihood is not the quadratic one.
+
+        Args:
+            model, guide: that the fit will see; the guide's channel-level posteriors are moved in place.
+            information: Fisher information of the channels' gates, `{group: [channels]}`.
+            kl_weight: that the fit multiplies all KLs with.
+        """
+        state = FitState(model, guide)
+
+        def at(multiplier: float) -> dict[str, Tensor]:
+            self.multiplier = multiplier
+            needed = {group.name: torch.ones(group.channels, dtype=torch.float64) for group in model.groups}
+            for _ in range(4):  # prices depend on what is needed, and the other way round
+                self._price(state, needed)
+                weights = {group: kl_weight * weight for group, weight in self.weights.items()}
+                guide.start_at(information, weights, kl_weight)
+                needed = self._needed(state)
+            return needed
+
+        def enough(multiplier: float) -> bool:
+            shares = self._budget(state).shares(at(multiplier))
+            met = all(float(shares[name]) <= value for name, value in self.goal.items())
+            return met or _noise(guide, information, self.site) > MOST_NOISE * model.data_size
+
+        low, high = (math.log(value) for value in self.bounds)
+        if not enough(self.bounds[0]):
+            while high - low > 0.01:
+                middle = (low + high) / 2
+                low, high = (low, middle) if enough(math.exp(middle)) else (middle, high)
+            at(math.exp(high))
 
     def on_start(self, state: FitState) -> FitUpdate:
         if not (state.step and self.weights):  # else resumed between two updates: with the weights of the last one
@@ -67,6 +108,7 @@ class PricedKL(Callback):
         return self._update()
 
     def on_batch_end(self, state: FitState) -> FitUpdate | None:
+        self.kl_weight = state.kl_weight
         if state.step % self.every:
             return None
         needed = self._needed(state)
@@ -107,10 +149,23 @@ class PricedKL(Callback):
                 self.weights[group] = self.multiplier * relative
 
     def state_dict(self) -> dict[str, Any]:
-        return {"multiplier": self.multiplier, "weights": dict(self.weights)}
+        return {"multiplier": self.multiplier, "weights": dict(self.weights), "kl_weight": self.kl_weight}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.multiplier, self.weights = float(state["multiplier"]), dict(state["weights"])
+        self.kl_weight = float(state["kl_weight"])
+
+
+def _noise(guide: Any, information: Mapping[str, Tensor], site: str) -> float:
+    """Nats that a likelihood of this curvature loses to the guide's spread in the channels that are in use."""
+    inclusion, moments, total = guide.inclusion(), guide.moments(), 0.0
+    for group, f in information.items():
+        if f"{group}.{site}" not in moments:
+            continue
+        mean, sd = (value.double().cpu() for value in moments[f"{group}.{site}"])
+        used = inclusion[group].double().cpu() >= 0.5 if group in inclusion else mean >= sd
+        total += float((0.5 * f.double() * (sd.square() + (1 - mean).square()) * used).sum())
+    return total
 
 
 def _at_least_one(statistic: Tensor, line: float) -> Tensor:

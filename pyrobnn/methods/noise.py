@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from pyrobnn.guides.noise import NormalNoise, TruncatedLogNormalNoise
+from pyrobnn.distributions import TruncatedLogNormal
+from pyrobnn.guides.noise import NormalNoise, TruncatedLogNormalNoise, stationary_loss
 from pyrobnn.inference.callbacks import Callback
 from pyrobnn.inference.pricing import PricedKL
 from pyrobnn.pipeline.method import Method, Reading
 from pyrobnn.pipeline.recipe import recipes
 from pyrobnn.priors.noise import ARDNoise, LogUniformNoise
-from pyrobnn.summary.types import Posterior
+from pyrobnn.summary.types import ChannelSummary, Posterior
 
 
 def round_goal(run: Any, number: int) -> dict[str, float]:
@@ -46,17 +50,26 @@ def ard_loss(snr: Tensor, weight: float) -> Tensor:
     return 0.5 * weight * square.square() / (1 + square)
 
 
-def log_uniform_loss(snr: Tensor, weight: float) -> Tensor:
-    """The same under a weighted log-uniform KL, -w log sigma away from its bounds: 1/2 w SNR^2."""
-    return 0.5 * weight * snr.square()
+def log_uniform_loss(posterior: TruncatedLogNormal, weight: float) -> Tensor:
+    """The same under a weighted log-uniform KL: ½ h, h from the stationary scale (:func:`stationary_loss`).
+
+    A channel that the data do not hold goes back to its prior, and no scale of it is stationary: the part 1 − e^(−KL²)
+    takes its loss to 0 with the KL, and leaves others as they are.
+    """
+    q = TruncatedLogNormal(
+        posterior.loc.detach().double(), posterior.scale.detach().double(), posterior.a, posterior.b, validate_args=False
+    )
+    kl = math.log(posterior.b - posterior.a) - q.entropy_log()
+    return (weight * stationary_loss(q) * -torch.expm1(-kl.square())).float()
 
 
-def _unpriced(reading: Reading, loss: Any) -> Posterior:
+def _unpriced(reading: Reading, loss: Callable[[Any, ChannelSummary, float], Tensor]) -> Posterior:
     """The posterior with `nats` as lost by the likelihood, whatever the channel's KL was priced with."""
-    weights = next(event.weights for event in reading.events if isinstance(event, PricedKL))
+    price = next(event for event in reading.events if isinstance(event, PricedKL))
     posterior = reading.posterior
     for name, summary in posterior.channels.items():
-        posterior.channels[name] = replace(summary, nats=loss(summary.snr, weights.get(name, 1.0)))
+        weight = price.kl_weight * price.weights.get(name, 1.0)
+        posterior.channels[name] = replace(summary, nats=loss(reading.guide, summary, weight).cpu())
     return posterior
 
 
@@ -76,7 +89,7 @@ ARD = Method(
     guide=NormalNoise,
     recipes=NOISE.with_values({"guide.init_scale": 0.1}),
     events=priced,
-    read=lambda reading: _unpriced(reading, ard_loss),
+    read=lambda reading: _unpriced(reading, lambda guide, summary, w: ard_loss(summary.snr, w)),
 )
 
 SBP = Method(
@@ -88,5 +101,7 @@ SBP = Method(
     guide=TruncatedLogNormalNoise,
     recipes=NOISE.with_values({"guide.init_log_scale": -3.0}),
     events=priced,
-    read=lambda reading: _unpriced(reading, log_uniform_loss),
+    read=lambda reading: _unpriced(
+        reading, lambda guide, summary, w: log_uniform_loss(guide.posterior(f"{summary.group}.noise"), w)
+    ),
 )

@@ -60,29 +60,34 @@ def _priced(run: Run, number: int) -> list[Callback]:
     ]
 
 
-def gate_loss(nats: Tensor, prior_logit: Tensor, weight: float) -> Tensor:
+def gate_loss(nats: Tensor, prior_logit: Tensor, weight: float, slab: Tensor | float = 0.0) -> Tensor:
     """Nats of log-likelihood lost without a channel, read off its fitted gate under a weighted KL.
 
-    Where w KL(γ ‖ λ) balances a loss Δ that closing the gate costs, logit γ = logit λ + Δ / w. So the price
-    in w does not count twice when the loss is divided by the cost saved.
+    Where w KL(γ ‖ λ) and the KL K of the slabs behind an open gate, γ K, balance a loss Δ that closing the gate costs,
+    logit γ = logit λ + (Δ − K) / w. So the price in w does not count twice when the loss is divided by the cost saved.
 
     Args:
         nats: −log(1 − γ), `[channels]`.
         prior_logit: logit λ.
         weight: w.
+        slab: K, `[channels]`, as it counts in the objective.
     """
     logit = nats + torch.log(-torch.expm1(-nats.clamp_min(1e-30)))
-    return (weight * (logit - prior_logit)).clamp_min(0.0)
+    return (weight * (logit - prior_logit) + slab).clamp_min(0.0)
 
 
 def _unpriced(reading: Reading) -> Posterior:
     """The posterior with `nats` as lost by the likelihood, where the gates' KL was priced."""
-    weights = next((event.weights for event in reading.events if isinstance(event, PricedKL)), {})
+    price = next((event for event in reading.events if isinstance(event, PricedKL)), None)
     sites, posterior = reading.model.sites(), reading.posterior
+    slabs = reading.guide.slab_kl()
     for name, summary in posterior.channels.items():
-        if name in weights:
+        if price is not None and name in price.weights:
             prior = base_distribution(sites[f"{name}.gate"]["fn"]).logits.detach().cpu()
-            posterior.channels[name] = replace(summary, nats=gate_loss(summary.nats, prior, weights[name]))
+            lost = gate_loss(
+                summary.nats, prior, price.kl_weight * price.weights[name], price.kl_weight * slabs[name].cpu()
+            )
+            posterior.channels[name] = replace(summary, nats=lost)
     return posterior
 
 
