@@ -217,7 +217,7 @@ class SpikeSlabGuide(Guide):
         """logit γ = logit λ + (½ F − K) / w, K the weighted KL of the channel's slabs, within ±:data:`SUREST`."""
         slabs = self.slab_kl()
         for name, (group, _) in self._gates.items():
-            if group in information:
+            if group is not None and group in information:
                 gain = 0.5 * information[group].double() - kl_weight * slabs[group].double()
                 odds = self._prior_odds[name] + gain / weights.get(group, kl_weight)
                 self.theta[site_key(name)].copy_(odds.clamp(-SUREST, SUREST))
