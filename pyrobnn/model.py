@@ -23,7 +23,7 @@ from pyrobnn.channels.gates import GateMap
 from pyrobnn.channels.surgery import Sites
 from pyrobnn.errors import ConfigError, DataError
 from pyrobnn.likelihoods import Categorical, Likelihood
-from pyrobnn.nets.calling import batch_for, main_output
+from pyrobnn.nets.calling import arguments, batch_for, main_output
 from pyrobnn.nets.recomputing import call_outliving, recomputed_tensor
 from pyrobnn.nets.replica import copy_net
 from pyrobnn.priors.base import NetView, Prior, PriorFunction
@@ -162,7 +162,7 @@ class BayesianModel(PyroModule):
         """The Pyro model: samples the prior's sites, calls the network, observes `y`.
 
         Args:
-            x: what the network takes, `[B, ...]` on the device of its parameters.
+            x: what the network takes, `[B, ...]` on the device of its parameters; a tuple holds several arguments.
             y: targets `[B]` or `[B, ...]`; None samples the site `obs` (prior or posterior predictive).
 
         Returns:
@@ -207,7 +207,7 @@ class BayesianModel(PyroModule):
         with cast:
             if self._recomputes is not None and torch.is_grad_enabled():
                 return self._call_recomputing(net, values, x)
-            return main_output(functional_call(net, values, (batch_for(net, x),)))
+            return main_output(functional_call(net, values, arguments(batch_for(net, x))))
 
     def _call_recomputing(self, net: nn.Module, values: dict[str, Tensor], x: Any) -> Tensor:
         if any(type(value) not in (Tensor, nn.Parameter) for value in values.values()):

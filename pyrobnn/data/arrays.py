@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn.data.augment import Augment, turned
+from pyrobnn.data.inputs import Packing
 from pyrobnn.data.loader import LoaderImages
 from pyrobnn.data.stream import StreamedImages, Transform
 from pyrobnn.errors import DataError
@@ -291,6 +292,7 @@ class Data:
             per pixel, ``[N, H, W]`` int64, -100 where there is none), ``"multilabel"`` (``[N, K]`` of 0 and 1) or
             ``"regression"`` (``[N, D]`` float32). `num_classes` is the number of outputs that a network needs.
         resized: How images were made alike, in words; empty if they were not changed.
+        packing: How several inputs lie in the vectors ``[1, F]`` that stand for images; None for one input.
     """
 
     name: str
@@ -305,6 +307,7 @@ class Data:
     classes: tuple[str, ...] = ()
     task: str = "classification"
     resized: str = ""
+    packing: Packing | None = None
 
     @property
     def example(self) -> Tensor:
@@ -325,7 +328,8 @@ class Data:
         """
         parts = {"train": self.train, "valid": self.valid, "test": self.test}
         counts = ", ".join(f"{len(part):,} {name}" for name, part in parts.items())
-        words = [f"{sum(map(len, parts.values())):,} images ({counts})", self._targets(), "x".join(map(str, self.image_shape))]
+        shape = "x".join(map(str, self.image_shape)) if self.packing is None else f"{len(self.packing)} inputs"
+        words = [f"{sum(map(len, parts.values())):,} images ({counts})", self._targets(), shape]
         if not isinstance(self.train.images, Tensor):
             words.append("read when needed")
         return ", ".join([*words, *([self.resized] if self.resized else [])])

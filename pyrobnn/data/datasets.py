@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, Subset, default_collate
 
+from pyrobnn.data.inputs import PackedDataset, Packing, several
 from pyrobnn.data.memory import room_for_images
 from pyrobnn.data.notes import Notes
 from pyrobnn.data.pictures import (
@@ -64,6 +65,13 @@ def read_torch(
     Raises:
         DataError: Anything that cannot be used.
     """
+    packing = _packing(next(iter(sources.values())))
+    if packing is not None:
+        if image_size is not None:
+            raise DataError("image_size is for single images: resize several inputs yourself")
+        sources = {part: _packed(source, packing) for part, source in sources.items()}
+        raw = read_torch(sources, task, None, stream=stream, signals=True, notes=notes)
+        return replace(raw, packing=packing)
     if stream is None:
         stream = any(_too_large(source, notes) for source in sources.values())
     if all(_is_pair(source) for source in sources.values()):
@@ -76,6 +84,30 @@ def read_torch(
     arrays, words = _alike(gathered, image_size, notes)
     names = next((getattr(_dataset(source), "classes", None) for source in sources.values()), None)
     return _raw({part: (arrays[part], gathered[part].targets) for part in sources}, task, words, names)
+
+
+def _packing(source: Any) -> Packing | None:
+    """How several inputs lie in a vector, where examples have several."""
+    if _is_pair(source):
+        return Packing.of(source[0], batched=True) if several(source[0]) else None
+    dataset = _dataset(source)
+    if not isinstance(dataset, Dataset) or not hasattr(dataset, "__len__") or not len(dataset):
+        return None
+    try:
+        item = dataset[0]
+    except Exception:  # reading says what is wrong with it
+        return None
+    pair = isinstance(item, tuple | list) and len(item) == 2
+    return Packing.of(item[0]) if pair and several(item[0]) else None
+
+
+def _packed(source: Any, packing: Packing) -> Any:
+    if _is_pair(source):
+        return packing.pack(source[0], batched=True), source[1]
+    if isinstance(source, DataLoader):
+        rows = list(_rows(source, Notes(), ""))
+        return Subset(PackedDataset(source.dataset, packing), rows)
+    return PackedDataset(source, packing)
 
 
 def _raw(found: dict[str, tuple[Any, Any]], task: str | None, words: str, names: Any) -> Raw:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from pyrobnn.data.inputs import Packing, several
 from pyrobnn.data.raw import as_targets
 from pyrobnn.errors import DataError
 
@@ -25,6 +26,7 @@ class LoaderImages:
         count, steps: Images and batches of a pass.
         size: ``(C, H, W)`` of every image.
         dtype: Of the pixels.
+        packing: How several inputs lie in vectors.
     """
 
     loader: DataLoader[Any]
@@ -33,6 +35,7 @@ class LoaderImages:
     steps: int
     size: tuple[int, ...]
     dtype: torch.dtype
+    packing: Packing | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -60,7 +63,7 @@ class LoaderImages:
 
     def batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Raw images and targets of one pass. What the loader draws from torch's global state depends on the seed alone."""
-        return _batches(self.loader, self.task, seed)
+        return _batches(self.loader, self.task, seed, self.packing)
 
 
 def read_loader(loader: DataLoader[Any], part: str, task: str | None) -> tuple[LoaderImages, Tensor, tuple[Tensor, Tensor]]:
@@ -76,7 +79,8 @@ def read_loader(loader: DataLoader[Any], part: str, task: str | None) -> tuple[L
     count = steps = 0
     size: tuple[int, ...] | None = None
     dtype, sums = torch.uint8, (torch.zeros(()), torch.zeros(()))
-    for x, y in _batches(loader, task, 0):
+    packing = _packing(loader)
+    for x, y in _batches(loader, task, 0, packing):
         if size is None:
             size, dtype = tuple(x.shape[1:]), x.dtype
         if tuple(x.shape[1:]) != size or x.dtype != dtype:
@@ -92,10 +96,21 @@ def read_loader(loader: DataLoader[Any], part: str, task: str | None) -> tuple[L
     std = (sums[1] / count - mean.square()).clamp(min=0).sqrt()
     joined = torch.cat(targets)
     kind = as_targets(joined, "targets", part, task, size[1:])[1]
-    return LoaderImages(loader, kind, count, steps, size, dtype), joined, (mean, torch.where(std > 1e-6, std, 1.0))
+    return LoaderImages(loader, kind, count, steps, size, dtype, packing), joined, (mean, torch.where(std > 1e-6, std, 1.0))
 
 
-def _batches(loader: DataLoader[Any], task: str | None, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _packing(loader: DataLoader[Any]) -> Packing | None:
+    """From a first batch, where examples have several inputs."""
+    with torch.random.fork_rng(devices=[]):
+        batch = next(iter(loader), None)
+    if not isinstance(batch, tuple | list) or len(batch) != 2 or not several(batch[0]):
+        return None
+    return Packing.of(batch[0], batched=True)
+
+
+def _batches(
+    loader: DataLoader[Any], task: str | None, seed: int, packing: Packing | None
+) -> Iterator[tuple[Tensor, Tensor]]:
     iterator: Iterator[Any] | None = None
     while True:
         if iterator is None:  # samplers and workers draw their seeds when a pass begins
@@ -107,10 +122,12 @@ def _batches(loader: DataLoader[Any], task: str | None, seed: int) -> Iterator[t
             batch = next(iterator, None)
         if batch is None:
             return
-        yield _pair(batch, task)
+        yield _pair(batch, task, packing)
 
 
-def _pair(batch: Any, task: str | None) -> tuple[Tensor, Tensor]:
+def _pair(batch: Any, task: str | None, packing: Packing | None) -> tuple[Tensor, Tensor]:
+    if packing is not None and isinstance(batch, tuple | list) and len(batch) == 2 and several(batch[0]):
+        batch = packing.pack(batch[0], batched=True), batch[1]
     if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Tensor):
         raise DataError(
             f"expected (images, targets) from the DataLoader, images a tensor [B, C, H, W], got {type(batch).__name__}: "

@@ -15,6 +15,7 @@ from pyrobnn.data.pictures import bits_to_drop, eight_bits
 from pyrobnn.errors import DataError
 
 if TYPE_CHECKING:
+    from pyrobnn.data.inputs import Packing
     from pyrobnn.data.stream import StreamedImages
 
 #: Channel counts that tell a channel axis from a height or width.
@@ -44,6 +45,7 @@ class Raw:
             ``"multilabel"`` (``[N, K]`` of 0 and 1, float32) or ``"segmentation"`` (classes ``[N, H, W]``, `IGNORED` where a pixel
             has none).
         resized: How images were made alike, in words for people.
+        packing: How several inputs lie in vectors.
     """
 
     train: Part
@@ -52,6 +54,7 @@ class Raw:
     classes: tuple[str, ...] = ()
     task: str = "classification"
     resized: str = ""
+    packing: Packing | None = None
 
     def parts(self) -> list[tuple[str, Part]]:
         """The parts that are there, with their names."""

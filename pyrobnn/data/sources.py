@@ -17,6 +17,7 @@ from pyrobnn.data.arrays import Data, Split, channel_statistics, fingerprint, st
 from pyrobnn.data.augment import Augment
 from pyrobnn.data.datasets import is_array, read_torch, resize_all
 from pyrobnn.data.folder import read_folder
+from pyrobnn.data.inputs import several
 from pyrobnn.data.loader import LoaderImages, read_loader
 from pyrobnn.data.named import AUGMENTATION, NAMES, read_named
 from pyrobnn.data.notes import Notes
@@ -142,11 +143,12 @@ def _in_parts(name: str, raw: Raw, valid_fraction: float, test_fraction: float, 
     if isinstance(sample, StreamedImages):
         few = min(SAMPLE, len(sample))
         sample = sample.select(torch.arange(few) * len(sample) // few)[:]
-    constants = channel_statistics(sample)
+    constants = channel_statistics(sample) if raw.packing is None else ((0.0,), (1.0,))  # each input as it is
     first, second, third = (Split(_with_workers(p.images, workers), p.targets, *constants) for p in (train, valid, test))
     known = fingerprint(first, second, third)
     return Data(
-        name, first, second, third, count, *constants, None, known, classes=raw.classes, task=raw.task, resized=raw.resized
+        name, first, second, third, count, *constants, None, known, classes=raw.classes, task=raw.task, resized=raw.resized,
+        packing=raw.packing,
     )
 
 
@@ -215,7 +217,7 @@ def _as_it_is(
         valid = Split(found["valid"], parts["valid"].targets, mean, std)
     else:
         valid = Split(torch.empty((0, *found["train"].size), dtype=found["train"].dtype), train.labels[:0], mean, std)
-    return Data(name, train, valid, test, count, mean, std, None, fingerprint(train, valid, test), task=task or "classification")
+    return Data(name, train, valid, test, count, mean, std, None, fingerprint(train, valid, test), task=task or "classification", packing=found["train"].packing)
 
 
 def _read(
@@ -224,7 +226,9 @@ def _read(
     if isinstance(source, str | os.PathLike):
         return _read_path(os.fspath(source), image_size, task, stream, notes)
     settings: dict[str, Any] = {"stream": stream, "signals": signals, "notes": notes}
-    if isinstance(source, tuple | list) and len(source) == 2 and is_array(source[0]):
+    if isinstance(source, tuple | list) and len(source) == 2 and (
+        is_array(source[0]) or (several(source[0]) and is_array(source[1]))
+    ):
         return "images", read_torch({"train": tuple(source)}, task, image_size, **settings)
     if isinstance(source, tuple | list) and len(source) in (2, 3):
         names = ("train", "test") if len(source) == 2 else ("train", "valid", "test")

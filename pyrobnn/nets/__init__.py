@@ -1,5 +1,6 @@
 """Plain networks (no Pyro in here), their names, and their weights files."""
 
+from pyrobnn.nets.adapter import adapted
 from pyrobnn.nets.channel_map import ChannelMap
 from pyrobnn.nets.checks import check_fits, check_precision
 from pyrobnn.nets.lenet import LeNet5, LeNet300, lenet5, lenet300
@@ -22,6 +23,7 @@ __all__ = [
     "ResNet",
     "SmallCNN",
     "WeightsInfo",
+    "adapted",
     "build",
     "build_saved",
     "build_spec",

@@ -65,7 +65,12 @@ def own_copy(inputs: Any) -> Any:
 
 def answer(net: nn.Module, x: Any) -> Tensor:
     """The main output of a network for a batch that stays as it is, in the layout that the network takes."""
-    return main_output(net(batch_for(net, x)))
+    return main_output(net(*arguments(batch_for(net, x))))
+
+
+def arguments(x: Any) -> tuple[Any, ...]:
+    """What a network is called with for a batch: a tuple holds its arguments, anything else is the only one."""
+    return x if type(x) is tuple else (x,)
 
 
 def batch_for(net: nn.Module, x: Any) -> Any:

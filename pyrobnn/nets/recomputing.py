@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyrobnn.nets.calling import batch_for, main_output
+from pyrobnn.nets.calling import arguments, batch_for, main_output
 from pyrobnn.nets.replica import copy_net
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -34,7 +34,7 @@ def recomputed_tensor(net: nn.Module, x: Any) -> str | None:
     seen = _Reads(own)
     try:
         with torch.random.fork_rng(devices=[]):
-            output = main_output(functional_call(scratch, given, (_few(batch_for(net, x)),)))
+            output = main_output(functional_call(scratch, given, arguments(_few(batch_for(net, x)))))
             if not output.requires_grad:
                 return None
             with seen:
@@ -94,7 +94,7 @@ class _Outliving(torch.autograd.Function):
         leaves = [t.detach().requires_grad_() if t.requires_grad else t for t in tensors]
         ctx.values, ctx.net, ctx.leaves = dict(zip(names, leaves, strict=True)), net, leaves
         with torch.enable_grad():
-            ctx.output = main_output(functional_call(net, ctx.values, (batch_for(net, x),)))
+            ctx.output = main_output(functional_call(net, ctx.values, arguments(batch_for(net, x))))
         return ctx.output.detach()
 
     @staticmethod
