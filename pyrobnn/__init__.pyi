@@ -15,6 +15,8 @@ from .channels.search import largest_cut as largest_cut
 from .compression.compress import Result as Result
 from .compression.compress import compress as compress
 from .compression.export import export as export
+from .compression.load import FinishedRun as FinishedRun
+from .compression.load import load_run as load_run
 from .compression.store import load_bayesian as load_bayesian
 from .compression.store import load_compact as load_compact
 from .criteria.laplace import laplace_gates as laplace_gates

@@ -18,24 +18,13 @@ def inspect(
     out: Annotated[Path | None, typer.Option("--out", help="Also write the plots as PNG files there.")] = None,
 ) -> None:
     """Posterior tables and plots of a run."""
-    from pyrobnn.compression.store import CHECKPOINT, read_report
-    from pyrobnn.io.checkpoint import load_checkpoint
-    from pyrobnn.io.manifest import RunFiles
+    from pyrobnn.compression.load import load_run
     from pyrobnn.report.page import standard_figures
-    from pyrobnn.summary.state import from_state
 
-    with RunFiles(run) as files:
-        report = read_report(files)
-    if not (run / CHECKPOINT).is_file():
-        raise CheckpointError(
-            f"{run} has no {CHECKPOINT}, from which inspect reads the posterior: give the --out of a run"
-        )
-    carry = load_checkpoint(run / CHECKPOINT).get("carry", {})
-    if "posterior" not in carry:
-        raise CheckpointError(
-            f"{run} holds no posterior: it is the run of a control, or one that has not reached a cut"
-        )
-    posterior = from_state(carry["posterior"])
+    found = load_run(run)
+    report, posterior = found.report, found.posterior
+    if not posterior.channels:
+        raise CheckpointError(f"{run} holds no posterior: it is the run of a control")
     view = Table(title=f"{escape(str(run))}: {report['method']}, statistic per channel at the decision")
     for column in ("group", "statistic", "channels", "kept", "min", "median", "max", "lowest kept"):
         view.add_column(column, justify="left" if column in ("group", "statistic") else "right")

@@ -1,92 +1,43 @@
-"""The whole road in one call: a CNN in, a truly smaller CNN out."""
+"""The whole pipeline in one call: a CNN in, a truly smaller CNN out."""
 
 from __future__ import annotations
 
 import inspect
 import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from pyrobnn.channels import PruningPlan, channel_groups
+from pyrobnn.channels import channel_groups
 from pyrobnn.channels.planner import Limits, plan_for_budget
-from pyrobnn.compression.store import CHECKPOINT, DENSE, claim, find_spec, write_run
+from pyrobnn.compression.result import Result, finish
+from pyrobnn.compression.store import claim, find_spec
 from pyrobnn.data import Data, load_data
 from pyrobnn.errors import ConfigError
 from pyrobnn.inference.precision import choose_layout, resolve_device, resolve_precision
 from pyrobnn.inference.progress import RunProgress
 from pyrobnn.likelihoods import Likelihood
 from pyrobnn.methods.registry import METHODS, get_method
-from pyrobnn.metrics.robustness import robustness
-from pyrobnn.nets import build_spec, check_fits, load_weights, net_spec, save_weights
+from pyrobnn.nets import build_spec, check_fits, load_weights, net_spec
 from pyrobnn.nets.calling import answer, set_mode
 from pyrobnn.nets.replica import copy_net
-from pyrobnn.pipeline.common import common_road, scratch_road
 from pyrobnn.pipeline.config import CompressionConfig, keyword_parameters
+from pyrobnn.pipeline.context import Context
 from pyrobnn.pipeline.identity import identity
-from pyrobnn.pipeline.journal import Journal
 from pyrobnn.pipeline.method import Method
-from pyrobnn.pipeline.refit import survive
-from pyrobnn.pipeline.run import Run
-from pyrobnn.pipeline.schedule import share_out
-from pyrobnn.posterior.bayesian_net import BayesianNet, settings
-from pyrobnn.report.report import SCHEMA, answers, measure, measure_posterior, reduction, versions
-from pyrobnn.summary.types import Posterior
+from pyrobnn.pipeline.pipelines import common, from_scratch
+from pyrobnn.pipeline.refit import refit
+from pyrobnn.pipeline.schedule import Epochs, share_out
+from pyrobnn.pipeline.stages import Stage, run_stages
+from pyrobnn.pipeline.store import RunStore
 
 UNCLEAN = (
     "the given weights have seen the validation images (trained_on: all), so --max-drop and automatic stops are "
     "judged on biased data"
 )
-
-
-@dataclass
-class Result:
-    """What :func:`compress` returns.
-
-    Attributes:
-        compact: the smaller plain network, in eval mode on the CPU.
-        dense: the network it came from.
-        report: the content of `report.json`, all measured on `compact` (and on `dense` beside it).
-        posterior: site and channel summaries; see `posterior.plot()` and `posterior.to_arviz()`.
-        plan: kept units per group, in the coordinates of `dense`.
-        bayesian: the compact network with the posterior of its weights, if `bayesian_epochs` were asked for.
-    """
-
-    compact: nn.Module
-    dense: nn.Module
-    report: dict[str, Any]
-    posterior: Posterior
-    plan: PruningPlan
-    bayesian: BayesianNet | None
-    _spec: dict[str, Any] | None
-    _mean: tuple[float, ...]
-    _std: tuple[float, ...]
-
-    def save(self, path: str | Path) -> None:
-        """Write the run directory (see :func:`~pyrobnn.load_compact`).
-
-        Raises:
-            CheckpointError: the directory holds something else.
-        """
-        with claim(Path(path), resume=False):
-            self._write(Path(path))
-
-    def _write(self, path: Path) -> None:
-        write_run(
-            path,
-            net=self.compact,
-            spec=self._spec,
-            plan=self.plan,
-            posterior=self.posterior,
-            bayesian=self.bayesian,
-            report=self.report,
-            mean=self._mean,
-            std=self._std,
-        )
 
 
 def compress(
@@ -155,30 +106,29 @@ OPTIONS
     recipe = recipes.of(net)
     who = identity(config, chosen, recipe, data, net, trained=trained, likelihood=likelihood)
     with claim(path, resume=config.resume) if path is not None else nullcontext():
-        journal = Journal(path / CHECKPOINT if path else None, who, resume=config.resume)
-        share = journal.carry.get("share")
-        schedule = share_out(recipe, config, data, net, trained=trained)
-        if share is not None:  # a time budget was turned into epochs when the run began
-            schedule = replace(schedule, dense=share[0], infer=tuple(share[1]), tune=share[2], retune=share[3])
-        journal.step(
-            "schedule", lambda carry: {"share": [schedule.dense, list(schedule.infer), schedule.tune, schedule.retune]}
-        )
-        run = Run(net, table, data, chosen, config, recipe, schedule, journal, trained=trained, likelihood=likelihood)
-        planned = {"dense": schedule.dense, "infer": sum(schedule.infer), "tune": schedule.tune + schedule.retune}
+        store = RunStore(path, who, net, resolve_device(config.device), resume=config.resume)
+        # A time budget is turned into epochs when the run begins.
+        epochs = Epochs.of(store.once("epochs", lambda: share_out(recipe, config, data, net, trained=trained).data()))
+        context = Context(config, chosen, recipe, epochs, data, net, table, store, trained, likelihood)
+        planned = {"dense": epochs.dense, "infer": sum(epochs.infer), "tune": epochs.tune + epochs.retune}
         with RunProgress(
             {**planned, "bayesian": config.bayesian_epochs},
-            done=journal.carry.get("epochs"),
+            done=None if store.newest is None else store.state(store.newest[1]).spent,
             note=f"{len(table)} channel groups",
             enabled=config.progress,
         ):
-            if config.from_scratch is not None:
-                scratch_road(run, config.from_scratch)
-            else:
-                (chosen.road or common_road)(run)
-            journal.step("finished", lambda carry: {"seconds": journal.seconds})
-            if config.bayesian_epochs:
-                survive(run, config.bayesian_epochs)
-        return _finish(run, spec, source, path, trained_on, clean)
+            state = run_stages(context, _stages(context))
+        return finish(context, state, spec, source, path, trained_on, clean)
+
+
+def _stages(context: Context) -> list[Stage]:
+    """The whole pipeline of a run."""
+    config = context.config
+    if config.from_scratch is not None:
+        stages = from_scratch(config.from_scratch)
+    else:
+        stages = (context.method.pipeline or common)(context)
+    return [*stages, refit(config.bayesian_epochs)] if config.bayesian_epochs else stages
 
 
 def _loaded(data: Any, config: CompressionConfig, net: nn.Module | str) -> Data:
@@ -215,72 +165,6 @@ def _check_likelihood(likelihood: Likelihood, net: nn.Module, data: Data) -> Non
         )
 
 
-def _rule(run: Run) -> str:
-    """What decided which channels went."""
-    if run.carry.get("scratch"):
-        return "plan"
-    if run.request.has_budget:
-        return "budget"
-    return run.method.rule if run.request.max_drop is None else "max-drop"
-
-
-def _finish(
-    run: Run, spec: dict[str, Any] | None, source: Any, path: Path | None, trained_on: str, clean: bool
-) -> Result:
-    """Read the test set, once; write the run."""
-    dense, small = set_mode(run.net("dense").cpu(), False), set_mode(run.net().cpu(), False)
-    plan, posterior, data = run.plan, run.posterior(), run.data
-    nets, widths = {"dense": dense, "compact": small}, {"dense": run.table.widths(), "compact": plan.widths()}
-    logits = {name: answers(net, data, run.device) for name, net in nets.items()}
-    figures = {
-        name: measure(net, data, widths[name], device=run.device, trained_on=trained_on, logits=logits[name])
-        for name, net in nets.items()
-    }
-    others: dict[str, Any] = {}
-    if run.classifies:
-        precision = "fp32" if run.quick() is None else "bf16"
-        others["robustness"] = robustness(dense, small, data.test, device=run.device, precision=precision, logits=logits)
-    state = run.carry.get("bayesian")
-    bayesian = None
-    if state is not None:
-        bayesian = BayesianNet.from_state(small, state, data_size=len(data.train), likelihood=run.likelihood)
-        if run.classifies:
-            kl_weight, seconds = settings(small)["kl_schedule"], run.carry["bayesian_seconds"]
-            measured = measure_posterior(bayesian, data, draws=run.recipe.draws)  # each is a pass
-            others["bayesian"] = {**measured, "kl_weight": kl_weight, "seconds": seconds}
-    spent = {phase: round(passes, 3) for phase, passes in run.carry["epochs"].items()}
-    epochs = {phase: int(passes) if float(passes).is_integer() else passes for phase, passes in spent.items()}
-    report = {
-        "schema": SCHEMA,
-        "method": "from-scratch" if run.carry.get("scratch") else run.method.name,
-        "model": spec["model"] if spec else type(run.template).__name__,
-        "data": str(source) if source is not None else data.name,
-        "seed": run.request.seed,
-        "rule": _rule(run),
-        "target": run.request.target,
-        "validation_clean": clean,
-        "trained_on": trained_on,
-        "epochs": sum(epochs.values()),
-        "epochs_by_phase": epochs,
-        "seconds": run.carry["seconds"],
-        "precision": "fp32" if run.autocast is None else "bf16",
-        "device": str(run.device),
-        "versions": versions(),
-        **figures,
-        "reduction": reduction(figures["dense"], figures["compact"]),
-        **others,
-        **({"zeros": run.carry["zeros"]} if "zeros" in run.carry else {}),
-        "rounds": run.carry["rounds"],
-        "validation": {"dense": run.carry.get("base"), "compact": run.carry.get("tuned")},
-        "settings": run.settings(),
-        "refused": dict(run.table.refused),
-    }
-    result = Result(small.cpu(), dense.cpu(), report, posterior, plan, bayesian, spec, data.mean, data.std)
-    if path is not None:
-        if not run.trained and not run.carry.get("scratch"):  # else it was given, or never trained
-            save_weights(dense, path / DENSE, mean=data.mean, std=data.std, trained_on="train")
-        result._write(path)
-    return result
 
 
 def _say_options() -> None:

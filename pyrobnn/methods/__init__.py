@@ -1,1 +1,1 @@
-"""The methods: one file per published system, and the road they share."""
+"""One file per published system: a :class:`~pyrobnn.pipeline.method.Method`, found by name in `registry`."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pyrobnn.criteria.context import ScoringContext
 from pyrobnn.criteria.scores import capped_l1_scores, moments_of, scored
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.mean_field import MeanField
 from pyrobnn.methods.gaussian import COLD
-from pyrobnn.pipeline.iterative import iterative_road
-from pyrobnn.pipeline.method import Method, Reading
+from pyrobnn.pipeline.method import Method
+from pyrobnn.pipeline.pipelines import iterative
 from pyrobnn.priors.base import Prior
 from pyrobnn.priors.capped import CappedL1
 from pyrobnn.priors.gaussian import Gaussian, ScaleMixture
@@ -43,11 +44,10 @@ def bayes_l1(prior: str = "capped-l1", *, mix: float = 0.5, expected: bool = Tru
     if not 0 <= mix <= 1:
         raise ConfigError(f"mix, the part of the capped norm, must lie in [0, 1], got {mix}")
 
-    def read(reading: Reading) -> Posterior:
-        moments = {**moments_of(reading.model.net), **site_moments(reading.model, reading.guide)}
-        table = reading.model.groups
-        assert table is not None
-        return scored(reading.posterior, capped_l1_scores(table, moments, mix, expected), table)
+    def score(scoring: ScoringContext) -> Posterior:
+        model, table = scoring.need("model"), scoring.need("table")
+        moments = {**moments_of(model.net), **site_moments(model, scoring.guide)}
+        return scored(scoring.posterior, capped_l1_scores(table, moments, mix, expected), table)
 
     return Method(
         name=name,
@@ -60,9 +60,9 @@ def bayes_l1(prior: str = "capped-l1", *, mix: float = 0.5, expected: bool = Tru
         rule="fraction",
         threshold=0.8,
         recipes=COLD,
-        read=read,
+        score=score,
         stops=True,
-        road=iterative_road,
+        pipeline=iterative,
     )
 
 

@@ -1,4 +1,4 @@
-"""Controls: criteria of plain-network pruning on the same road, so that every claim has one.
+"""Controls: criteria of plain-network pruning in the same pipeline, so that every claim has one.
 
 Where the Bayesian methods infer, these train the plain network for as many epochs, with the same
 distillation, rounds and budget planner; only what the cut is read from differs.
@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from pyrobnn.channels import ChannelTable
+from pyrobnn.criteria.context import ScoringContext
 from pyrobnn.criteria.scores import Scores, fpgm_scores, l1_norms, moments_of, norm_scales, scored, taylor_scores
 from pyrobnn.guides.function import NoLatents
 from pyrobnn.inference.precision import channels_last
-from pyrobnn.pipeline.iterative import iterative_road
-from pyrobnn.pipeline.method import Method, Reading
+from pyrobnn.pipeline.method import Method
+from pyrobnn.pipeline.pipelines import iterative
 from pyrobnn.pipeline.recipe import recipes
 from pyrobnn.summary.types import Posterior
 
@@ -28,13 +29,11 @@ def _control(
     name: str,
     title: str,
     source: str,
-    score: Callable[[Reading, ChannelTable], Scores],
+    scores: Callable[[ScoringContext], Scores],
     usable: Callable[[nn.Module, ChannelTable], ChannelTable] | None = None,
 ) -> Method:
-    def read(reading: Reading) -> Posterior:
-        table = reading.model.groups
-        assert table is not None
-        return scored(reading.posterior, score(reading, table), table)
+    def score(scoring: ScoringContext) -> Posterior:
+        return scored(scoring.posterior, scores(scoring), scoring.need("table", name))
 
     return Method(
         name=name,
@@ -50,31 +49,31 @@ def _control(
             infer_share=0.25,
             deep={"infer.optimizer": "sgd", "infer.lr": 0.01, "infer.weight_decay": 5e-4},
         ),
-        read=read,
+        score=score,
         usable=usable,
         stops=True,
-        road=iterative_road,
+        pipeline=iterative,
     )
 
 
-def _l1(reading: Reading, table: ChannelTable) -> Scores:
-    return l1_norms(table, moments_of(reading.net))
+def _l1(scoring: ScoringContext) -> Scores:
+    return l1_norms(scoring.need("table", "l1"), moments_of(scoring.need("net", "l1")))
 
 
-def _taylor(reading: Reading, table: ChannelTable) -> Scores:
-    run = reading.run
-    batches = run.data.train.batches(
-        run.epochs.batch_size,
-        generator=torch.Generator().manual_seed(run.seed(f"taylor {reading.number + 1}")),
-        device=run.device,
+def _taylor(scoring: ScoringContext) -> Scores:
+    batches = scoring.need("data", "taylor").train.batches(
+        scoring.batch_size,
+        generator=scoring.generator(f"taylor {scoring.round + 1}"),
+        device=scoring.device,
         channels_last=True,
     )
-    return taylor_scores(channels_last(reading.net), table, itertools.islice(batches, TAYLOR_BATCHES))
+    net, table = channels_last(scoring.need("net", "taylor")), scoring.need("table", "taylor")
+    return taylor_scores(net, table, itertools.islice(batches, TAYLOR_BATCHES))
 
 
-def _random(reading: Reading, table: ChannelTable) -> Scores:
-    generator = torch.Generator().manual_seed(reading.run.seed(f"random scores {reading.number + 1}"))
-    return {group.name: torch.rand(group.channels, generator=generator) for group in table}
+def _random(scoring: ScoringContext) -> Scores:
+    generator = scoring.generator(f"random scores {scoring.round + 1}")
+    return {group.name: torch.rand(group.channels, generator=generator) for group in scoring.need("table", "random")}
 
 
 def with_norms(net: nn.Module, table: ChannelTable) -> ChannelTable:
@@ -93,14 +92,14 @@ BN_SCALE = _control(
     "bn-scale",
     "scale of the BatchNorm layers (groups without one stay whole)",
     "Liu et al. 2017 (network slimming), without its L1 training",
-    lambda reading, table: norm_scales(reading.net, table),
+    lambda scoring: norm_scales(scoring.need("net", "bn-scale"), scoring.need("table", "bn-scale")),
     with_norms,
 )
 FPGM = _control(
     "fpgm",
     "distance to the other filters of the layer",
     "He et al. 2019 (geometric median)",
-    lambda reading, table: fpgm_scores(reading.net, table),
+    lambda scoring: fpgm_scores(scoring.need("net", "fpgm"), scoring.need("table", "fpgm")),
 )
 TAYLOR = _control("taylor", "gradient of a gate on the channel", "Molchanov et al. 2019", _taylor)
 RANDOM = _control("random", "random scores", "none", _random)

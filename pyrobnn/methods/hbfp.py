@@ -11,52 +11,52 @@ history is of expected norms under a mean-field posterior.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 
+from pyrobnn.criteria.context import ScoringContext
 from pyrobnn.criteria.scores import scored
 from pyrobnn.guides.function import NoLatents
 from pyrobnn.guides.mean_field import MeanField
 from pyrobnn.inference.callbacks import Callback
 from pyrobnn.methods.history import NormHistory, SimilarPairs
-from pyrobnn.pipeline.iterative import iterative_road
-from pyrobnn.pipeline.method import Method, Reading
+from pyrobnn.pipeline.context import Context
+from pyrobnn.pipeline.method import Method
+from pyrobnn.pipeline.pipelines import iterative
 from pyrobnn.pipeline.recipe import recipes
-from pyrobnn.pipeline.run import Run
-from pyrobnn.pipeline.widths import by_scores, evenly, planned_road
+from pyrobnn.pipeline.stages import Stage
+from pyrobnn.pipeline.state import State
+from pyrobnn.pipeline.widths import by_scores, evenly, planned
 from pyrobnn.priors.gaussian import Gaussian
 from pyrobnn.summary.types import Posterior
 
 SHARE = 0.8  # of every layer's filters that a round keeps without a target
 
 
-def pair_fraction(run: Any) -> float:
+def pair_fraction(context: Context) -> float:
     """The share of a layer's filters that a round can be expected to cut: costs go with products of two widths."""
-    request = run.request
-    if not request.has_budget:
+    config = context.config
+    if not config.has_budget:
         return 1 - SHARE
-    targets = [value for value in (request.target_macs, request.target_params) if value is not None]
-    return float(1 - min(targets) ** (0.5 / len(run.epochs.infer)))
+    targets = [value for value in (config.target_macs, config.target_params) if value is not None]
+    return float(1 - min(targets) ** (0.5 / len(context.epochs.infer)))
 
 
-def history_road(run: Run, even: bool = False) -> None:
+def by_history(context: Context, even: bool = False) -> list[Stage]:
     """To a budget by widths that are planned once; otherwise the loop of the paper."""
-    if run.request.has_budget:
-        planned_road(run, evenly if even else by_scores)
-    else:
-        iterative_road(run)
+    if context.config.has_budget:
+        return planned(context, evenly if even else by_scores)
+    return iterative(context)
 
 
-def _read(reading: Reading) -> Posterior:
+def _score(scoring: ScoringContext) -> Posterior:
     """What a filter's removal loses is the distance of its pair; the history goes with the posterior."""
-    history, similar = reading.events
-    assert isinstance(history, NormHistory) and isinstance(similar, SimilarPairs)
-    plan, table = reading.run.plan, reading.model.groups
-    assert table is not None
+    history: NormHistory = scoring.callback(NormHistory, "hbfp")
+    similar: SimilarPairs = scoring.callback(SimilarPairs, "hbfp")
+    plan, table = scoring.need("plan", "hbfp"), scoring.need("table", "hbfp")
     orders = similar.orders.items()
     scores, parts = {name: order.scores() for name, order in orders}, {name: order.parts() for name, order in orders}
-    posterior = scored(reading.posterior, scores, table, parts)
+    posterior = scored(scoring.posterior, scores, table, parts)
     posterior.trajectories = [
         {
             name: {
@@ -96,9 +96,9 @@ def hbfp(
         name: of the result, for reports.
     """
 
-    def events(run: Any, number: int) -> list[Callback]:
+    def callbacks(context: Context, state: State, number: int) -> list[Callback]:
         history = NormHistory(number, per_epoch=per_epoch, distance=distance)
-        return [history, SimilarPairs(history, pair_fraction(run), weight=weight, drop=drop, gradient=gradient)]
+        return [history, SimilarPairs(history, pair_fraction(context), weight=weight, drop=drop, gradient=gradient)]
 
     what = "expected L1 norms under mean-field Gaussian weights" if bayesian else "L1 norms"
     common = {"rounds": 8, "infer_share": 0.4, "kl_warmup": 0.5}
@@ -135,10 +135,10 @@ def hbfp(
         },
         rule="fraction",
         threshold=SHARE,
-        events=events,
-        read=_read,
+        callbacks=callbacks,
+        score=_score,
         stops=True,
-        road=partial(history_road, even=even),
+        pipeline=partial(by_history, even=even),
     )
 
 

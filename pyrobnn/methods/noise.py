@@ -1,4 +1,4 @@
-"""Channel-noise methods on the common road: `ard` (ours) and `sbp`."""
+"""Channel-noise methods in the common pipeline: `ard` (ours) and `sbp`."""
 
 from __future__ import annotations
 
@@ -10,33 +10,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrobnn.criteria.context import ScoringContext
 from pyrobnn.distributions import TruncatedLogNormal
 from pyrobnn.guides.noise import NormalNoise, TruncatedLogNormalNoise, stationary_loss
 from pyrobnn.inference.callbacks import Callback
 from pyrobnn.inference.pricing import PricedKL
-from pyrobnn.pipeline.method import Method, Reading
+from pyrobnn.pipeline.context import Context
+from pyrobnn.pipeline.method import Method
 from pyrobnn.pipeline.recipe import recipes
+from pyrobnn.pipeline.state import State
 from pyrobnn.priors.noise import ARDNoise, LogUniformNoise
 from pyrobnn.summary.types import ChannelSummary, Posterior
 
 
-def round_goal(run: Any, number: int) -> dict[str, float]:
+def round_goal(context: Context, state: State, number: int) -> dict[str, float]:
     """What may be left after this round: a geometric step of the budget, or half of what there is."""
-    request, share = run.request, (number + 1) / len(run.epochs.infer)
-    if request.has_budget:
-        targets = {"macs": request.target_macs, "params": request.target_params}
+    config, share = context.config, (number + 1) / len(context.epochs.infer)
+    if config.has_budget:
+        targets = {"macs": config.target_macs, "params": config.target_params}
         return {name: value**share for name, value in targets.items() if value is not None}
-    return {"macs": 0.5 * run.left()["macs"]}
+    return {"macs": 0.5 * context.left(state.plan)["macs"]}
 
 
-def priced(run: Any, number: int) -> list[Callback]:
+def priced(context: Context, state: State, number: int) -> list[Callback]:
     """KL by marginal price, with the multiplier set by dual ascent on the round's goal.
 
     Without a budget there is nothing to insist on: the KL never counts more than the ELBO says, or
     inference could not bring back what the last cut lost.
     """
-    most = 1e4 if run.request.has_budget else 1.0
-    return [PricedKL(round_goal(run, number), run.dense_cost, bounds=(0.05, most))]
+    most = 1e4 if context.config.has_budget else 1.0
+    return [PricedKL(round_goal(context, state, number), context.dense_cost, bounds=(0.05, most))]
 
 
 def ard_loss(snr: Tensor, weight: float) -> Tensor:
@@ -63,13 +66,13 @@ def log_uniform_loss(posterior: TruncatedLogNormal, weight: float) -> Tensor:
     return (weight * stationary_loss(q) * -torch.expm1(-kl.square())).float()
 
 
-def _unpriced(reading: Reading, loss: Callable[[Any, ChannelSummary, float], Tensor]) -> Posterior:
+def _unpriced(scoring: ScoringContext, loss: Callable[[Any, ChannelSummary, float], Tensor]) -> Posterior:
     """The posterior with `nats` as lost by the likelihood, whatever the channel's KL was priced with."""
-    price = next(event for event in reading.events if isinstance(event, PricedKL))
-    posterior = reading.posterior
+    price: PricedKL = scoring.callback(PricedKL)
+    posterior = scoring.posterior
     for name, summary in posterior.channels.items():
         weight = price.kl_weight * price.weights.get(name, 1.0)
-        posterior.channels[name] = replace(summary, nats=loss(reading.guide, summary, weight).cpu())
+        posterior.channels[name] = replace(summary, nats=loss(scoring.guide, summary, weight).cpu())
     return posterior
 
 
@@ -88,8 +91,8 @@ ARD = Method(
     prior=ARDNoise,
     guide=NormalNoise,
     recipes=NOISE.with_values({"guide.init_scale": 0.1}),
-    events=priced,
-    read=lambda reading: _unpriced(reading, lambda guide, summary, w: ard_loss(summary.snr, w)),
+    callbacks=priced,
+    score=lambda scoring: _unpriced(scoring, lambda guide, summary, w: ard_loss(summary.snr, w)),
 )
 
 SBP = Method(
@@ -100,8 +103,8 @@ SBP = Method(
     prior=LogUniformNoise,
     guide=TruncatedLogNormalNoise,
     recipes=NOISE.with_values({"guide.init_log_scale": -3.0}),
-    events=priced,
-    read=lambda reading: _unpriced(
-        reading, lambda guide, summary, w: log_uniform_loss(guide.posterior(f"{summary.group}.noise"), w)
+    callbacks=priced,
+    score=lambda scoring: _unpriced(
+        scoring, lambda guide, summary, w: log_uniform_loss(guide.posterior(f"{summary.group}.noise"), w)
     ),
 )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyrobnn.channels import PruningPlan
 from pyrobnn.channels.planner import Limits, plan_for_budget
@@ -21,15 +21,14 @@ from pyrobnn.criteria.rules import plan
 from pyrobnn.errors import PlanError
 from pyrobnn.guides.noise import NormalNoise
 from pyrobnn.inference.callbacks import Callback, FitState, FitUpdate
-from pyrobnn.pipeline.acceptance import begin, finish, survives
-from pyrobnn.pipeline.common import deepest
+from pyrobnn.pipeline.choices import deepest
+from pyrobnn.pipeline.context import Context
 from pyrobnn.pipeline.method import Method
+from pyrobnn.pipeline.pipelines import tuning
 from pyrobnn.pipeline.recipe import recipes
+from pyrobnn.pipeline.stages import Stage, accept, cut, infer, train_dense
+from pyrobnn.pipeline.state import State
 from pyrobnn.priors.noise import SpikeNoise, TwoSpikeNoise
-from pyrobnn.summary.state import from_state
-
-if TYPE_CHECKING:
-    from pyrobnn.pipeline.run import Run
 
 
 class NarrowSpikes(Callback):
@@ -49,7 +48,7 @@ class NarrowSpikes(Callback):
         return self.on_start(state)
 
 
-def recursive_road(run: Run) -> None:
+def recursive(context: Context) -> list[Stage]:
     """Layer by layer in forward order: infer its noise, cut, fold, and go on in the smaller network.
 
     Each layer so sees the inputs that its pruned predecessors really give, and later layers are
@@ -57,47 +56,42 @@ def recursive_road(run: Run) -> None:
     With `--max-drop` every layer is cut as deep as validation accuracy allows, and the first layer whose
     inference does not bring the network back ends the recursion: the cut before it is taken back.
     """
-    within_drop = run.request.max_drop is not None
-    if within_drop:
-        begin(run)
-    else:
-        run.start()
-    names = [group.name for group in run.table]
-    epochs = sum(run.epochs.infer)
+    judged = context.config.within_drop
+    names = [group.name for group in context.table]
+    epochs = sum(context.epochs.infer) / len(names)
+    stages = [train_dense()]
     for number, name in enumerate(names):
-        run.infer(number, epochs=epochs / len(names), only=name)
-        if within_drop and not survives(run, number):
-            break
-        run.cut(number, partial(_choose, run, name, names[number:]), fold=True)
-    if within_drop:
-        finish(run, run.epochs.tune, run.epochs.retune)
-    else:
-        run.tune("tune", run.epochs.tune)
+        stages.append(infer(number, epochs=epochs, only=name))
+        if judged:
+            stages.append(accept(number))
+        stages.append(cut(number, partial(_choose, name=name, remaining=names[number:]), fold=True))
+    return [*stages, *tuning(context, judged=judged)]
 
 
-def _choose(run: Run, name: str, remaining: list[str]) -> PruningPlan:
+def _choose(context: Context, state: State, number: int, *, name: str, remaining: list[str]) -> PruningPlan:
     """What stays of one group: by inclusion, by accuracy, or by its share of what the budget still asks for."""
-    request, table = run.request, run.current_table()
-    posterior = from_state(run.carry["latest"])
-    limits = Limits(request.min_channels, request.round_to)
-    mine = replace(posterior, channels={name: posterior.channels[name]})
-    if request.max_drop is not None:
-        return deepest(run, mine.costs(), limits)
-    if not request.has_budget:
+    config, table, limits = context.config, context.table_of(state.plan), context.limits
+    assert state.latest is not None
+    mine = replace(state.latest, channels={name: state.latest.channels[name]})
+    costs = mine.costs()
+    if config.within_drop:
+        return deepest(context, state, costs)
+    if not config.has_budget:
+        method = context.method
         return plan(
-            mine, run.method.rule, run.method.threshold, min_channels=limits.min_channels, round_to=limits.round_to
+            mine, method.rule, method.threshold, min_channels=limits.min_channels, round_to=limits.round_to
         )
-    left, widths = run.left(), table.widths()
+    left, widths = context.left(state.plan), table.widths()
     goals = {}
     for kind in ("macs", "params"):
-        target = getattr(request, f"target_{kind}")
+        target = getattr(config, f"target_{kind}")
         if target is not None:
             # The rest of the cut in log space, by each remaining group's part of the cost.
             parts = {other: float(getattr(table[other].cost, kind)) * widths[other] for other in remaining}
             share = parts[name] / max(sum(parts.values()), 1e-12)
             goals[f"target_{kind}"] = left[kind] * min(1.0, target / left[kind]) ** share
     try:
-        return plan_for_budget(mine.costs(), table, limits=limits, dense=run.dense_cost, **goals)
+        return plan_for_budget(costs, table, limits=limits, dense=context.dense_cost, **goals)
     except PlanError:
         return plan_for_budget_floor(mine, limits)
 
@@ -112,10 +106,6 @@ def plan_for_budget_floor(posterior: Any, limits: Limits) -> PruningPlan:
         round_to=limits.round_to,
         max_cut=limits.max_cut,
     )
-
-
-def _two_spike_events(run: Any, number: int) -> list[Callback]:
-    return [NarrowSpikes()]
 
 
 RBP = Method(
@@ -134,8 +124,8 @@ RBP = Method(
         small={"infer.lr": 5e-4, "infer.guide_lr": 2e-2},
         deep={"infer.guide_lr": 1e-2},
     ),
-    events=_two_spike_events,
-    road=recursive_road,
+    callbacks=lambda context, state, number: [NarrowSpikes()],
+    pipeline=recursive,
 )
 
 RBP_SPIKE = replace(
@@ -145,6 +135,6 @@ RBP_SPIKE = replace(
     cut_where="SNR < 1 (with a target: fewest nats per cost, layer by layer)",
     prior=SpikeNoise,
     rule="snr",
-    events=lambda run, number: [],
+    callbacks=lambda context, state, number: [],
     recipes=RBP.recipes.with_values({"kl_warmup": 1.0, "kl_weight": 0.1}),
 )

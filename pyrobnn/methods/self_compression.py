@@ -13,25 +13,23 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from pyrobnn.channels import PruningPlan
-from pyrobnn.channels.planner import Limits
+from pyrobnn.criteria.context import ScoringContext
 from pyrobnn.criteria.kernels import rank_kernels, redundancy_plan
 from pyrobnn.guides.kernel import KernelMeanField
-from pyrobnn.pipeline.acceptance import begin, finish, survives
-from pyrobnn.pipeline.common import choose
-from pyrobnn.pipeline.journal import Carry
+from pyrobnn.pipeline.choices import choose
+from pyrobnn.pipeline.context import Context
 from pyrobnn.pipeline.method import Method
+from pyrobnn.pipeline.pipelines import tuning
 from pyrobnn.pipeline.recipe import recipes
+from pyrobnn.pipeline.stages import Stage, accept, cut, infer, train_dense
+from pyrobnn.pipeline.state import State
 from pyrobnn.priors.tensor_normal import TensorNormal
-from pyrobnn.summary.state import from_state, to_state
-
-if TYPE_CHECKING:
-    from pyrobnn.pipeline.run import Run
+from pyrobnn.summary.types import Posterior
 
 
-def self_compression_road(run: Run, statistic: str = "norm") -> None:
+def until_none(context: Context) -> list[Stage]:
     """Train, count the redundant kernels, rebuild with the survivors, until none is redundant; then tune.
 
     What is redundant follows from what was asked for. Nothing: the kernels below the largest gap of the
@@ -39,64 +37,44 @@ def self_compression_road(run: Run, statistic: str = "norm") -> None:
     validation accuracy allows to remove; a network that does not recover from a removal is taken back,
     and the loop ends. A budget: the smallest, down to a geometric step of it in each round.
     """
-    budget = run.request.has_budget
-    tolerant = run.request.max_drop is not None and not budget
-    if tolerant:
-        begin(run)
-    else:
-        run.start()
-    for number, passes in enumerate(_passes(run)):
-        run.infer(number, epochs=passes)
-        run.journal.step(f"rank {number + 1}", partial(_rank, run, statistic))
-        if tolerant and not survives(run, number):
-            break
-        run.journal.step(f"count {number + 1}", partial(_count, run, number))
-        run.cut(number, partial(_found, run))
-        if not budget and run.carry["redundant"][number] == 0:
-            run.say(f"round {number + 1}: no kernel is redundant")
-            break
-    if tolerant:
-        finish(run, run.epochs.tune, run.epochs.retune)
-    else:
-        run.tune("tune", run.epochs.tune)
+    judged = context.config.within_drop
+    stages = [train_dense()]
+    for number, passes in enumerate(_passes(context)):
+        stages.append(infer(number, epochs=passes))
+        if judged:
+            stages.append(accept(number))
+        stages.append(cut(number, _redundant, until_nothing=not context.config.has_budget))
+    return [*stages, *tuning(context, judged=judged)]
 
 
-def _passes(run: Run) -> list[float]:
+def _passes(context: Context) -> list[float]:
     """Epochs by round. Where kernels are to vanish by themselves, the first round takes half of all.
 
     There the posterior has to settle before anything can be counted; later rounds start from what the
     survivors have. A recipe may show a part of the images in each planned epoch.
     """
-    planned = run.epochs.infer
+    planned, share = context.epochs.infer, context.recipe.pass_share
     total = sum(planned)
-    if run.recipe.pass_share < 1:
-        return [run.recipe.pass_share * epochs for epochs in planned]
-    if run.request.target or len(planned) == 1:
+    if share < 1:
+        return [share * epochs for epochs in planned]
+    if context.config.target or len(planned) == 1:
         return [float(epochs) for epochs in planned]
     first = math.ceil(total / 2)
     rounds = min(len(planned) - 1, total - first)
     return [float(first), *((total - first) // rounds + (k < (total - first) % rounds) + 0.0 for k in range(rounds))]
 
 
-def _rank(run: Run, statistic: str, carry: Carry) -> Carry:
-    """The last posterior, its channels ranked as kernels; what was recorded before is of another statistic."""
-    return {"latest": to_state(rank_kernels(from_state(carry["latest"]), run.current_table(), statistic)), "earlier": []}
+def _redundant(context: Context, state: State, number: int) -> PruningPlan:
+    """The plan of a round."""
+    if context.config.target:
+        return choose(context, state, number)
+    assert state.latest is not None
+    return redundancy_plan(state.latest, context.limits)
 
 
-def _count(run: Run, number: int, carry: Carry) -> Carry:
-    """The plan of this round and how many kernels it removes."""
-    request = run.request
-    if request.target:
-        plan = choose(run, number)
-    else:
-        limits = Limits(request.min_channels, request.round_to)
-        plan = redundancy_plan(from_state(carry["latest"]), limits)
-    removed = sum(plan.channels[name] - len(units) for name, units in plan.keep.items())
-    return {"found": plan.to_json(), "redundant": [*carry.get("redundant", []), removed]}
-
-
-def _found(run: Run) -> PruningPlan:
-    return PruningPlan.from_json(run.carry["found"])
+def _score(scoring: ScoringContext, statistic: str) -> Posterior:
+    """The channels ranked as kernels."""
+    return rank_kernels(scoring.posterior, scoring.need("table", "self-compression"), statistic)
 
 
 METHOD = Method(
@@ -121,8 +99,9 @@ METHOD = Method(
         small={"infer.guide_lr": 1e-3, "guide.scale_lr": 5.0},
         deep={"infer.guide_lr": 2e-4, "kl_weight": 0.01, "guide.scale_lr": 25.0, "pass_share": 0.5},
     ),
+    score=partial(_score, statistic="norm"),
     stops=True,
-    road=self_compression_road,
+    pipeline=until_none,
 )
 
 METHOD_SNR = replace(
@@ -131,5 +110,5 @@ METHOD_SNR = replace(
     title="the same loop, kernels ranked by their signal-to-noise ratio",
     cut_where="SNR of the kernel < 1 (0 dB)",
     rule="snr",
-    road=partial(self_compression_road, statistic="snr"),
+    score=partial(_score, statistic="snr"),
 )

@@ -15,24 +15,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from pyrobnn.criteria.context import ScoringContext
 from pyrobnn.distributions.base import base_distribution
 from pyrobnn.guides.spike_slab import SpikeSlabGuide
 from pyrobnn.inference.callbacks import Callback
 from pyrobnn.inference.pricing import PricedKL
 from pyrobnn.methods.noise import round_goal
-from pyrobnn.pipeline.method import Method, Reading
+from pyrobnn.pipeline.context import Context
+from pyrobnn.pipeline.method import Method
 from pyrobnn.pipeline.recipe import recipes
 from pyrobnn.pipeline.sparsity import SupportPrice, choose_zeros, zero_goal
+from pyrobnn.pipeline.state import State
 from pyrobnn.priors.spike_slab import EdgeSpikeSlab, SpikeSlab
 from pyrobnn.summary.types import Posterior
-
-if TYPE_CHECKING:
-    from pyrobnn.pipeline.run import Run
 
 # The gates' KL starts at ten times that of the ELBO: closing one of LeNet's convolution channels costs
 # the likelihood a hundredth of a nat an image, its KL saves 6 nats for all 60,000 images together.
@@ -42,17 +41,17 @@ RANGE = 1e3  # what the price can rise by in one round, however short: gates tha
 SOURCE = "Jantre, Bhattacharya, Maiti 2021, 2023 (released code)"
 
 
-def _priced(run: Run, number: int) -> list[Callback]:
+def _priced(context: Context, state: State, number: int) -> list[Callback]:
     """With a target the gates' KL is priced; without one the prior inclusion alone decides."""
-    if not run.request.has_budget and run.request.max_drop is None:
+    if not context.config.has_budget and not context.config.within_drop:
         return []
-    updates = run.epochs.infer[number] * len(run.data.train) / (run.epochs.batch_size * EVERY)
+    updates = context.epochs.infer[number] * len(context.data.train) / (context.epochs.batch_size * EVERY)
     return [
         PricedKL(
-            round_goal(run, number),
-            run.dense_cost,
+            round_goal(context, state, number),
+            context.dense_cost,
             site="gate",
-            start=FIRST_PRICE / run.recipe.kl_weight,
+            start=FIRST_PRICE / context.recipe.kl_weight,
             rate=min(0.5, max(0.1, RANGE ** (1 / max(1.0, updates)) - 1)),
             every=EVERY,
             bounds=(1.0, 1e6),
@@ -76,11 +75,11 @@ def gate_loss(nats: Tensor, prior_logit: Tensor, weight: float, slab: Tensor | f
     return (weight * (logit - prior_logit) + slab).clamp_min(0.0)
 
 
-def _unpriced(reading: Reading) -> Posterior:
+def _unpriced(scoring: ScoringContext) -> Posterior:
     """The posterior with `nats` as lost by the likelihood, where the gates' KL was priced."""
-    price = next((event for event in reading.events if isinstance(event, PricedKL)), None)
-    sites, posterior = reading.model.sites(), reading.posterior
-    slabs = reading.guide.slab_kl()
+    price = next((found for found in scoring.callbacks if isinstance(found, PricedKL)), None)
+    sites, posterior = scoring.need("model").sites(), scoring.posterior
+    slabs = scoring.guide.slab_kl()
     for name, summary in posterior.channels.items():
         if price is not None and name in price.weights:
             prior = base_distribution(sites[f"{name}.gate"]["fn"]).logits.detach().cpu()
@@ -122,8 +121,8 @@ SS_IG = Method(
             "guide.scale_lr": 25.0,
         },
     ),
-    events=_priced,
-    read=_unpriced,
+    callbacks=_priced,
+    score=_unpriced,
 )
 
 SS_GL = replace(
@@ -141,11 +140,11 @@ SS_GHS = replace(
 )
 
 
-def _edge_events(run: Run, number: int) -> list[Callback]:
+def _edge_callbacks(context: Context, state: State, number: int) -> list[Callback]:
     """The same for the weights: priced where a target says how many may stay."""
-    if run.request.target_nonzero is None:
+    if context.config.target_nonzero is None:
         return []
-    return [SupportPrice(zero_goal(run, number + 1), run.dense_cost[0], start=1 / run.recipe.kl_weight)]
+    return [SupportPrice(zero_goal(context, number + 1), context.dense_cost[0], start=1 / context.recipe.kl_weight)]
 
 
 SS_EDGE = replace(
@@ -154,7 +153,7 @@ SS_EDGE = replace(
     title="spike-and-slab weights (edges), isotropic Gaussian slab",
     cut_where="no weight of the channel included; single weights: inclusion < 1/2, zeroed",
     prior=partial(EdgeSpikeSlab, 0.5, relative=True),
-    events=_edge_events,
-    read=None,
+    callbacks=_edge_callbacks,
+    score=None,
     zeros=choose_zeros,
 )

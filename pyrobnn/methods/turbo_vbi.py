@@ -12,53 +12,50 @@ weights (and so whole kernels) are zeroed and stay zero while tuning.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from pyrobnn.guides.turbo import TurboGuide
 from pyrobnn.inference.callbacks import Callback, FitState
 from pyrobnn.inference.turbo_updates import TurboUpdates
+from pyrobnn.pipeline.context import Context
 from pyrobnn.pipeline.method import Method
 from pyrobnn.pipeline.recipe import recipes
 from pyrobnn.pipeline.sparsity import Zeros, choose_zeros, support_report, zero_goal
+from pyrobnn.pipeline.state import State
 from pyrobnn.priors.turbo import Turbo
 
-if TYPE_CHECKING:
-    from pyrobnn.pipeline.run import Run
 
-
-def _events(run: Run, number: int) -> list[Callback]:
+def _callbacks(context: Context, state: State, number: int) -> list[Callback]:
     """Updates after each epoch, the spike narrowing over the first half; a bound where there is a target.
 
     Most of the inference is the deterministic relaxation: σ of a weight that the data do not need
     grows towards the slab's, and ⟨w²⟩ = μ² + σ² then takes it for one that they do.
     """
-    epochs = sum(run.epochs.infer)
-    last = number == len(run.epochs.infer) - 1
+    planned = context.epochs.infer
+    last = number == len(planned) - 1
 
-    def size(state: FitState) -> int:
-        others = sum(p.numel() for p in state.model.net.parameters())
-        return max(1, int(zero_goal(run, number + state.progress) * run.dense_cost[0]) - others)
+    def size(fit: FitState) -> int:
+        others = sum(p.numel() for p in fit.model.net.parameters())
+        return max(1, int(zero_goal(context, number + fit.progress) * context.dense_cost[0]) - others)
 
     return [
         TurboUpdates(
-            anneal=max(1, epochs // 2),
+            anneal=max(1, sum(planned) // 2),
             learn=False,
-            point_epochs=max(0, run.epochs.infer[number] - 1) if last else run.epochs.infer[number],
-            size=size if run.request.target_nonzero is not None else None,
+            point_epochs=max(0, planned[number] - 1) if last else planned[number],
+            size=size if context.config.target_nonzero is not None else None,
         )
     ]
 
 
-def turbo_zeros(run: Run) -> Zeros:
+def turbo_zeros(context: Context, state: State) -> Zeros:
     """Zeros by the support, and beside its runs those of an independent support read from the same posterior.
 
     The independent support takes, in each tensor, as many weights, in the order of their own evidence,
     without what the chains say.
     """
-    chosen = choose_zeros(run)
-    guide = run.bayesian()[1]
+    chosen = choose_zeros(context, state)
+    guide = context.model_of(state)[1]
     alone = {}
     for name, evidence in guide.weight_evidence().items():
         flat = torch.zeros(evidence.numel(), dtype=torch.bool)
@@ -85,6 +82,6 @@ METHOD = Method(
         small={"infer.guide_lr": 1e-3, "estimator": "local"},
         deep={"infer.guide_lr": 2e-4, "kl_weight": 0.3},
     ),
-    events=_events,
+    callbacks=_callbacks,
     zeros=turbo_zeros,
 )

@@ -1,10 +1,11 @@
-"""How the dense network teaches the compact one: on which images, at which temperature, and how often it is asked."""
+"""How the dense network teaches the compact one: on which images, at which temperature, and how often it is evaluated."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pyrobnn.data import Augment, Data
@@ -12,58 +13,76 @@ from pyrobnn.inference.blends import Blends
 from pyrobnn.inference.folding import folded
 from pyrobnn.inference.precision import channels_last
 from pyrobnn.inference.terms import Distillation, answers
-
-if TYPE_CHECKING:
-    from pyrobnn.pipeline.run_state import RunState
+from pyrobnn.pipeline.recipe import Recipe
 
 MOST_ANSWERS = 50_000_000  # logits of the dense network that are kept (200 MB)
 SMALL_SHIFT = 1  # pixels of augmentation that leave its answers as they are
 
 
-class Teaching:
-    """What a run's compact network is tuned on, and the objective terms that come from the dense one.
+class Teacher:
+    """The data that a compact network is tuned on, and the objective terms that come from the dense one.
 
     There are no such terms where the targets are not classes.
+
+    Args:
+        recipe: weights, temperature, hidden squares.
+        data: of the run.
+        device, autocast: as for the run.
+        inference_dtype: of the dense network's passes in every step.
+        epochs: that learn from it.
+        classes: the targets are classes.
     """
 
-    def __init__(self, run: RunState) -> None:
-        self.run = run
-        self._kept: Tensor | None = None  # answers, made when first needed
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Data,
+        device: torch.device,
+        autocast: torch.dtype | None,
+        inference_dtype: torch.dtype | None,
+        *,
+        epochs: int,
+        classes: bool,
+    ) -> None:
+        self.recipe, self._data, self.device, self.autocast = recipe, data, device, autocast
+        self.inference_dtype, self.epochs, self.classes = inference_dtype, epochs, classes
+        self._fast: tuple[nn.Module, nn.Module] | None = None  # the dense network, and as fast as it can be
+        self._logits: Tensor | None = None  # its answers, made when first needed
 
     def answers(self, dense: nn.Module, weight: float) -> list[Distillation]:
         """Soft targets for the training images.
 
-        The dense network is asked once per image and mirror image where that is cheaper than in every epoch and fits
-        in memory.
+        The dense network is evaluated once per image and mirror image where that is cheaper than in every epoch and
+        fits in memory.
         """
-        run = self.run
-        if not weight or not run.classifies:
+        if not weight or not self.classes:
             return []
-        asked = self._asked(dense)
-        if self.once and self._kept is None:
-            self._kept = answers(asked, run.data.train, run.autocast, run.device).to(run.device)
-        return [Distillation(asked, weight, run.recipe.temperature, run.quick(), self._kept)]
+        fast = self._evaluated(dense)
+        if self.once and self._logits is None:
+            self._logits = answers(fast, self._data.train, self.autocast, self.device).to(self.device)
+        return [Distillation(fast, weight, self.recipe.temperature, self.inference_dtype, self._logits)]
 
     def between(self, dense: nn.Module) -> list[Blends]:
-        """Soft targets for blends of training images, where the recipe asks for them."""
-        run = self.run
-        if not run.recipe.blends or not run.classifies:
+        """Soft targets between training images (mixup), where the recipe has a weight for them."""
+        if not self.recipe.blends or not self.classes:
             return []
-        return [Blends(self._asked(dense), run.recipe.blends, run.recipe.temperature, run.quick())]
+        return [Blends(self._evaluated(dense), self.recipe.blends, self.recipe.temperature, self.inference_dtype)]
 
     @property
     def data(self) -> Data:
         """What the compact network is tuned on: the run's data, a part of every image hidden if the recipe says so."""
-        run, data = self.run, self.run.data
-        if not run.recipe.cutout:
+        data = self._data
+        if not self.recipe.cutout:
             return data
-        side = max(1, round(run.recipe.cutout * min(data.image_shape[1:])))
+        side = max(1, round(self.recipe.cutout * min(data.image_shape[1:])))
         return replace(data, train=replace(data.train, augment=replace(data.train.augment or Augment(), cutout=side)))
 
-    def _asked(self, dense: nn.Module) -> nn.Module:
-        """The network as fast as it can be, as it is asked in every step."""
-        device = self.run.device
-        return channels_last(folded(dense.to(device), self.run.data.example.to(device)))
+    def _evaluated(self, dense: nn.Module) -> nn.Module:
+        """The network with its normalisation folded in, as it is evaluated in every step."""
+        if self._fast is None or self._fast[0] is not dense:
+            fast = channels_last(folded(dense.to(self.device), self._data.example.to(self.device)))
+            self._fast = (dense, fast)
+        return self._fast[1]
 
     @property
     def once(self) -> bool:
@@ -72,25 +91,24 @@ class Teaching:
         LeNet-5 with shifts of 1 pixel: 0.82 % validation error with kept answers, 0.78 % without, in 0.6 of the
         time. ResNet-20 at half of its MACs with shifts of 4, 3 epochs: 8.4 and 7.0 %.
         """
-        run, split = self.run, self.run.data.train
+        split = self._data.train
         augment = split.augment or Augment()
-        if run.recipe.cutout or augment.cutout or augment.shift > SMALL_SHIFT:
+        if self.recipe.cutout or augment.cutout or augment.shift > SMALL_SHIFT:
             return False
-        taught = run.epochs.tune + run.epochs.retune + (sum(run.epochs.infer) if run.recipe.infer_distillation else 0)
-        return taught > split.num_views and len(split) * split.num_views * run.data.num_classes <= MOST_ANSWERS
+        few = len(split) * split.num_views * self._data.num_classes <= MOST_ANSWERS
+        return self.epochs > split.num_views and few
 
     def settings(self) -> dict[str, Any]:
         """For the report."""
-        recipe = self.run.recipe
+        recipe = self.recipe
         hidden = {"cutout": recipe.cutout} if recipe.cutout else {}
-        if not self.run.classifies:
+        if not self.classes:
             return {"distillation": 0.0, **hidden}
-        teacher = "once per image" if self.once else "every step"
         blends = {"blends": recipe.blends} if recipe.blends else {}
         return {
             "distillation": recipe.infer_distillation,
             "temperature": recipe.temperature,
-            "teacher": teacher,
+            "teacher": "once per image" if self.once else "every step",
             **blends,
             **hidden,
         }

@@ -9,41 +9,21 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from pyrobnn.inference.callbacks import Callback
-from pyrobnn.model import BayesianModel
 from pyrobnn.pipeline.recipe import Recipes, recipes
 from pyrobnn.priors.base import Prior
 from pyrobnn.summary.types import Posterior
 
 if TYPE_CHECKING:
     from pyrobnn.channels import ChannelTable
-    from pyrobnn.pipeline.run import Run
+    from pyrobnn.criteria.context import ScoringContext
+    from pyrobnn.pipeline.context import Context
     from pyrobnn.pipeline.sparsity import Zeros
+    from pyrobnn.pipeline.stages import Stage
+    from pyrobnn.pipeline.state import State
 
 
-def _no_events(run: Any, number: int) -> list[Callback]:
+def _no_callbacks(context: Context, state: State, number: int) -> list[Callback]:
     return []
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a method may look at when channels are judged, after one round's fit.
-
-    Attributes:
-        run: of the run directory, data and settings.
-        number: of the round, from 0.
-        net: the plain network at the posterior means, BatchNorm statistics measured again.
-        model, guide: the fitted pair.
-        events: of the fit, with what they remember.
-        posterior: what :func:`~pyrobnn.summarize` made of the pair.
-    """
-
-    run: Run
-    number: int
-    net: nn.Module
-    model: BayesianModel
-    guide: Any
-    events: list[Callback]
-    posterior: Posterior
 
 
 @dataclass(frozen=True)
@@ -60,16 +40,17 @@ class Method:
         recipes: how a network of each kind is trained, see :func:`~pyrobnn.pipeline.recipe.recipes`.
         rule, threshold: the cut rule of :func:`~pyrobnn.plan` where no target is given.
         settings: what the method itself was told, as plain data; two methods of one name that differ here are two.
-        events: makes the events of one round, given the run and the round's number (from 0); what
-            they remember goes on from round to round.
-        read: judges the channels where the posterior's own statistic is not what the method reads;
+        callbacks: makes the callbacks of one round's fit, given the round's number (from 0); what they remember goes on
+            from round to round.
+        score: scores the channels where the posterior's own statistic is not what the method reads;
             returns the posterior with its scores. None: what `summarize` found.
         usable: the groups that the method can judge, of a network and its table; the others are refused
             with their reason, before anything is trained. None: all.
         stops: without a target, stops by itself when validation accuracy would be lost.
-        zeros: for methods that decide weight by weight: which single weights of the cut network stay, given
-            the run (see :mod:`pyrobnn.pipeline.sparsity`); the others are zero from then on.
-        road: how the method goes from a dense to a compact network; None is the common road.
+        zeros: for methods that decide weight by weight: which single weights of the cut network stay
+            (see :mod:`pyrobnn.pipeline.sparsity`); the others are zero from then on.
+        pipeline: the stages from a dense to a compact network; None is
+            :func:`~pyrobnn.pipeline.pipelines.common`.
     """
 
     name: str
@@ -82,9 +63,9 @@ class Method:
     rule: str = "snr"
     threshold: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    events: Callable[[Any, int], list[Callback]] = _no_events
-    read: Callable[[Reading], Posterior] | None = None
+    callbacks: Callable[[Context, State, int], list[Callback]] = _no_callbacks
+    score: Callable[[ScoringContext], Posterior] | None = None
     usable: Callable[[nn.Module, ChannelTable], ChannelTable] | None = None
     stops: bool = False
-    zeros: Callable[[Any], Zeros] | None = None
-    road: Callable[..., None] | None = None
+    zeros: Callable[[Context, State], Zeros] | None = None
+    pipeline: Callable[[Context], list[Stage]] | None = None

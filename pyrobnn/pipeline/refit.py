@@ -1,60 +1,70 @@
-"""After the road: the posterior of what was kept, around the compact network."""
+"""After the pipeline: the posterior of what was kept, fitted again around the compact network."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from pyrobnn.errors import CheckpointError
 from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.off_data import OffData
 from pyrobnn.inference.precision import channels_last
-from pyrobnn.pipeline.journal import Carry
-from pyrobnn.pipeline.run import Run
+from pyrobnn.pipeline.context import Context
+from pyrobnn.pipeline.stages import Stage
+from pyrobnn.pipeline.state import State
 from pyrobnn.posterior.bayesian_net import BayesianNet, settings
 from pyrobnn.posterior.draws import surviving_scales
 
+BAYESIAN_SEED, WIDTH_SEED, SCALES_SEED = "bayesian", "width", "survive"
 
-def survive(run: Run, epochs: int) -> None:
-    """Fit a Gaussian posterior around the tuned compact network, as a step of its own.
 
-    It starts as wide as the posterior of the kept coordinates was, or narrower by a factor, if the ELBO of weights
-    that are independent wants that. Roads that fold their noise away
-    round by round (`rbp`) and controls carry none to the end; there it starts at a tenth of the weights.
-    The dense network teaches what to answer where there are no data. The compact network itself stays as it is.
-    Weights that the method zeroed one by one get a posterior like the others.
+def check_refit(state: State, epochs: int) -> None:
+    """A posterior that is there already has to be of so many epochs.
 
     Raises:
-        CheckpointError: the run has a posterior of another number of epochs.
+        CheckpointError: it is of another number.
     """
-
-    had = run.carry["epochs"].get("bayesian")
+    had = state.spent.get("bayesian")
     if had is not None and had != epochs:
         raise CheckpointError(
             f"this run has a posterior of {had} epochs, not {epochs}: leave --bayesian-epochs out, or choose another --out"
         )
-    # A control from fresh weights has no dense network that could teach.
-    taught = run.classifies and (run.trained or not run.carry.get("scratch"))
 
-    def function(carry: Carry) -> Carry:
-        net, scales = run.net().cpu(), None
-        if carry.get("guide") is not None:
-            model, guide = run.bayesian()
-            scales = surviving_scales(model.cpu(), guide.cpu(), seed=run.seed("survive"))
-        fitted = BayesianNet.around(net, data_size=len(run.data.train), scales=scales, likelihood=run.likelihood)
-        config = run.settings_of(FitConfig(**settings(net)), "bayesian", epochs, validate=False)
-        fitted.choose_width(run.data.train, kl_weight=settings(net)["kl_schedule"], seed=run.seed("width"))
+
+def refit(epochs: int) -> Stage:
+    """Fit a Gaussian posterior around the tuned compact network.
+
+    It starts as wide as the posterior of the kept coordinates was, or narrower by a factor, if the ELBO of weights
+    that are independent wants that. Pipelines that fold their noise away
+    round by round (`rbp`) and controls carry none to the end; there it starts at a tenth of the weights.
+    The dense network teaches what to answer where there are no data. The compact network itself stays as it is.
+    Weights that the method zeroed one by one get a posterior like the others.
+    """
+
+    def run(context: Context, state: State) -> State:
+        check_refit(state, epochs)
+        net, scales = state.net, None
+        if state.variational is not None and state.variational.guide is not None:
+            model, guide = context.model_of(state)
+            scales = surviving_scales(model.cpu(), guide.cpu(), seed=context.seed(SCALES_SEED))
+        size = len(context.data.train)
+        fitted = BayesianNet.around(net.cpu(), data_size=size, scales=scales, likelihood=context.likelihood)
+        config = context.fit_config(FitConfig(**settings(net)), BAYESIAN_SEED, epochs, validate=False)
+        fitted.choose_width(context.data.train, kl_weight=settings(net)["kl_schedule"], seed=context.seed(WIDTH_SEED))
+        # A control from fresh weights has no dense network that could teach.
+        taught = context.classifies and (context.trained or context.config.from_scratch is None)
+        dense = channels_last(state.dense)
         fitted.fit(
-            run.data,
+            context.data,
             config,
-            terms=[OffData(channels_last(run.net("dense")), autocast=run.quick())] if taught else [],
-            save=run.journal.save_fit,
-            state=run.journal.fit_state,
-            progress=run.progress,
+            terms=[OffData(dense, autocast=context.inference_dtype)] if taught else [],
+            save=lambda fit_state: context.store.save_fit("bayesian", fit_state),
+            state=context.store.fit_state("bayesian"),
+            progress=context.config.progress,
             title="bayesian",
         )
-        return {
-            "bayesian": fitted.state(),
-            "epochs": {**carry["epochs"], "bayesian": epochs},
-            "seconds": run.journal.seconds,
-            "bayesian_seconds": run.journal.seconds - carry["seconds"],
-        }
+        after = replace(state, spent=state.spend("bayesian", epochs))
+        return after.with_extras(
+            bayesian=fitted.state(), bayesian_seconds=context.store.seconds - state.seconds
+        )
 
-    run.journal.step("bayesian", function)
+    return Stage("bayesian", run)

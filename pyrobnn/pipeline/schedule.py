@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,8 +44,17 @@ class Epochs:
         """All of them."""
         return self.dense + sum(self.infer) + self.tune + self.retune
 
+    def data(self) -> dict[str, Any]:
+        """As plain values."""
+        return {**vars(self), "infer": list(self.infer)}
 
-def share_out(recipe: Recipe, request: CompressionConfig, data: Data, net: nn.Module, *, trained: bool) -> Epochs:
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Epochs:
+        """What :meth:`data` gave."""
+        return cls(**{**data, "infer": tuple(data["infer"])})
+
+
+def share_out(recipe: Recipe, config: CompressionConfig, data: Data, net: nn.Module, *, trained: bool) -> Epochs:
     """Split the epochs of a run between its phases.
 
     Without `--epochs` or `--minutes`: as many as the recipe says, more where the data set is so small that this would
@@ -52,15 +63,15 @@ def share_out(recipe: Recipe, request: CompressionConfig, data: Data, net: nn.Mo
     """
     batch = recipe.batch_size or batch_size_for(len(data.train))
     steps = math.ceil(len(data.train) / batch)
-    total = request.epochs
-    if total is None and request.minutes is not None:
-        total = max(2, int(0.8 * request.minutes * 60 / _epoch_seconds(net, data, request, batch)))
+    total = config.epochs
+    if total is None and config.minutes is not None:
+        total = max(2, int(0.8 * config.minutes * 60 / _epoch_seconds(net, data, config, batch)))
     if total is None:
         total = recipe.epochs_given if trained else recipe.epochs
         total = max(total, min(200, 5000 // steps))
     dense = 0 if trained else max(1, round(total * recipe.dense_share))
     rest = max(2, total - dense)
-    retune = rest // 4 if request.max_drop is not None and not request.has_budget and rest >= 8 else 0
+    retune = rest // 4 if config.max_drop is not None and not config.has_budget and rest >= 8 else 0
     tune = retune or min(rest - 1, max(1, round(rest * (1 - recipe.infer_share))))
     for_rounds = max(1, rest - tune - retune)
     rounds = max(1, min(recipe.rounds, for_rounds))
@@ -68,12 +79,12 @@ def share_out(recipe: Recipe, request: CompressionConfig, data: Data, net: nn.Mo
     return Epochs(dense, infer, tune, retune, batch)
 
 
-def _epoch_seconds(net: nn.Module, data: Data, request: CompressionConfig, batch: int) -> float:
+def _epoch_seconds(net: nn.Module, data: Data, config: CompressionConfig, batch: int) -> float:
     """Seconds of a training epoch, from a few steps on a copy."""
     few = replace(data, train=data.train.take(8 * batch))
     model = BayesianModel(net, data_size=len(few.train))
-    config = FitConfig(epochs=1, batch_size=batch, precision=request.precision, device=request.device, validate=False)
+    settings = FitConfig(epochs=1, batch_size=batch, precision=config.precision, device=config.device, validate=False)
     start = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
-        fit(model, NoLatents(), few, config=config, progress=False)
+        fit(model, NoLatents(), few, config=settings, progress=False)
     return (time.perf_counter() - start) * len(data.train) / len(few.train)

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from pyrobnn.distributions.markov import run_length
 from pyrobnn.errors import ConfigError
 from pyrobnn.inference.callbacks import Callback, FitState, FitUpdate
+from pyrobnn.nets.replica import copy_net
+from pyrobnn.pipeline.acceptance import worth_trying
 
 if TYPE_CHECKING:
-    from pyrobnn.pipeline.run import Run
+    from pyrobnn.pipeline.context import Context
+    from pyrobnn.pipeline.state import State
 
 STEPS_OF_SEARCH = 7  # bisections of the share of weights kept, under --max-drop
 
@@ -114,9 +117,9 @@ def nonzero_share(net: nn.Module, odds: Mapping[str, Tensor], dense: float) -> f
     return (others + sum(int((value > 0).sum()) for value in odds.values())) / dense
 
 
-def zero_goal(run: Run, rounds: float) -> float:
+def zero_goal(context: Context, rounds: float) -> float:
     """What may be non-zero after so many rounds: a geometric path to the target."""
-    return float(run.request.target_nonzero or 1.0) ** (rounds / len(run.epochs.infer))
+    return float(context.config.target_nonzero or 1.0) ** (rounds / len(context.epochs.infer))
 
 
 def apply_zeros(net: nn.Module, keep: Mapping[str, Tensor]) -> None:
@@ -127,19 +130,19 @@ def apply_zeros(net: nn.Module, keep: Mapping[str, Tensor]) -> None:
             tensors[name].masked_fill_(~mask.to(tensors[name].device), 0.0)
 
 
-def choose_zeros(run: Run) -> Zeros:
+def choose_zeros(context: Context, state: State) -> Zeros:
     """Weights with log-odds above 0 stay; under a target as many as it allows, highest odds first.
 
     With `--max-drop` alone, as many more stay as validation accuracy needs to remain above the floor
     that a cut has to respect.
     """
-    guide = run.bayesian()[1]
+    guide = context.model_of(state)[1]
     odds = {name: value.cpu() for name, value in guide.weight_odds().items()}
     line = torch.zeros(())
-    if run.request.target_nonzero is not None:
-        line = _line(odds, _allowed(run, odds))
-    elif run.request.max_drop is not None and not run.request.has_budget:
-        line = _within_drop(run, odds)
+    if context.config.target_nonzero is not None:
+        line = _line(odds, _allowed(context, state, odds))
+    elif context.config.within_drop:
+        line = _within_drop(context, state, odds)
     keep = masks(odds, line)
     return Zeros(keep, support_report(keep))
 
@@ -155,26 +158,25 @@ def _line(odds: Mapping[str, Tensor], count: int) -> Tensor:
     return values[count] if count < len(values) else torch.tensor(-torch.inf)
 
 
-def _allowed(run: Run, odds: Mapping[str, Tensor]) -> int:
+def _allowed(context: Context, state: State, odds: Mapping[str, Tensor]) -> int:
     """How many weights the target leaves once biases and normalisation are counted."""
-    others = sum(p.numel() for name, p in run.net().named_parameters() if name not in odds)
-    allowed = int(float(run.request.target_nonzero or 1.0) * run.dense_cost[0]) - others
+    others = sum(p.numel() for name, p in state.net.named_parameters() if name not in odds)
+    allowed = int(float(context.config.target_nonzero or 1.0) * context.dense_cost[0]) - others
     if allowed < len(odds):
-        run.say(f"--target-nonzero is out of reach: {others} biases and normalisation parameters are left beside it")
+        context.say(f"--target-nonzero is out of reach: {others} biases and normalisation parameters are left beside it")
     return max(allowed, len(odds))
 
 
-def _within_drop(run: Run, odds: Mapping[str, Tensor]) -> Tensor:
+def _within_drop(context: Context, state: State, odds: Mapping[str, Tensor]) -> Tensor:
     """The line nearest to 0 from below at which validation accuracy stays above the floor."""
-    from pyrobnn.pipeline.acceptance import floor, resolution
-    from pyrobnn.pipeline.common import LOSS_PER_CUT
-
-    least = floor(run, LOSS_PER_CUT + resolution(run))
+    assert state.base is not None
+    least = worth_trying(state.base, context.config.max_drop, len(context.data.valid))
+    net = copy_net(state.net)
 
     def good(line: Tensor) -> bool:
-        net = run.net()
+        net.load_state_dict(state.net.state_dict())
         apply_zeros(net, masks(odds, line))
-        return run.validation_accuracy(run.refreshed(net)) >= least
+        return float(context.accuracy(context.refreshed(net)) or 0.0) >= least
 
     line = torch.zeros(())
     if good(line):

@@ -14,7 +14,9 @@ constant_data       ``<site>_loc`` and ``<site>_scale`` of every site; per chann
                     ``_magnitude``), ``_kept`` and, where known, ``_nats``,
                     ``_evidence``, ``_loc``, ``_scale``, ``_history``, and
                     ``<group>_norm_history`` where filter norms were recorded, over
-                    ``<group>_original``, the channels of the original net;
+                    ``<group>_original``, the channels of the original net, with
+                    ``<group>_norm_round`` and the pairs of each round,
+                    ``<group>_norm_pairs_<round>``;
                     ``group_channels`` and ``group_kept`` over ``group``
 posterior_          predictive draws, when the posterior carries them
 predictive
@@ -279,7 +281,9 @@ def _channels(posterior: Posterior) -> xr.Dataset:
         name, n = _clean(group), len(channel.kept)
         dim = f"{name}_original"
         coords[dim] = np.arange(n)
-        attrs: dict[str, Any] = {"group": group, "statistic": channel.statistic, "round": int(channel.round)}
+        attrs: dict[str, Any] = {
+            "group": group, "statistic": channel.statistic, "unit": channel.unit, "round": int(channel.round)
+        }  # fmt: skip
         if channel.threshold is not None:
             attrs["threshold"] = float(channel.threshold)
         columns = {
@@ -289,6 +293,7 @@ def _channels(posterior: Posterior) -> xr.Dataset:
             "kept": channel.kept,
             "loc": channel.loc,
             "scale": channel.scale,
+            "ranking": channel.ranking,
         }
         for what, value in columns.items():
             if value is not None:
@@ -299,6 +304,12 @@ def _channels(posterior: Posterior) -> xr.Dataset:
         norms = _norm_history(posterior.trajectories, group, n)
         if norms is not None:
             variables[f"{name}_norm_history"] = (("record", dim), norms, attrs)
+            entries = {k: entry[group] for k, entry in enumerate(posterior.trajectories) if group in entry}
+            rounds = [np.full(len(entry["norms"]), k) for k, entry in entries.items()]
+            variables[f"{name}_norm_round"] = (("record",), np.concatenate(rounds))
+            for k, entry in entries.items():
+                pairs = _array(entry["pairs"])
+                variables[f"{name}_norm_pairs_{k}"] = ((f"{name}_pair_{k}", "goes_stays"), pairs)
     channels: Iterable[ChannelSummary] = posterior.channels.values()
     variables["group_channels"] = (("group",), np.array([len(c.kept) for c in channels]))
     variables["group_kept"] = (("group",), np.array([int(c.kept.sum()) for c in channels]))

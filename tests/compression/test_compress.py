@@ -22,7 +22,9 @@ import pyrobnn as pb
 from pyrobnn import cli
 from pyrobnn.data import Data
 from pyrobnn.inference.fit import Loop
-from pyrobnn.pipeline.journal import Journal
+from pyrobnn.io.checkpoint import load_checkpoint, save_checkpoint
+from pyrobnn.pipeline.state import State
+from pyrobnn.pipeline.store import RunStore
 from pyrobnn.report.report import VOLATILE
 
 EPOCHS = 5
@@ -125,9 +127,10 @@ def test_files(finished: tuple[Path, pb.Result]) -> None:
     out, result = finished
     names = {path.name for path in out.iterdir()}
     expected = {"report.json", "report.html", "compact.safetensors", "compact.json", "plan.json", "posterior.nc"}
-    assert expected | {"checkpoint.pt", "dense.safetensors", "manifest.json"} == names
+    assert expected | {"checkpoint.pt", "stages", "dense.safetensors", "manifest.json"} == names
     assert "http" not in (out / "compact.json").read_text()
-    torch.load(out / "checkpoint.pt", weights_only=True)
+    for path in (out / "checkpoint.pt", *(out / "stages").iterdir()):
+        torch.load(path, weights_only=True)
     assert set(result.posterior.channels) == set(result.plan.keep)
     for name, channel in result.posterior.channels.items():  # original coordinates, cut channels included
         assert len(channel.snr) == result.plan.channels[name]
@@ -320,7 +323,7 @@ def test_a_killed_run_ends_like_one_never_stopped(
 def test_a_run_killed_between_fits(
     where: str, npz: Path, tmp_path: Path, finished: tuple[Path, pb.Result], plain_pages: None
 ) -> None:
-    module = "pyrobnn.compression.compress" if where == "measure" else "pyrobnn.pipeline.run"
+    module = "pyrobnn.compression.result" if where == "measure" else "pyrobnn.pipeline.stages"
 
     def killed(*args: Any, **kwargs: Any) -> Any:
         raise Killed
@@ -342,48 +345,49 @@ def within_drop(data: Data) -> pb.Result:
     return pb.compress("small_cnn", data, **DROP)
 
 
-@pytest.mark.parametrize("where", ["cut 1", "judge 2", "tune"])
+@pytest.mark.parametrize("where", ["cut 1", "accept 2", "tune"])
 def test_a_killed_run_within_a_drop(
     where: str, data: Data, tmp_path: Path, within_drop: pb.Result, plain_pages: None
 ) -> None:
     """The verdicts of earlier rounds are not judged again by a later network."""
-    original = Journal.step
+    original = RunStore.write
 
-    def step(self: Journal, name: str, function: Any) -> None:
-        original(self, name, function)
+    def write(self: RunStore, number: int, name: str, state: State) -> None:
+        original(self, number, name, state)
         if name == where:
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Journal, "step", step)
+        patch.setattr(RunStore, "write", write)
         pb.compress("small_cnn", data, out=tmp_path / "run", **DROP)
     resumed = pb.compress("small_cnn", data, out=tmp_path / "run", resume=True, **DROP)
     assert steady(json.loads(json.dumps(resumed.report))) == steady(json.loads(json.dumps(within_drop.report)))
 
 
-def test_a_verdict_is_not_reconsidered(
+def test_a_judgement_is_not_made_again(
     data: Data, tmp_path: Path, plain_pages: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The third round fails; a run killed right then must not fail the second on resuming."""
+    judged: list[float] = []
 
-    def recovered(run: Any, number: int) -> bool:
-        return sum(name.startswith("infer") for name in run.journal.done) < 3
+    def recovered(accuracy: float, *others: Any) -> bool:
+        judged.append(accuracy)
+        return len(judged) % 2 == 1  # the second that is judged, the third round, fails
 
     monkeypatch.setattr("pyrobnn.pipeline.acceptance.recovered", recovered)
     whole = pb.compress("small_cnn", data, **DROP)
-    original = Journal.step
+    original = RunStore.write
 
-    def step(self: Journal, name: str, function: Any) -> None:
-        original(self, name, function)
-        if name == "judge 3":
+    def write(self: RunStore, number: int, name: str, state: State) -> None:
+        original(self, number, name, state)
+        if name == "accept 3":
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Journal, "step", step)
+        patch.setattr(RunStore, "write", write)
         pb.compress("small_cnn", data, out=tmp_path / "run", **DROP)
     resumed = pb.compress("small_cnn", data, out=tmp_path / "run", resume=True, **DROP)
-    done = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["done"]
-    assert "back from 3" in done and "back from 2" not in done
+    assert len(judged) == 4 and judged[:2] == judged[2:]
     assert steady(json.loads(json.dumps(resumed.report))) == steady(json.loads(json.dumps(whole.report)))
     for name, channel in resumed.posterior.channels.items():
         assert channel.kept.nonzero().flatten().tolist() == resumed.plan.keep[name]
@@ -394,10 +398,10 @@ def test_seconds_count_the_interrupted_parts(npz: Path, tmp_path: Path, plain_pa
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         kill_at(patch, 3 * STEPS)
         pb.compress("small_cnn", npz, target_macs=0.4, out=out, **SETTINGS)
-    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    state = load_checkpoint(out / "checkpoint.pt")
     assert state["seconds"] > 0
     state["seconds"] += 1000.0
-    torch.save(state, out / "checkpoint.pt")
+    save_checkpoint(state, out / "checkpoint.pt")
     resumed = pb.compress("small_cnn", npz, target_macs=0.4, out=out, resume=True, **SETTINGS)
     assert 1000 < resumed.report["seconds"] < 1300
 
@@ -426,12 +430,12 @@ def test_a_resume_with_other_settings_is_refused(
     change: dict[str, Any], npz: Path, finished: tuple[Path, pb.Result]
 ) -> None:
     out, _ = finished
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     settings = {**SETTINGS, "target_macs": 0.4, **change}
     name = next(iter(change))
     with pytest.raises(pb.CheckpointError, match=f"belongs to a run with {name}[.=]"):
         pb.compress("small_cnn", npz, out=out, resume=True, **settings)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 def test_a_process_killed_by_the_system(npz: Path, tmp_path: Path, finished: tuple[Path, pb.Result]) -> None:

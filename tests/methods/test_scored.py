@@ -12,14 +12,13 @@ import pyrobnn as pb
 from pyrobnn.criteria.scores import l1_norms, moments_of
 from pyrobnn.data import Data
 from pyrobnn.errors import ConfigError
-from pyrobnn.io.checkpoint import load_checkpoint
 from pyrobnn.methods.bayes_l1 import bayes_l1
 from pyrobnn.methods.controls import CONTROLS
 from pyrobnn.methods.hbfp import hbfp
 from pyrobnn.methods.registry import METHODS
-from pyrobnn.pipeline import acceptance as verdict
-from pyrobnn.pipeline.run import Run
-from pyrobnn.summary.state import from_state
+from pyrobnn.pipeline import acceptance, pipelines
+from pyrobnn.pipeline.context import Context
+from pyrobnn.pipeline.state import State
 
 SETTINGS: dict[str, Any] = {"precision": "fp32", "progress": False, "seed": 1}
 
@@ -44,15 +43,15 @@ def test_controls_spend_the_epochs_that_the_others_spend(data: Data) -> None:
 def test_the_cut_is_read_from_the_score(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stands in the posterior at the decision is the criterion on the net of that moment."""
     seen: list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = []
-    original = Run.cut
+    original = pipelines.choose
 
-    def cut(self: Run, number: int, choose: Any, **options: Any) -> None:
-        latest = from_state(self.carry["latest"])
-        norms = l1_norms(self.current_table(), moments_of(self.net()))
-        seen.append(({name: c.snr for name, c in latest.channels.items()}, norms))
-        original(self, number, choose, **options)
+    def choose(context: Context, state: State, number: int) -> pb.PruningPlan:
+        assert state.latest is not None
+        norms = l1_norms(context.table_of(state.plan), moments_of(state.net))
+        seen.append(({name: c.snr for name, c in state.latest.channels.items()}, norms))
+        return original(context, state, number)
 
-    monkeypatch.setattr(Run, "cut", cut)
+    monkeypatch.setattr(pipelines, "choose", choose)
     result = pb.compress("small_cnn", data, "l1", target_macs=0.4, epochs=12, **SETTINGS)
     assert len(seen) >= 2
     for scores, norms in seen:
@@ -78,7 +77,7 @@ def test_bn_scale_leaves_groups_without_a_norm_whole(data: Data) -> None:
 
 
 def test_bn_scale_is_refused_before_training_where_there_is_no_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyrobnn.pipeline.run.fit", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setattr("pyrobnn.pipeline.context.fit", lambda *a, **k: pytest.fail("trained"))
     with pytest.raises(ConfigError, match="bn-scale reads the scales of BatchNorm"):
         pb.compress("lenet300", "digits", "bn-scale", target_macs=0.5, epochs=3, **SETTINGS)
 
@@ -111,12 +110,12 @@ def test_bayes_l1_refuses_other_priors() -> None:
 
 
 @pytest.mark.parametrize("method", [METHODS["hbfp"], hbfp(bayesian=True, distance="kl")])
-def test_histories_are_in_the_checkpoint_and_in_the_run_directory(method: Any, data: Data, tmp_path: Any) -> None:
+def test_histories_are_in_the_run_directory(method: Any, data: Data, tmp_path: Any) -> None:
     out = tmp_path / "run"
     result = pb.compress("small_cnn", data, method, target_macs=0.4, epochs=6, out=out, **SETTINGS)
     rounds = result.report["rounds"]
     assert len(result.posterior.trajectories) == len(rounds) >= 2
-    saved = from_state(load_checkpoint(out / "checkpoint.pt")["carry"]["posterior"]).trajectories
+    saved = pb.load_run(out).posterior.trajectories
     for number, entry in enumerate(saved):
         widths = rounds[number - 1]["widths"] if number else {"conv1": 16, "conv2": 32, "fc1": 64}
         for name, parts in entry.items():
@@ -148,7 +147,7 @@ def test_which_filter_of_a_pair_goes(data: Data) -> None:
 
 @pytest.mark.parametrize("method", ["l1", "bayes-l1", "hbfp"])
 def test_without_a_target_every_round_cuts_a_fifth(method: str, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verdict, "floor", lambda run, slack=0.0: 0.0)
+    monkeypatch.setattr(acceptance, "floor", lambda base, drop, slack=0.0: 0.0)
     result = pb.compress("small_cnn", data, method, epochs=13, **SETTINGS)
     widths = [entry["widths"] for entry in result.report["rounds"]]
     assert len(widths) == len([w for w in widths if w["fc1"] < 64]) >= 2
@@ -157,9 +156,14 @@ def test_without_a_target_every_round_cuts_a_fifth(method: str, data: Data, monk
 
 def test_the_loop_stops_by_itself_and_takes_the_last_cut_back(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the accuracy of the third network called lost, the second one is tuned."""
-    lost = {2}
-    monkeypatch.setattr(verdict, "floor", lambda run, slack=0.0: 0.0)
-    monkeypatch.setattr(verdict, "recovered", lambda run, number: number not in lost)
+    judged: list[bool] = []
+
+    def recovered(*figures: Any) -> bool:  # the first round is not judged
+        judged.append(len(judged) != 1)
+        return judged[-1]
+
+    monkeypatch.setattr(acceptance, "floor", lambda base, drop, slack=0.0: 0.0)
+    monkeypatch.setattr(acceptance, "recovered", recovered)
     result = pb.compress("small_cnn", data, "l1", epochs=20, **SETTINGS)
     assert [entry["round"] for entry in result.report["rounds"]] == [1]
     assert result.plan.widths() == {"conv1": 13, "conv2": 26, "fc1": 52}

@@ -12,8 +12,8 @@ import torch
 import pyrobnn as pb
 from pyrobnn.data import Data
 from pyrobnn.methods.registry import METHODS
-from pyrobnn.pipeline.journal import Journal
-from pyrobnn.pipeline.run import Run
+from pyrobnn.pipeline.state import State
+from pyrobnn.pipeline.store import RunStore
 
 SETTINGS: dict[str, Any] = {"precision": "fp32", "seed": 0, "progress": False}
 
@@ -65,40 +65,39 @@ def test_survivors_keep_their_posterior_between_rounds(
     data: Data, dense: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a round starts from is what the last one ended with, at the kept coordinates."""
-    cuts: list[tuple[Any, Any, Any]] = []
-    original = Run.cut
+    states: dict[str, State] = {}
+    original = RunStore.write
 
-    def cut(self: Run, number: int, choose: Any, **options: Any) -> None:
-        before = {k: v.clone() for k, v in self.carry["guide"].items()}
-        original(self, number, choose, **options)
-        cuts.append((before, dict(self.carry["guide"]), pb.PruningPlan.from_json(self.carry["found"])))
+    def write(self: RunStore, number: int, name: str, state: State) -> None:
+        original(self, number, name, state)
+        states[name] = state
 
-    monkeypatch.setattr(Run, "cut", cut)
+    monkeypatch.setattr(RunStore, "write", write)
     pb.compress("small_cnn", data, "self-compression", target_macs=0.5, epochs=6, weights=dense, **SETTINGS)
-    assert len(cuts) >= 2
-    before, after, plan = cuts[0]
-    keep = torch.tensor(plan.keep["conv1"])
+    assert "cut 2" in states
+    before, after = (states[name].variational.guide for name in ("infer 1", "cut 1"))
+    keep = torch.tensor(states["cut 1"].plan.keep["conv1"])
     assert len(keep) < 16
     for part in ("loc", "log_scale"):
         assert torch.equal(after[f"{part}.conv1|weight"], before[f"{part}.conv1|weight"][keep])
 
 
 def test_the_rounds_are_resumed(data: Data, dense: Path, tmp_path: Any) -> None:
-    """Killed after a count: the road goes on from there, and the choice is not made again on another state."""
+    """Killed after a cut: the run goes on from there, and the choice is not made again on another state."""
     options: dict[str, Any] = {"epochs": 8, "weights": dense, **SETTINGS}
     whole = pb.compress("small_cnn", data, "self-compression", **options)
 
     class Killed(BaseException):
         pass
 
-    def save(self: Journal) -> None:
-        original(self)
-        if self.done[-1] == "count 1":
+    def write(self: RunStore, number: int, name: str, state: State) -> None:
+        original(self, number, name, state)
+        if name == "cut 1":
             raise Killed
 
-    original = Journal.save
+    original = RunStore.write
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Journal, "save", save)
+        patch.setattr(RunStore, "write", write)
         pb.compress("small_cnn", data, "self-compression", out=tmp_path / "run", **options)
     again = pb.compress("small_cnn", data, "self-compression", out=tmp_path / "run", resume=True, **options)
     assert again.plan.keep == whole.plan.keep

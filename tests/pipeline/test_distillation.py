@@ -12,8 +12,8 @@ from pyrobnn.data import Augment, Data
 from pyrobnn.inference import terms
 from pyrobnn.inference.blends import Blends
 from pyrobnn.methods.registry import get_method
+from pyrobnn.pipeline import context as run_module
 from pyrobnn.pipeline import distillation
-from pyrobnn.pipeline import run as run_module
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,14 @@ import torch
 import pyrobnn as pb
 from pyrobnn.data import Data
 from pyrobnn.methods.controls import L1
-from pyrobnn.pipeline.run import Run
-from pyrobnn.pipeline.widths import evenly, planned_road
-from pyrobnn.summary.state import from_state
+from pyrobnn.pipeline import widths as widths_module
+from pyrobnn.pipeline.context import Context
+from pyrobnn.pipeline.state import State
+from pyrobnn.pipeline.widths import evenly, planned
 
 SETTINGS: dict[str, Any] = {"precision": "fp32", "progress": False, "seed": 1}
 METHOD = replace(
-    L1, name="l1, planned", road=planned_road, recipes=L1.recipes.with_values({"infer_share": 0.5, "rounds": 3})
+    L1, name="l1, planned", pipeline=planned, recipes=L1.recipes.with_values({"infer_share": 0.5, "rounds": 3})
 )
 
 
@@ -31,14 +32,15 @@ def data() -> Data:
 
 def test_rounds_go_geometrically_to_the_planned_widths(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[dict[str, torch.Tensor], Any]] = []
-    original = Run.cut
+    original = widths_module._choose
 
-    def cut(self: Run, number: int, choose: Any, **options: Any) -> None:
-        nats = {name: c.nats for name, c in from_state(self.carry["latest"]).channels.items()}
-        seen.append((nats, choose()))
-        original(self, number, choose, **options)
+    def choose(context: Context, state: State, number: int, *, rounds: int) -> pb.PruningPlan:
+        assert state.latest is not None
+        chosen = original(context, state, number, rounds=rounds)
+        seen.append((state.latest.costs(), chosen))
+        return chosen
 
-    monkeypatch.setattr(Run, "cut", cut)
+    monkeypatch.setattr(widths_module, "_choose", choose)
     result = pb.compress("small_cnn", data, METHOD, target_macs=0.2, epochs=8, **SETTINGS)
     rounds = [entry["widths"] for entry in result.report["rounds"]]
     dense, final = result.report["dense"]["widths"], rounds[-1]
@@ -63,7 +65,7 @@ def test_limits_hold_on_the_way(data: Data) -> None:
 
 def test_units_of_different_cost_still_meet_the_budget(data: Data) -> None:
     """When the planned widths turn out too large, the last round plans again."""
-    method = replace(METHOD, road=partial(planned_road, widths=lambda run: pb.PruningPlan.full(run.table)))
+    method = replace(METHOD, pipeline=partial(planned, widths=lambda context, state: pb.PruningPlan.full(context.table)))
     result = pb.compress("small_cnn", data, method, target_macs=0.4, epochs=6, **SETTINGS)
     assert result.report["compact"]["macs"] <= 0.4 * result.report["dense"]["macs"]
 
@@ -71,7 +73,7 @@ def test_units_of_different_cost_still_meet_the_budget(data: Data) -> None:
 @pytest.mark.parametrize("targets", [{"target_macs": 0.3}, {"target_macs": 0.5, "target_params": 0.2}])
 def test_even_widths_are_the_largest_common_share(data: Data, targets: dict[str, float]) -> None:
     """Against every share at which a width changes."""
-    method = replace(METHOD, road=partial(planned_road, widths=evenly))
+    method = replace(METHOD, pipeline=partial(planned, widths=evenly))
     result = pb.compress("small_cnn", data, method, epochs=6, **targets, **SETTINGS)
     net = pb.nets.build("small_cnn", in_channels=1, image_size=8)
     table = pb.channel_groups(net, torch.zeros(2, 1, 8, 8))
@@ -89,6 +91,6 @@ def test_even_widths_are_the_largest_common_share(data: Data, targets: dict[str,
 
 
 def test_even_widths_say_what_no_budget_can_reach(data: Data) -> None:
-    method = replace(METHOD, road=partial(planned_road, widths=evenly))
+    method = replace(METHOD, pipeline=partial(planned, widths=evenly))
     with pytest.raises(pb.PlanError, match="cannot be met"):
         pb.compress("small_cnn", data, method, epochs=6, target_macs=0.01, min_channels=8, **SETTINGS)

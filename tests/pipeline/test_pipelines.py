@@ -1,4 +1,4 @@
-"""The common road and its schedule: what is spent where, and what is cut."""
+"""The common pipeline and its schedule: what is spent where, and what is cut."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from pyrobnn.data import Data
 from pyrobnn.errors import ConfigError
 from pyrobnn.inference.recipe import batch_size_for, kind_of
 from pyrobnn.methods.registry import METHODS, get_method
-from pyrobnn.pipeline.common import THINNEST, group_cut, reset
+from pyrobnn.pipeline.choices import THINNEST, group_cut
 from pyrobnn.pipeline.config import CompressionConfig
-from pyrobnn.pipeline.journal import Journal
-from pyrobnn.pipeline.schedule import share_out
+from pyrobnn.pipeline.schedule import Epochs, share_out
+from pyrobnn.pipeline.stages import reset
+from pyrobnn.pipeline.store import RunStore
 from pyrobnn.report.report import VOLATILE
 
 SETTINGS: dict[str, Any] = {"epochs": 5, "precision": "fp32", "seed": 2, "progress": False}
@@ -49,6 +50,7 @@ def test_epochs_are_shared_out(method: str, epochs: int, trained: bool, target: 
     # Two epochs cannot hold dense training, inference and tuning: then one more is spent.
     assert share.total == (epochs if trained or epochs > 2 else 3)
     assert share.retune == 0 or "max_drop" in target
+    assert Epochs.of(share.data()) == share
 
 
 def test_batch_sizes() -> None:
@@ -118,17 +120,17 @@ def test_every_method_meets_a_budget_and_resumes(method: str, data: Data, tmp_pa
         assert bool(torch.isfinite(channel.snr).all())
     assert whole.compact(data.example).shape == (2, 10)
 
-    original, count = Journal.save_fit, 0
+    original, count = RunStore._save, 0
 
-    def save_fit(self: Journal, state: dict[str, Any]) -> None:
+    def save(self: RunStore) -> None:
         nonlocal count
-        original(self, state)
+        original(self)
         count += 1
-        if count == 3:
+        if count == 5:
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Journal, "save_fit", save_fit)
+        patch.setattr(RunStore, "_save", save)
         pb.compress("small_cnn", data, method, target_macs=0.4, out=tmp_path / "run", **SETTINGS)
     again = pb.compress("small_cnn", data, method, target_macs=0.4, out=tmp_path / "run", resume=True, **SETTINGS)
     assert steady(json.loads(json.dumps(again.report))) == steady(json.loads(json.dumps(whole.report)))

@@ -10,7 +10,7 @@ from torch import nn
 
 import pyrobnn as pb
 from pyrobnn.data import Data
-from pyrobnn.pipeline import run as run_module
+from pyrobnn.pipeline import context as run_module
 
 
 @pytest.fixture(scope="module")

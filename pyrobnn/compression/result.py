@@ -1,0 +1,152 @@
+"""What a run ends with: the test set is read, once, and the run directory is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pyrobnn.channels import PruningPlan
+from pyrobnn.compression.store import DENSE, claim, write_run
+from pyrobnn.metrics.robustness import robustness
+from pyrobnn.nets import save_weights
+from pyrobnn.nets.calling import set_mode
+from pyrobnn.pipeline.context import Context
+from pyrobnn.pipeline.state import State
+from pyrobnn.posterior.bayesian_net import BayesianNet, settings
+from pyrobnn.report.report import SCHEMA, answers, measure, measure_posterior, reduction, versions
+from pyrobnn.summary.types import Posterior
+
+
+@dataclass
+class Result:
+    """What :func:`compress` returns.
+
+    Attributes:
+        compact: the smaller plain network, in eval mode on the CPU.
+        dense: the network it came from.
+        report: the content of `report.json`, all measured on `compact` (and on `dense` beside it).
+        posterior: site and channel summaries; see `posterior.plot()` and `posterior.to_arviz()`.
+        plan: kept units per group, in the coordinates of `dense`.
+        bayesian: the compact network with the posterior of its weights, if `bayesian_epochs` were asked for.
+    """
+
+    compact: nn.Module
+    dense: nn.Module
+    report: dict[str, Any]
+    posterior: Posterior
+    plan: PruningPlan
+    bayesian: BayesianNet | None
+    _spec: dict[str, Any] | None
+    _mean: tuple[float, ...]
+    _std: tuple[float, ...]
+
+    def save(self, path: str | Path) -> None:
+        """Write the run directory (see :func:`~pyrobnn.load_compact`).
+
+        Raises:
+            CheckpointError: the directory holds something else.
+        """
+        with claim(Path(path), resume=False):
+            self._write(Path(path))
+
+    def _write(self, path: Path) -> None:
+        write_run(
+            path,
+            net=self.compact,
+            spec=self._spec,
+            plan=self.plan,
+            posterior=self.posterior,
+            bayesian=self.bayesian,
+            report=self.report,
+            mean=self._mean,
+            std=self._std,
+        )
+
+
+def finish(
+    context: Context,
+    state: State,
+    spec: dict[str, Any] | None,
+    source: Any,
+    path: Path | None,
+    trained_on: str,
+    clean: bool,
+) -> Result:
+    """Read the test set, once; write the run.
+
+    Args:
+        context, state: of the run, and what its last stage left.
+        spec: how the dense network is built, for built-in ones.
+        source: what the data were loaded from, if that was a name or a path.
+        path: run directory; None writes nothing.
+        trained_on: what the dense weights have seen, `train` or `all`.
+        clean: nothing was chosen on images that they have seen.
+    """
+    config, data, scratch = context.config, context.data, context.config.from_scratch is not None
+    dense, small = set_mode(state.dense.cpu(), False), set_mode(state.net.cpu(), False)
+    nets, widths = {"dense": dense, "compact": small}, {"dense": context.table.widths(), "compact": state.plan.widths()}
+    logits = {name: answers(net, data, context.device) for name, net in nets.items()}
+    figures = {
+        name: measure(net, data, widths[name], device=context.device, trained_on=trained_on, logits=logits[name])
+        for name, net in nets.items()
+    }
+    others: dict[str, Any] = {}
+    if context.classifies:
+        precision = "fp32" if context.inference_dtype is None else "bf16"
+        others["robustness"] = robustness(
+            dense, small, data.test, device=context.device, precision=precision, logits=logits
+        )
+    bayesian = None
+    if "bayesian" in state.extras:
+        fitted = state.extras["bayesian"]
+        bayesian = BayesianNet.from_state(small, fitted, data_size=len(data.train), likelihood=context.likelihood)
+        if context.classifies:
+            kl_weight, seconds = settings(small)["kl_schedule"], state.extras["bayesian_seconds"]
+            measured = measure_posterior(bayesian, data, draws=context.recipe.draws)  # each is a pass
+            others["bayesian"] = {**measured, "kl_weight": kl_weight, "seconds": seconds}
+    spent = {phase: round(passes, 3) for phase, passes in state.spent.items()}
+    epochs = {phase: int(passes) if float(passes).is_integer() else passes for phase, passes in spent.items()}
+    report = {
+        "schema": SCHEMA,
+        "method": "from-scratch" if scratch else context.method.name,
+        "model": spec["model"] if spec else type(context.template).__name__,
+        "data": str(source) if source is not None else data.name,
+        "seed": config.seed,
+        "rule": _rule(context),
+        "target": config.target,
+        "validation_clean": clean,
+        "trained_on": trained_on,
+        "epochs": sum(epochs.values()),
+        "epochs_by_phase": epochs,
+        "seconds": state.seconds,
+        "precision": "fp32" if context.autocast is None else "bf16",
+        "device": str(context.device),
+        "versions": versions(),
+        **figures,
+        "reduction": reduction(figures["dense"], figures["compact"]),
+        **others,
+        **({"zeros": state.extras["zeros"]} if "zeros" in state.extras else {}),
+        "rounds": list(state.rounds),
+        "validation": {"dense": state.base, "compact": state.tuned},
+        "settings": context.settings(),
+        "refused": dict(context.table.refused),
+    }
+    result = Result(small, dense, report, state.posterior, state.plan, bayesian, spec, data.mean, data.std)
+    if path is not None:
+        if not context.trained and not scratch:  # else it was given, or never trained
+            save_weights(dense, path / DENSE, mean=data.mean, std=data.std, trained_on="train")
+        result._write(path)
+    return result
+
+
+def _rule(context: Context) -> str:
+    """What decided which channels went."""
+    config = context.config
+    if config.from_scratch is not None:
+        return "plan"
+    if config.has_budget:
+        return "budget"
+    return "max-drop" if config.within_drop else context.method.rule

@@ -1,0 +1,277 @@
+"""What the stages of a run share: what was asked for, the data, and how figures are measured."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyrobnn.channels import ChannelTable, PruningPlan
+from pyrobnn.channels.planner import Limits
+from pyrobnn.data import Data
+from pyrobnn.guides.function import NoLatents
+from pyrobnn.inference.batchnorm import reestimate_batchnorm
+from pyrobnn.inference.callbacks import Callback
+from pyrobnn.inference.config import FitConfig
+from pyrobnn.inference.fit import FitResult, fit
+from pyrobnn.inference.precision import channels_last, cpu_has_bf16, resolve_device, resolve_precision
+from pyrobnn.inference.progress import say
+from pyrobnn.inference.terms import Term
+from pyrobnn.likelihoods import Categorical, Likelihood
+from pyrobnn.metrics.evaluate import evaluate
+from pyrobnn.model import BayesianModel
+from pyrobnn.nets.calling import set_mode
+from pyrobnn.pipeline.config import CompressionConfig
+from pyrobnn.pipeline.distillation import Teacher
+from pyrobnn.pipeline.method import Method
+from pyrobnn.pipeline.recipe import Recipe
+from pyrobnn.pipeline.schedule import Epochs
+from pyrobnn.pipeline.state import State, settled
+from pyrobnn.pipeline.store import RunStore
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all stages of a run see; nothing in it changes from stage to stage.
+
+    Attributes:
+        config, method, recipe: what was asked for.
+        epochs: how they are shared between the phases.
+        data: training, validation and test images.
+        template: the dense network as it was given, for its architecture.
+        table: its channel table.
+        store: where finished stages are kept, and earlier ones are read from.
+        trained: the network was given with its weights.
+        likelihood: of the labels; None is categorical.
+        device, autocast: where and in which dtype networks run (None: fp32).
+        teacher: what the dense network teaches.
+    """
+
+    config: CompressionConfig
+    method: Method
+    recipe: Recipe
+    epochs: Epochs
+    data: Data
+    template: nn.Module
+    table: ChannelTable
+    store: RunStore
+    trained: bool
+    likelihood: Likelihood | None = None
+    device: torch.device = field(init=False)
+    autocast: torch.dtype | None = field(init=False)
+    teacher: Teacher = field(init=False)
+    _tables: dict[str, ChannelTable] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        device = resolve_device(self.config.device)
+        autocast = resolve_precision(self.config.precision, device, self.template, self.data.example)
+        object.__setattr__(self, "device", device)
+        object.__setattr__(self, "autocast", autocast)
+        quick = torch.bfloat16 if self._may_round and device.type == "cpu" and cpu_has_bf16() else autocast
+        learned = self.epochs.tune + self.epochs.retune
+        if self.recipe.infer_distillation:
+            learned += sum(self.epochs.infer)
+        teacher = Teacher(self.recipe, self.data, device, autocast, quick, epochs=learned, classes=self.classifies)
+        object.__setattr__(self, "teacher", teacher)
+
+    # What was asked for
+
+    @property
+    def _may_round(self) -> bool:
+        return self.config.precision == "auto"
+
+    @property
+    def inference_dtype(self) -> torch.dtype | None:
+        """The precision of passes without gradients that are made in every step."""
+        return self.teacher.inference_dtype
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the network's output are logits of classes, which a teacher can soften."""
+        return isinstance(self.likelihood or Categorical(), Categorical)
+
+    @property
+    def validates(self) -> bool:
+        """There are validation images."""
+        return len(self.data.valid) > 0
+
+    @property
+    def limits(self) -> Limits:
+        """What every cut must leave."""
+        return Limits(self.config.min_channels, self.config.round_to)
+
+    @property
+    def dense_cost(self) -> tuple[float, float]:
+        """Parameters and MACs of the dense network."""
+        cost = self.table.cost(None)
+        return float(cost.params), float(cost.macs)
+
+    @property
+    def estimator(self) -> str:
+        """The one asked for, or the method's own."""
+        return self.config.estimator or self.recipe.estimator
+
+    @property
+    def threshold(self) -> float | None:
+        """The cut line of the method's own rule, where no target sets another one."""
+        if self.config.target:
+            return None
+        usual = {"snr": 1.0, "inclusion": 0.5, "bmr": 0.0}
+        return usual.get(self.method.rule) if self.method.threshold is None else self.method.threshold
+
+    def seed(self, name: str) -> int:
+        """A seed for a purpose, so that no stage depends on how many draws another made."""
+        digest = hashlib.sha256(f"{self.config.seed}/{name}".encode()).digest()
+        return int.from_bytes(digest[:6], "big")
+
+    def say(self, text: str, style: str = "yellow") -> None:
+        """One line to the terminal, unless the run is quiet; yellow is for what was given up or missed."""
+        if self.config.progress:
+            say(text, style)
+
+    # Networks
+
+    def table_of(self, plan: PruningPlan) -> ChannelTable:
+        """Channel table of the network that a plan leaves."""
+        if plan.is_full:
+            return self.table
+        key = repr(sorted(plan.keep.items()))
+        if key not in self._tables:
+            self._tables.clear()  # one is enough: rounds only go on
+            self._tables[key] = self.table.after(plan)
+        return self._tables[key]
+
+    def left(self, plan: PruningPlan) -> dict[str, float]:
+        """Share of the dense MACs and parameters that a plan leaves."""
+        masks = {}
+        for name, units in plan.keep.items():
+            masks[name] = torch.zeros(plan.channels[name], dtype=torch.float64)
+            masks[name][units] = 1.0
+        cost, dense = self.table.cost(masks), self.dense_cost
+        return {"params": float(cost.params) / dense[0], "macs": float(cost.macs) / dense[1]}
+
+    def model_of(self, state: State, only: str | None = None) -> tuple[BayesianModel, Any]:
+        """Model and guide of the current network, where the last round left them; with latents on one group `only`."""
+        past = state.variational
+        prior: Any = self.method.prior()
+        if past is not None and prior is not None:
+            prior.load_state_dict(past.prior)
+        if only is not None:
+            prior = replace(prior, groups=[only])
+        model = BayesianModel(
+            state.net,
+            prior,
+            data_size=len(self.data.train),
+            groups=self.table_of(state.plan),
+            likelihood=self.likelihood,
+        )
+        guide = self.method.guide(model, **self.recipe.guide)
+        if past is not None and past.guide is not None and past.net is not None:
+            guide.load_state_dict(past.guide)
+            model.net.load_state_dict(past.net)
+        return model, guide
+
+    def settled(self, net: nn.Module) -> nn.Module:
+        """A network, in place, as a state holds it; see :func:`~pyrobnn.pipeline.state.settled`."""
+        return settled(net, self.template)
+
+    def refreshed(self, net: nn.Module) -> nn.Module:
+        """The network with BatchNorm statistics measured again, in place."""
+        return reestimate_batchnorm(net.to(self.device), self.data.train, device=self.device, autocast=self.autocast)
+
+    def accuracy(self, net: nn.Module) -> float | None:
+        """Accuracy on the validation part, None without one; leaves the network in eval mode."""
+        if not self.validates:
+            return None
+        precision = "fp32" if self.autocast is None else "bf16"
+        net = channels_last(set_mode(net.to(self.device), False))
+        return evaluate(net, self.data.valid, device=self.device, precision=precision, channels_last=True).accuracy
+
+    # Fits
+
+    def fit_config(self, base: FitConfig, seed: str, epochs: int, **settings: Any) -> FitConfig:
+        """Settings of the recipe, with what all fits of this run share."""
+        return replace(
+            base,
+            epochs=epochs,
+            batch_size=self.epochs.batch_size,
+            precision=self.config.precision,
+            device=self.config.device,
+            seed=self.seed(seed),
+            **settings,
+        )
+
+    def fit(
+        self, stage: str, model: BayesianModel, guide: Any, config: FitConfig, data: Data | None = None, **options: Any
+    ) -> FitResult:
+        """The fit of a stage; what it has done is stored after each epoch but the last, whose result the stage stores."""
+
+        def save(fit_state: dict[str, Any]) -> None:
+            if fit_state["epoch"] < config.epochs:
+                self.store.save_fit(stage, fit_state)
+
+        return fit(
+            model,
+            guide,
+            data or self.data,
+            config=config,
+            save=save,
+            state=self.store.fit_state(stage),
+            progress=self.config.progress,
+            title=stage,
+            **options,
+        )
+
+    def train_plain(
+        self,
+        stage: str,
+        net: nn.Module,
+        epochs: int,
+        base: FitConfig,
+        *,
+        seed: str,
+        dense: nn.Module | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> nn.Module:
+        """A trained copy of a plain network, with distillation if there is a `dense` one."""
+        model = BayesianModel(net, data_size=len(self.data.train), likelihood=self.likelihood)
+        terms: list[Term] = []
+        data = self.data
+        if dense is not None:
+            terms = [*self.teacher.answers(dense, self.recipe.distillation), *self.teacher.between(dense)]
+            data = self.teacher.data
+        config = self.fit_config(base, seed, epochs)
+        result = self.fit(stage, model, NoLatents(), config, data, terms=terms, callbacks=callbacks)
+        return self.settled(result.model.net)
+
+    def settings(self) -> dict[str, Any]:
+        """What was trained and inferred with, for the report; a KL weight below 1 is a cold posterior."""
+        if self.config.from_scratch is not None:
+            return {"batch_size": self.epochs.batch_size}
+        recipe = self.recipe
+        return {
+            **{name: getattr(recipe.infer, name) for name in ("optimizer", "lr", "guide_lr", "weight_decay")},
+            "lr_schedule": recipe.identity()["infer"]["lr_schedule"],
+            "estimator": self.estimator,
+            "kl_weight": recipe.kl_weight,
+            **self.teacher.settings(),
+            "batch_size": self.epochs.batch_size,
+            "rounds": len(self.epochs.infer),
+            "tune_optimizer": recipe.tune.optimizer,
+            "tune_lr": recipe.tune.lr,
+            **({"method": dict(self.method.settings)} if self.method.settings else {}),
+        }
+
+
+def in_original(record: dict[str, Tensor], plan: PruningPlan) -> dict[str, Tensor]:
+    """The statistic of every channel in original coordinates, NaN where it was already cut."""
+    found = {}
+    for name, values in record.items():
+        full = torch.full((plan.channels[name],), float("nan"))
+        full[torch.as_tensor(plan.keep[name], dtype=torch.long)] = values
+        found[name] = full
+    return found

@@ -1,0 +1,230 @@
+"""A run on disk: each finished stage once, and the fit under way beside them.
+
+`stages/<number>-<name>.pt` holds what a stage left. A tensor that an earlier stage has already written is not written
+again: the file says where it is. So going back to an earlier stage costs nothing, and a file that nothing points to any
+more is deleted. `checkpoint.pt` holds the fit under way, and what must be equal for a resume.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyrobnn.errors import CheckpointError
+from pyrobnn.io.checkpoint import load_checkpoint, save_checkpoint
+from pyrobnn.pipeline.identity import difference
+from pyrobnn.pipeline.state import State, Tensors, from_data, tensors_of, to_data
+
+CHECKPOINT = "checkpoint.pt"
+STAGES = "stages"
+FORMAT = 2
+WHERE = "tensor in stage"  # key of a dict that stands for a tensor: [number of the stage, index]
+
+
+class RunStore:
+    """What a run has done so far, in memory and, with a folder, on disk.
+
+    Args:
+        folder: the run directory; None keeps everything in memory.
+        identity: what must be equal for a resume, see :mod:`pyrobnn.pipeline.identity`.
+        template: the dense network, to rebuild networks from.
+        device: for networks that are read back.
+        resume: go on from the newest whole stage, if there is a checkpoint.
+
+    Attributes:
+        newest: `(number, name)` of the last finished stage; None before the first.
+
+    Raises:
+        CheckpointError: a damaged file, or one of another run or of an earlier version.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        identity: Mapping[str, Any],
+        template: nn.Module,
+        device: torch.device,
+        *,
+        resume: bool = False,
+    ) -> None:
+        self.folder, self.identity, self.template, self.device = folder, dict(identity), template, device
+        self.newest: tuple[int, str] | None = None
+        self._states: dict[str, State] = {}  # that a later stage may want: the newest, and those to go back to
+        self._needs: dict[int, list[int]] = {}  # per stage file the files that it points to
+        self._written: dict[int, tuple[Tensor, int, int]] = {}  # by id: the tensor, its stage and index
+        self._tensors: weakref.WeakKeyDictionary[nn.Module, Tensors] = weakref.WeakKeyDictionary()
+        self._values: dict[str, Any] = {}
+        self._fit: tuple[str, dict[str, Any]] | None = None
+        self._start, self._before = time.perf_counter(), 0.0
+        if resume and folder is not None and (folder / CHECKPOINT).exists():
+            self._resume(load_checkpoint(folder / CHECKPOINT))
+
+    # What is asked of it while a run goes on
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time up to now, with that of the interrupted parts up to their last checkpoint."""
+        return self._before + time.perf_counter() - self._start
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """A plain value that is decided when the run begins and stays so when it is resumed."""
+        if name not in self._values:
+            self._values[name] = make()
+            self._save()
+        return self._values[name]
+
+    def write(self, number: int, name: str, state: State) -> None:
+        """A stage is finished: store its state, and delete what nothing points to any more."""
+        self._states[name] = state
+        if self.folder is not None:
+            self._write(number, name, state)
+        self.newest, self._fit = (number, name), None
+        wanted = {name, state.accepted, state.held}
+        self._states = {key: kept for key, kept in self._states.items() if key in wanted}
+        self._save()
+        self._clean({self._number(key) for key in wanted if key is not None})
+
+    def state(self, name: str) -> State:
+        """The state that a stage left: the newest, or one that the newest points to."""
+        if name not in self._states:
+            self._states[name] = self._read(self._number(name))
+        return self._states[name]
+
+    def save_fit(self, stage: str, state: dict[str, Any]) -> None:
+        """Store the fit of an unfinished stage; what `fit(save=…)` calls after each epoch."""
+        self._fit = (stage, state)
+        self._save()
+
+    def fit_state(self, stage: str) -> dict[str, Any] | None:
+        """The fit that was under way when the run stopped, if it was in this stage."""
+        return self._fit[1] if self._fit is not None and self._fit[0] == stage else None
+
+    # Files
+
+    def _path(self, number: int, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / STAGES / f"{number:03d}-{name.replace(' ', '-')}.pt"
+
+    def _files(self) -> dict[int, Path]:
+        if self.folder is None:
+            return {}
+        return {int(path.name.partition("-")[0]): path for path in (self.folder / STAGES).glob("[0-9]*-*.pt")}
+
+    def _number(self, name: str) -> int:
+        if self.newest is not None and self.newest[1] == name:
+            return self.newest[0]
+        end = f"{name.replace(' ', '-')}.pt"
+        return next((number for number, path in self._files().items() if path.name.partition("-")[2] == end), -1)
+
+    def _write(self, number: int, name: str, state: State) -> None:
+        new: list[Tensor] = []
+        needs: set[int] = set()
+
+        def pack(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                known = self._written.get(id(value))
+                if known is None:
+                    known = self._written[id(value)] = (value, number, len(new))
+                    new.append(value.detach().cpu())
+                needs.add(known[1])
+                return {WHERE: [known[1], known[2]]}
+            if isinstance(value, Mapping):
+                return {key: pack(part) for key, part in value.items()}
+            if isinstance(value, list | tuple):
+                return [pack(part) for part in value]
+            return value
+
+        packed = pack(to_data(state, self._tensors_of))
+        self._needs[number] = sorted(needs - {number})
+        content = {"format": FORMAT, "name": name, "state": packed, "tensors": new, "needs": self._needs[number]}
+        save_checkpoint(content, self._path(number, name))
+
+    def _read(self, number: int) -> State:
+        files = self._files()
+        loaded: dict[int, dict[str, Any]] = {}
+
+        def content(of: int) -> dict[str, Any]:
+            if of not in loaded:
+                if of not in files:
+                    raise CheckpointError(f"{self.folder} lacks a file of stage {of} in {STAGES}: start afresh in another --out")
+                loaded[of] = load_checkpoint(files[of])
+                if loaded[of].get("format") != FORMAT:
+                    raise CheckpointError(f"{files[of]} is not the stage of a run: start afresh in another --out")
+            return loaded[of]
+
+        def unpack(value: Any) -> Any:
+            if isinstance(value, dict):
+                if WHERE in value:
+                    of, index = value[WHERE]
+                    tensor = content(of)["tensors"][index]
+                    self._written[id(tensor)] = (tensor, of, index)
+                    return tensor
+                return {key: unpack(part) for key, part in value.items()}
+            return [unpack(part) for part in value] if isinstance(value, list) else value
+
+        self._needs[number] = list(content(number)["needs"])
+        data = unpack(content(number)["state"])
+        state = from_data(data, self.template, self.device)
+        self._tensors[state.dense], self._tensors[state.net] = data["dense"], data["net"]
+        return state
+
+    def _tensors_of(self, net: nn.Module) -> Tensors:
+        if net not in self._tensors:
+            self._tensors[net] = tensors_of(net)
+        return self._tensors[net]
+
+    def _clean(self, wanted: set[int]) -> None:
+        files = self._files()
+        for number in wanted & files.keys() - self._needs.keys():  # an earlier stage, after a resume
+            self._needs[number] = list(load_checkpoint(files[number])["needs"])
+        keep = wanted | {need for number in wanted for need in self._needs.get(number, [])}
+        for number, path in files.items():
+            if number not in keep:
+                path.unlink(missing_ok=True)
+        self._written = {key: known for key, known in self._written.items() if known[1] in keep}
+
+    def _save(self) -> None:
+        if self.folder is not None:
+            content = {
+                "format": FORMAT,
+                "identity": self.identity,
+                "values": self._values,
+                "newest": None if self.newest is None else list(self.newest),
+                "running": None if self._fit is None else self._fit[0],
+                "fit": None if self._fit is None else self._fit[1],
+                "seconds": self.seconds,
+            }
+            save_checkpoint(content, self.folder / CHECKPOINT)
+
+    def _resume(self, content: dict[str, Any]) -> None:
+        path = self.folder / CHECKPOINT if self.folder is not None else CHECKPOINT
+        if "carry" in content:
+            raise CheckpointError(
+                f"{path} was written by an earlier version, whose interrupted runs cannot be resumed: start afresh in "
+                "another --out (what a finished run left is read as before)"
+            )
+        if content.get("format") != FORMAT or not {"identity", "values", "newest", "fit", "seconds"} <= content.keys():
+            raise CheckpointError(f"{path} is not the checkpoint of a run: delete it and start afresh")
+        found = difference(content["identity"], self.identity)
+        if found is not None:
+            name, theirs, ours = found
+            raise CheckpointError(
+                f"{path} belongs to a run with {name}={theirs!r}, this one has {ours!r}: "
+                "use the same settings, or another --out"
+            )
+        self._values, self._before = dict(content["values"]), float(content["seconds"])
+        if content["fit"] is not None:
+            self._fit = (content["running"], content["fit"])
+        # A process that ended between the two files has a newer stage than its checkpoint says.
+        numbers = self._files()
+        if numbers:
+            newest = max(numbers)
+            self.newest = (newest, load_checkpoint(numbers[newest])["name"])
+        elif content["newest"] is not None:
+            raise CheckpointError(f"{self.folder} has lost its {STAGES}: start afresh in another --out")
