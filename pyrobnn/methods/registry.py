@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 
 from pyrobnn.errors import ConfigError
+from pyrobnn.io.objects import named_object
 from pyrobnn.methods import bayes_l1, controls, gaussian, hbfp, noise, rbp, self_compression, spike_slab, turbo_vbi
 from pyrobnn.pipeline.method import Method
 
@@ -32,11 +33,14 @@ METHODS: dict[str, Method] = {
 
 
 def get_method(name: str) -> Method:
-    """The method of that name.
+    """The method of that name, or the one behind `package.module:NAME` or `path/to/file.py:NAME`.
 
     Raises:
-        ConfigError: an unknown name; the message has the near ones.
+        ConfigError: an unknown name, with the near ones in the message; or no `Method` is there.
     """
+    if ":" in name:
+        found: Method = named_object(name, "Method", lambda value: isinstance(value, Method), ConfigError)
+        return found
     if name in METHODS:
         return METHODS[name]
     near = difflib.get_close_matches(name, METHODS, n=3, cutoff=0.4)

@@ -28,8 +28,8 @@ from pyrobnn.errors import NetError
 from pyrobnn.moments.gaussian import _hermite, normal_cdf, quadrature_moments, relu_moments
 from pyrobnn.moments.options import current_options
 from pyrobnn.moments.registry import METADATA, _where, ops
-from pyrobnn.moments.rules_affine import _per_filter, full_precision, square, wide
 from pyrobnn.moments.tensor import Moments, _no_dispatch, is_weight, parts
+from pyrobnn.moments.variances import full_precision, per_filter, square, wide
 
 LIMIT = 1 << 27  # entries of one covariance (512 MB in fp32)
 
@@ -194,7 +194,7 @@ def _unfolding(rest: tuple[Any, ...]) -> tuple[Any, Any, Any]:
 def _outer(patches: Tensor, s2: Tensor) -> Tensor:
     """X diag(σ²) X': ``[B, taps, P]`` and ``[K, C, h, w]`` to ``[B, K, P, P]``."""
     rows = s2.flatten(1)
-    if _per_filter(F.conv2d, s2):
+    if per_filter(F.conv2d, s2):
         return (patches.mT @ patches).unsqueeze(1) * rows[:, 0].view(1, -1, 1, 1)
     return torch.stack([(patches * row.unsqueeze(-1)).mT @ patches for row in rows], 1)
 
@@ -219,7 +219,7 @@ def _shifted(blocks: Tensor, shape: torch.Size, s2: Tensor, rest: tuple[Any, ...
     height, width = shape[2:]
     number = torch.arange(1.0, height * width + 1, device=blocks.device).view(1, 1, height, width)
     taps = F.unfold(number, s2.shape[2:], *_unfolding(rest))[0].round().long()  # [taps, P], 0 is padding
-    shared = _per_filter(F.conv2d, s2)
+    shared = per_filter(F.conv2d, s2)
     padded = F.pad(blocks.sum(1, keepdim=True) if shared else blocks, (1, 0, 1, 0))
     total: Tensor | float = 0.0
     for tap, places in enumerate(taps):

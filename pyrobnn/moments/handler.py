@@ -14,8 +14,8 @@ from torch.distributions import Independent, biject_to, identity_transform
 from torch.distributions.transforms import IndependentTransform
 
 from pyrobnn.errors import ConfigError
-from pyrobnn.moments.rules_affine import square
 from pyrobnn.moments.tensor import Mode, Moments
+from pyrobnn.moments.variances import square
 
 
 def unwrap(fn: Any) -> Any:

@@ -19,8 +19,8 @@ from torch import Tensor
 from pyrobnn.moments.gaussian import piecewise_moments, quadrature_moments, relu_moments
 from pyrobnn.moments.options import current_options
 from pyrobnn.moments.registry import ops, rule
-from pyrobnn.moments.rules_affine import wide
 from pyrobnn.moments.tensor import Moments, activation
+from pyrobnn.moments.variances import wide
 
 
 def _first_order(f: Callable[[Tensor], Tensor], x: Moments) -> Moments:

@@ -14,40 +14,20 @@ output filter is recognised by its strides; then the σ² terms cost one single-
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyrobnn.moments import full
 from pyrobnn.moments.options import current_options
 from pyrobnn.moments.registry import rule
 from pyrobnn.moments.tensor import Moments, activation, deferred, is_weight, parts, plain
+from pyrobnn.moments.variances import CONV, full_precision, per_filter, square, wide
 
-_CONV: dict[Callable[..., Any], int] = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 _TRANSPOSED: dict[Callable[..., Any], int] = {F.conv_transpose1d: 1, F.conv_transpose2d: 2, F.conv_transpose3d: 3}
 _TINY = 1e-20
-
-
-def full_precision(x: Tensor) -> AbstractContextManager[Any]:
-    """Autocast off, for sums of variances."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-
-
-def wide(x: Tensor) -> Tensor:
-    """fp32, or fp64 if it is that already."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def square(x: Tensor) -> Tensor:
-    """x² in fp32; an expanded tensor stays expanded."""
-    x = wide(x)
-    narrow = [slice(0, 1) if s == 0 and n > 1 else slice(None) for s, n in zip(x.stride(), x.shape, strict=True)]
-    if any(s.stop == 1 for s in narrow):
-        return x[tuple(narrow)].square().expand(x.shape)
-    return x.square()
 
 
 def standard_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -100,9 +80,7 @@ def _affine(
     if local and not isinstance(weight, Moments):
         return func(x, weight, plain(bias), *rest)
     if not local and current_options().covariance != "diagonal":
-        from pyrobnn.moments.full import affine
-
-        return affine(func, x, weight, bias, rest)
+        return full.affine(func, x, weight, bias, rest)
     (mu, v), (m, s2), (b, b2) = parts(x), parts(weight), parts(bias)
     mean = func(mu, m, b, *rest)
 
@@ -111,7 +89,7 @@ def _affine(
             return _variance(func, mu, v, m, s2, b2, rest, shape, scale, mean).expand(mean.shape)
 
     if not local:
-        return deferred(mean, variance) if func in _CONV else activation(mean, variance(None))
+        return deferred(mean, variance) if func in CONV else activation(mean, variance(None))
     spread = variance(None)
     noise = standard_noise(spread, weight.sources[0].generator)
     return _Perturb.apply(mean, spread, noise)
@@ -141,7 +119,7 @@ def _variance(
         b2 = None if b2 is None else b2 * scale
     if s2 is None:
         terms = [] if v is None else [func(v, m2, None, *rest)]
-    elif _per_filter(func, s2):
+    elif per_filter(func, s2):
         second = square(mu) if v is None else torch.addcmul(v, wide(mu), wide(mu))
         box, sigma = _filter_spread(func, second, s2, rest)
         if v is None:
@@ -166,12 +144,6 @@ def _times_rows(s2: Tensor, rows: Tensor) -> Tensor:
     return s2 * rows
 
 
-def _per_filter(func: Callable[..., Any], s2: Tensor) -> bool:
-    """Whether one variance serves all taps of a filter (strides 0 behind the first axis)."""
-    taps = [stride for stride, n in zip(s2.stride()[1:], s2.shape[1:], strict=True) if n > 1]
-    return bool(taps) and not any(taps) and (func in _CONV or func is F.linear)
-
-
 def _filter_spread(
     func: Callable[..., Any], second: Tensor, s2: Tensor, rest: tuple[Any, ...]
 ) -> tuple[Tensor, Tensor]:
@@ -180,7 +152,7 @@ def _filter_spread(
     if func is F.linear:
         return second.sum(-1, keepdim=True), sigma
     groups = rest[3] if len(rest) > 3 else 1
-    batched = second.dim() == _CONV[func] + 2
+    batched = second.dim() == CONV[func] + 2
     if not batched:
         second = second.unsqueeze(0)
     total = second.unflatten(1, (groups, -1)).sum(2) if groups > 1 else second.sum(1, keepdim=True)
@@ -188,7 +160,7 @@ def _filter_spread(
     box = func(total, ones, None, *rest[:3], groups)
     if groups > 1:
         box = box.repeat_interleave(s2.shape[0] // groups, dim=1)
-    return box if batched else box.squeeze(0), sigma.view(-1, *([1] * _CONV[func]))
+    return box if batched else box.squeeze(0), sigma.view(-1, *([1] * CONV[func]))
 
 
 def _outer_product(total: Tensor, sigma: Tensor, like: Tensor) -> Tensor:
@@ -203,7 +175,7 @@ def _filters_then_space(dims: int) -> Callable[[Tensor], Tensor]:
 
 
 def _enter_convolutions() -> None:
-    for func, dims in _CONV.items():
+    for func, dims in CONV.items():
 
         def convolve(
             input: Any,

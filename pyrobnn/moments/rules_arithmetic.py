@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pyrobnn.moments.registry import ops, refuse, rule
-from pyrobnn.moments.rules_affine import square, wide
 from pyrobnn.moments.tensor import Moments, activation, is_weight, parts, plain
+from pyrobnn.moments.variances import square, wide
 
 _T = torch.Tensor
 

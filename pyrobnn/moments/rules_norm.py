@@ -19,8 +19,8 @@ from torch import Tensor
 
 from pyrobnn.moments.gaussian import log_softmax_moments, softmax_jacobian_moments, standardised_moments
 from pyrobnn.moments.registry import ops, rule
-from pyrobnn.moments.rules_affine import full_precision, square, wide
 from pyrobnn.moments.tensor import Moments, activation, deferred, is_weight, parts, plain
+from pyrobnn.moments.variances import full_precision, square, wide
 
 
 class _InverseDeviation(torch.autograd.Function):

@@ -18,8 +18,8 @@ from torch import Tensor
 from pyrobnn.moments.gaussian import max_moments
 from pyrobnn.moments.options import current_options
 from pyrobnn.moments.registry import ops, rule
-from pyrobnn.moments.rules_affine import wide
 from pyrobnn.moments.tensor import Moments, activation
+from pyrobnn.moments.variances import wide
 
 _ABSENT = -1e9  # mean of a padded entry: never the largest, and finite so that gradients are
 
