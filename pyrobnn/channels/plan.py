@@ -43,11 +43,14 @@ class PruningPlan:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", {name: _units(name, units) for name, units in self.keep.items()})
-        object.__setattr__(self, "channels", {name: int(count) for name, count in self.channels.items()})
+        object.__setattr__(self, "channels", {name: _whole(count, name) for name, count in self.channels.items()})
         object.__setattr__(
             self, "score", {n: None if s is None else [float(v) for v in s] for n, s in self.score.items()}
         )
         object.__setattr__(self, "reason", dict(self.reason))
+        for name, text in self.reason.items():
+            if not isinstance(text, str):
+                raise PlanError(f"expected a sentence as the reason for {name!r}, got {text!r}")
         for name in self.channels.keys() ^ self.keep.keys():
             raise PlanError(f"expected the same groups in keep and channels, only one has {name!r}")
         for extra in ("score", "reason"):
@@ -150,7 +153,7 @@ class PruningPlan:
                 raise PlanError(f"expected an object under {key!r} of the plan, got {type(part).__name__}")
         try:
             return cls(**parts)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             if isinstance(error, PlanError):
                 raise
             raise PlanError(f"expected lists of numbers in the plan: {error}") from None
@@ -173,14 +176,18 @@ class PruningPlan:
         return cls.from_json(text)
 
 
+def _whole(number: Any, name: str) -> int:
+    if isinstance(number, bool) or int(number) != number:
+        raise PlanError(f"expected whole unit indices and counts for {name!r}, got {number!r}")
+    return int(number)
+
+
 def _units(name: str, units: Iterable[Any]) -> list[int]:
     if isinstance(units, str | bytes) or not isinstance(units, Iterable):
         raise PlanError(f"expected a list of unit indices for {name!r}, got {units!r}")
     result = []
     for unit in units:
-        if isinstance(unit, bool) or int(unit) != unit:
-            raise PlanError(f"expected whole unit indices for {name!r}, got {unit!r}")
-        result.append(int(unit))
+        result.append(_whole(unit, name))
     if len(set(result)) != len(result):
         raise PlanError(f"a unit of {name!r} is named twice in the plan")
     return sorted(result)

@@ -186,6 +186,7 @@ HOSTILE = [
 ]
 AUDIT = """
 import json, sys, warnings
+import torchvision  # whose networks a loader may build
 from pathlib import Path
 warnings.simplefilter("ignore")
 import pyrobnn as pb

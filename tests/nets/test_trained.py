@@ -14,6 +14,7 @@ from pyrobnn.data import load_data
 @pytest.mark.parametrize(
     ("name", "accuracy", "images"), [("resnet20", 0.9173, 10_000), ("vgg16", 0.9274, 1000)]
 )
+@pytest.mark.slow
 def test_stated_accuracy(
     name: str, accuracy: float, images: int, shared_data: Path, shared_weights: Path
 ) -> None:

@@ -1,0 +1,50 @@
+"""How large the trust tests are, and what they counted.
+
+`PYROBNN_TRUST=full` is `make trust`: thousands of cases, under 25 minutes. Without it a sample of the same cases runs
+with the other tests. Everything is seeded, so a failure comes back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+FULL = os.environ.get("PYROBNN_TRUST", "short") == "full"
+_TOTAL: Counter[tuple[str, str]] = Counter()
+
+
+@pytest.fixture
+def size() -> Callable[[int, int], int]:
+    """`size(short, full)`: how many cases to try."""
+    return lambda short, full: full if FULL else short
+
+
+@pytest.fixture
+def count(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """`count("kills", done=3, differing=0)`: numbers for the summary at the end."""
+
+    def note(what: str, **numbers: int) -> None:
+        record_property(f"trust:{what}", numbers)
+
+    return note
+
+
+def pytest_runtest_logreport(report: Any) -> None:
+    if report.when == "call":
+        for key, numbers in report.user_properties:
+            if key.startswith("trust:"):
+                for name, number in numbers.items():
+                    _TOTAL[key.removeprefix("trust:"), name] += number
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if not _TOTAL:
+        return
+    terminalreporter.section(f"trust, {'full' if FULL else 'short'} form")
+    for what in dict.fromkeys(what for what, _ in _TOTAL):
+        parts = [f"{number:,} {name.replace('_', ' ')}" for (of, name), number in _TOTAL.items() if of == what]
+        terminalreporter.write_line(f"{what}: {', '.join(parts)}")
