@@ -24,7 +24,15 @@ def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None =
     """
     # Clones, because safetensors refuses tensors that share memory.
     own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    return safetensors.torch.save(own, dict(metadata) if metadata is not None else None)
+    data = safetensors.torch.save(own, dict(metadata) if metadata is not None else None)
+    if not metadata:
+        return data
+    # The library writes metadata in any order; here equal content is equal bytes.
+    size = int.from_bytes(data[:8], "little")
+    header = {**json.loads(data[8 : 8 + size]), "__metadata__": dict(metadata)}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def read_header(data: bytes, path: str | Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
