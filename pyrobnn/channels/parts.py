@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-Role = Literal["out", "through", "in", "map"]
+Role = Literal["out", "through", "in", "map", "size"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Member:
         index: int64 ``[channels, k]``, the positions of each unit on that axis; -1 pads ragged rows.
         role: ``"out"`` rows of a producer and its bias; ``"through"`` per-channel tensors on the way
             (normalisation, depthwise and grouped filters, PReLU, layer scale); ``"in"`` the slices of a
-            consumer; ``"map"`` the slots of a ``ChannelMap`` that read the channel (zeroed, never cut).
+            consumer; ``"map"`` the slots of a ``ChannelMap`` that read the channel (zeroed, never cut); ``"size"`` a
+            number in an attribute of a module that counts the channels (`tensor` is its name in ``facts.sizes``).
     """
 
     tensor: str
@@ -99,12 +100,16 @@ class NetFacts:
         uses: one ``(tensor, positions)`` per convolution or linear call, with the number of output
             positions for one example: multiply-accumulates are elements times positions.
         maps: input side of every ``ChannelMap``, by the name of its ``index`` buffer.
+        fixed_macs: multiply-accumulates for one example of layers that cannot be cut since their weight is computed.
+        sizes: attributes that count channels: the module's path, the attribute, the position in it or None.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     parameters: frozenset[str]
     uses: tuple[tuple[str, int], ...]
     maps: Mapping[str, MapInput]
+    fixed_macs: int = 0
+    sizes: Mapping[str, tuple[str, str, int | None]] = field(default_factory=dict)
 
 
 def per_unit(tensor: Tensor, axis: int, index: Tensor) -> Tensor:

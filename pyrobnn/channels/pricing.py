@@ -54,7 +54,8 @@ class Pricing:
         numel = self._fixed.to(device)
         for column in self._factors.to(device).unbind(1):
             numel = numel * sizes[column]
-        return (numel * self._is_parameter.to(device)).sum(), (numel * self._per_element.to(device)).sum()
+        macs = (numel * self._per_element.to(device)).sum() + self.facts.fixed_macs
+        return (numel * self._is_parameter.to(device)).sum(), macs
 
     def unit(self, group: ChannelGroup) -> Cost:
         """What the removal of one unit of a group saves; the mean if its units differ."""

@@ -160,6 +160,14 @@ def _table(
         role: Role = _role(tracer.roles[tensor, axis])
         for name, index in where.positions(labels).items():
             members[name].append(Member(tensor, axis, index, role))
+    sizes: dict[str, tuple[str, str, int | None]] = {}
+    all_shapes = dict(shapes)
+    for where_held, labels in tracer.sizes.items():
+        path, attribute, at = where_held
+        name = f"{path}.{attribute}" + ("" if at is None else f"[{at}]")
+        for group, index in where.positions(ledger.roots(labels)).items():
+            members[group].append(Member(name, 0, index, "size"))
+            sizes[name], all_shapes[name] = where_held, (labels.numel(),)
     maps = {}
     for index_name, inputs in tracer.map_inputs.items():
         labels = ledger.roots(inputs)
@@ -171,7 +179,7 @@ def _table(
         maps[index_name] = MapInput(labels.numel(), where.units(labels))
     groups = [ChannelGroup(name, len(units_of[name]), tuple(members[name])) for name in names]
     uses = tuple((tensor, positions // batch) for tensor, positions in tracer.uses)
-    facts = NetFacts(dict(shapes), parameters, uses, maps)
+    facts = NetFacts(all_shapes, parameters, uses, maps, tracer.fixed_macs // batch, sizes)
     return ChannelTable(groups, facts, refused)
 
 

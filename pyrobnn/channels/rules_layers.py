@@ -20,28 +20,63 @@ def _owner(tracer: Tracer, tensor_name: str) -> nn.Module | None:
     return tracer.modules.get(tensor_name.rpartition(".")[0])
 
 
+def _attach(tracer: Tracer, tensor: Any, labels: Tensor, role: str) -> bool:
+    """Say that a per-channel tensor goes with these channels; False if it is computed and has no channels."""
+    if tensor is None:
+        return True
+    name = _net_tensor(tracer, tensor)
+    if name is not None:
+        tracer.attach(name, 0, labels, role)
+        return True
+    own = tracer.labels(tensor)
+    if own is not None and own.numel() == labels.numel():
+        tracer.ledger.union(own.reshape(-1), labels)
+        return True
+    return tracer.is_uniform(tensor)
+
+
 def _attach_bias(tracer: Tracer, bias: Any, rows: Tensor) -> None:
-    if bias is None:
-        return
-    name = _net_tensor(tracer, bias)
-    if name is None:
+    if not _attach(tracer, bias, rows, "out"):
         tracer.ledger.lock(rows, tracer.here("a computed bias"))
-    else:
-        tracer.attach(name, 0, rows, "out")
 
 
-def _refuse_weight(tracer: Tracer, call: Call) -> None:
-    tracer.refuse(call, "has a weight that is computed, not a parameter,")
+def _refuse_weight(tracer: Tracer, call: Call, weight: Tensor, positions: int) -> None:
+    """A weight that is computed from others changes as a whole when they are cut."""
+    if tracer.count_uses:
+        tracer.fixed_macs += weight.numel() * positions
+    module = tracer.modules.get(tracer.running, tracer.net)
+    tracer.refuse(call, f"has a weight that is computed, not a parameter{_way_out(module)},")
+
+
+def _way_out(module: nn.Module) -> str:
+    """What the user could do about a computed weight."""
+    hooks = {type(hook).__name__ for hook in module._forward_pre_hooks.values()}
+    if nn.utils.parametrize.is_parametrized(module):
+        return " (torch.nn.utils.parametrize.remove_parametrizations makes it one)"
+    if "WeightNorm" in hooks:
+        return " (torch.nn.utils.remove_weight_norm makes it one)"
+    if "SpectralNorm" in hooks:
+        return " (torch.nn.utils.remove_spectral_norm makes it one)"
+    return " (store the finished weight in a plain layer)"
+
+
+def _others(tracer: Tracer, names: list[str], inputs: tuple[int, Tensor] | None, rows: tuple[int, Tensor]) -> None:
+    """Masks and other factors of a weight are cut as it is."""
+    for name in names[1:]:
+        if inputs is not None:
+            tracer.attach(name, *inputs, "through")
+        tracer.attach(name, *rows, "through")
 
 
 @rule("conv1d", "conv2d", "conv3d")
 def conv(tracer: Tracer, call: Call) -> None:
     """Weighted sums over channels: fresh labels out, consumer slices in; depthwise and grouped ones pass or tie labels."""
     x, weight, bias = call.get(0, "input"), call.get(1, "weight"), call.get(2, "bias")
-    name = _net_tensor(tracer, weight)
-    if name is None:
-        return _refuse_weight(tracer, call)
+    names = tracer.weights(weight)
     axis = x.dim() - weight.dim() + 1
+    if not names:
+        return _refuse_weight(tracer, call, weight, call.out.numel() // call.out.shape[axis])
+    name = names[0]
     inputs = tracer.vector(x, axis)
     groups = int(call.get(6, "groups", 1))
     unit = grouped_unit(_owner(tracer, name), groups, weight.shape[1])
@@ -55,6 +90,7 @@ def conv(tracer: Tracer, call: Call) -> None:
         tracer.consume(name, 1, _tied_offsets(tracer, inputs, groups))
         rows = tracer.produce(name, 0)
         _tied_offsets(tracer, rows, groups)
+    _others(tracer, names, None if unit == "group" else (1, inputs[: weight.shape[1]]), (0, rows))
     _attach_bias(tracer, bias, rows)
     _finish(tracer, call, name, axis, rows, call.out.numel() // call.out.shape[axis])
 
@@ -63,10 +99,11 @@ def conv(tracer: Tracer, call: Call) -> None:
 def conv_transpose(tracer: Tracer, call: Call) -> None:
     """As a convolution, with input and output axes of the weight exchanged."""
     x, weight, bias = call.get(0, "input"), call.get(1, "weight"), call.get(2, "bias")
-    name = _net_tensor(tracer, weight)
-    if name is None:
-        return _refuse_weight(tracer, call)
+    names = tracer.weights(weight)
     axis = x.dim() - weight.dim() + 1
+    if len(names) != 1:
+        return _refuse_weight(tracer, call, weight, x.numel() // x.shape[axis])
+    name = names[0]
     inputs = tracer.vector(x, axis)
     groups = int(call.get(6, "groups", 1))
     unit = grouped_unit(_owner(tracer, name), groups, weight.shape[0] // groups)
@@ -110,11 +147,14 @@ def _finish(tracer: Tracer, call: Call, weight: str, axis: int, rows: Tensor, po
 def linear(tracer: Tracer, call: Call) -> None:
     """Fresh labels for the output features, consumer slices for the input features."""
     x, weight, bias = call.get(0, "input"), call.get(1, "weight"), call.get(2, "bias")
-    name = _net_tensor(tracer, weight)
-    if name is None or weight.dim() != 2:
-        return _refuse_weight(tracer, call)
-    tracer.consume(name, 1, tracer.vector(x, -1))
+    names = tracer.weights(weight)
+    if not names or weight.dim() != 2:
+        return _refuse_weight(tracer, call, weight, call.out.numel() // weight.shape[0])
+    name = names[0]
+    inputs = tracer.vector(x, -1)
+    tracer.consume(name, 1, inputs)
     rows = tracer.produce(name, 0)
+    _others(tracer, names, (1, inputs), (0, rows))
     _attach_bias(tracer, bias, rows)
     _finish(tracer, call, name, call.out.dim() - 1, rows, call.out.numel() // rows.numel())
 
@@ -126,12 +166,8 @@ def channel_norm(tracer: Tracer, call: Call) -> None:
     labels = tracer.vector(x, 1)
     parts = {key: call.get(at, key) for at, key in enumerate(_NORM_ARGUMENTS) if at > 0}
     for key, tensor in parts.items():
-        if tensor is None:
-            continue
-        name = _net_tensor(tracer, tensor)
-        if name is None:
+        if not _attach(tracer, tensor, labels, "through"):
             return tracer.refuse(call, f"has a computed {key}, which")
-        tracer.attach(name, 0, labels, "through")
     tracer.set(call.out, labels.view(1, -1, *[1] * (x.dim() - 2)))
 
 
@@ -151,7 +187,25 @@ def layer_norm(tracer: Tracer, call: Call) -> None:
     tracer.set(call.out, labels)
 
 
-@rule("group_norm", "local_response_norm")
+@rule("group_norm")
+def group_norm(tracer: Tracer, call: Call) -> None:
+    """Channels that share statistics go together; the number of groups follows from what is left."""
+    x, groups = call.get(0, "input"), int(call.get(1, "num_groups"))
+    weight, bias = call.get(2, "weight"), call.get(3, "bias")
+    name = _net_tensor(tracer, weight)
+    owner = _owner(tracer, name) if name is not None else None
+    if groups == 1 or not isinstance(owner, nn.GroupNorm) or owner.num_groups != groups:
+        return tracer.refuse(call, "normalises over channels")
+    labels = tracer.vector(x, 1)
+    blocks = labels.reshape(groups, -1)
+    tracer.ledger.union(blocks, blocks[:, :1])
+    for tensor in (weight, bias):
+        if not _attach(tracer, tensor, labels, "through"):
+            return tracer.refuse(call, "has a computed bias, which")
+    tracer.set(call.out, labels.view(1, -1, *[1] * (x.dim() - 2)))
+
+
+@rule("local_response_norm")
 def mixing_norm(tracer: Tracer, call: Call) -> None:
     """Channels share statistics, so none can go alone."""
     tracer.refuse(call, "normalises over channels")
@@ -163,11 +217,9 @@ def prelu(tracer: Tracer, call: Call) -> None:
     x, weight = call.get(0, "input"), call.get(1, "weight")
     labels = tracer.labels(x)
     if weight.numel() > 1:
-        name = _net_tensor(tracer, weight)
-        if name is None:
-            return tracer.refuse(call, "has a computed weight, which")
         vector = tracer.vector(x, 1)
-        tracer.attach(name, 0, vector, "through")
+        if not _attach(tracer, weight, vector, "through"):
+            return tracer.refuse(call, "has a computed weight, which")
         labels = vector.view(1, -1, *[1] * (x.dim() - 2))
     tracer.set(call.out, labels, tracer.why(x))
 
@@ -210,6 +262,24 @@ def attention(tracer: Tracer, call: Call) -> None:
 
 @rule("matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "dot", "bilinear")
 def product(tracer: Tracer, call: Call) -> None:
-    """Refused where a factor carries labels: which sums it forms is not analysed."""
+    """Features times a parameter is a linear layer without bias; other products with labels are refused."""
+    if call.name in ("matmul", "mm") and len(call.args) == 2 and _is_linear(tracer, call):
+        return None
     if any(tracer.labels(tensor) is not None for tensor in tensors_in((call.args, call.kwargs))):
-        tracer.refuse(call, "is a matrix product, which mixes channels")
+        return tracer.refuse(call, "is a matrix product, which mixes channels")
+    return None
+
+
+def _is_linear(tracer: Tracer, call: Call) -> bool:
+    """``x @ weight`` with features last: what it reads and makes is noted. (Its multiply-accumulates are no layer's.)"""
+    x, weight = call.args
+    found = tracer.origins(weight)
+    if tracer.labels(x) is None or len(found) != 1 or weight.dim() != 2:
+        return False
+    axes = [found[0].axis_along(axis, weight.shape[axis]) for axis in (0, 1)]
+    if axes[0] is None or axes[1] is None:
+        return False
+    tracer.consume(found[0].name, axes[0], tracer.vector(x, -1))
+    rows = tracer.produce(found[0].name, axes[1])
+    tracer.set(call.out, rows.view([1] * (call.out.dim() - 1) + [-1]))
+    return True

@@ -18,7 +18,7 @@ _ELEMENTWISE = """
     data requires_grad zeros_like nan_to_num positive alias real type_as log1p expm1 absolute negative
     sigmoid hardsigmoid logsigmoid softplus exp log log2 log10 rsqrt reciprocal cos ones_like
     full_like logit erfc alpha_dropout feature_alpha_dropout threshold lgamma bitwise_not logical_not
-    isnan isinf isfinite invert bool long int acos exponential fill zero normal uniform empty_like
+    isnan isinf isfinite invert bool long int acos exponential fill zero uniform empty_like
     rand_like randn_like bernoulli hardtanh
 """
 
@@ -127,20 +127,74 @@ def unite(tracer: Tracer, tensors: list[Tensor], shape: torch.Size, what: str) -
         ledger.union(wide[0], one)
     for tensor in fixed:
         padded = (1,) * (len(shape) - tensor.dim()) + tuple(tensor.shape)
-        if any(padded[axis] > 1 for axis in axes):
+        if any(padded[axis] > 1 for axis in axes) and not _follows(tracer, tensor, len(shape), axes, wide[0]):
             ledger.lock(wide[0], tracer.here(f"{what} with a tensor of fixed size ({tracer.why(tensor)})"))
     return wide[0]
 
 
-@rule("softmax", "log_softmax", "softmin", "normalize", "glu", "cumsum", "cumprod", "sort", "argsort")
+def _follows(tracer: Tracer, tensor: Tensor, dims: int, axes: tuple[int, ...], labels: Tensor) -> bool:
+    """Whether a tensor without labels of its own can be cut along: a parameter of several axes, or a constant.
+
+    The parameter's axis that meets the channels becomes a member. A constant is as long as the forward pass makes it:
+    a size that is written there as a number shows in the trial.
+    """
+    if tracer.is_uniform(tensor):
+        return True
+    found = tracer.origins(tensor)
+    if len(axes) != 1 or not found:
+        return False
+    axis = axes[0] - (dims - tensor.dim())
+    own = [(origin.name, origin.axis_along(axis, tensor.shape[axis])) for origin in found]
+    if any(at is None for _, at in own) or labels.numel() != tensor.shape[axis]:
+        return False
+    for name, at in own:
+        assert at is not None
+        tracer.attach(name, at, labels.reshape(-1), "through")
+    return True
+
+
+@rule(
+    *("zeros", "ones", "full", "empty", "rand", "randn", "randint", "normal"),
+    *("new_zeros", "new_ones", "new_full", "new_empty"),
+)
+def constant(tracer: Tracer, call: Call) -> None:
+    """Tensors of one kind of number, as long as the forward pass makes them."""
+    if call.name == "normal" and isinstance(source_of(call), Tensor):
+        return elementwise(tracer, call)
+    tracer.set(call.out, None, tracer.here("a constant"))
+    return tracer.set_uniform(call.out)
+
+
+@rule("glu")
+def glu(tracer: Tracer, call: Call) -> None:
+    """One half gates the other: over channels, both halves lose the same offsets."""
+    source = source_of(call)
+    labels = tracer.labels(source)
+    if labels is None:
+        return no_labels(tracer, call)
+    dim = int(call.get(1, "dim", -1)) % source.dim()
+    small = tracer.small(labels)
+    if dim in varying(small):
+        if len(varying(small)) > 1:
+            return tracer.refuse(call, "joins channels on different axes, which")
+        half = small.shape[dim] // 2
+        first = small.narrow(dim, 0, half)
+        tracer.ledger.union(first, small.narrow(dim, half, half))
+        small = first
+    elif source.shape[dim] == 2:
+        return tracer.refuse(call, "joins two channels")
+    tracer.set(call.out, small.expand(call.out.shape))
+
+
+@rule("softmax", "log_softmax", "softmin", "normalize", "gumbel_softmax", "cumsum", "cumprod", "sort", "argsort")
 def along_an_axis(tracer: Tracer, call: Call) -> None:
     """Operations along one axis that keep the shape: fine unless it is the channel axis."""
     source = source_of(call)
     labels = tracer.labels(source)
     if labels is None:
         return no_labels(tracer, call)
-    default = {"normalize": 1}.get(call.name, -1)
-    dim = call.get(2, "dim", default) if call.name == "normalize" else call.get(1, "dim", default)
+    place = {"normalize": 2, "gumbel_softmax": 4}.get(call.name, 1)
+    dim = call.get(place, "dim", 1 if call.name == "normalize" else -1)
     small = tracer.small(labels)
     outs = list(tensors_in(call.out))
     blocked = not isinstance(dim, int) or dim % source.dim() in varying(small) or not varying(small)

@@ -26,7 +26,7 @@ def reshape(tracer: Tracer, call: Call) -> None:
     axes = varying(small)
     if len(axes) > 1:
         before = varying(tracer.small(labels))
-        if len(before) > 1 or len(axes) > 2:
+        if len(before) > 1:
             return tracer.refuse(call, "spreads channels over several axes, which")
         tie_split(tracer, call, small, axes)
         small = tracer.small(moved)
@@ -34,16 +34,28 @@ def reshape(tracer: Tracer, call: Call) -> None:
 
 
 def tie_split(tracer: Tracer, call: Call, small: Tensor, axes: tuple[int, ...]) -> None:
-    """A view c -> (g, c/g) stays valid if every row of the grid loses the same columns.
+    """Channels that are spread over a grid stay a grid if one of its axes gets shorter.
 
-    The other reading (whole rows go, the row length is fixed) is taken where the call leaves the number of rows
-    open with -1. What the forward pass really computes from its input's size shows when the group is tried.
+    Of a view c -> (g, c/g) every row loses the same columns; of c -> (c', h, w), which makes maps of features, whole
+    maps go. Where the call leaves an axis open with -1 it is that one. What the forward pass really computes from
+    its input's size shows when the group is tried. Sizes that an `nn.Unflatten` holds follow the cut.
     """
     sizes = call.args[-1] if call.args and isinstance(call.args[-1], list | tuple) else call.args[1:]
-    rows, columns = axes
-    open_rows = len(sizes) == call.out.dim() and isinstance(sizes[rows], int) and sizes[rows] == -1
-    axis = columns if open_rows else rows
-    tracer.ledger.union(small, small.narrow(axis, 0, 1))
+    source = source_of(call)
+    first = int(call.get(1, "dim")) % source.dim() if call.name == "unflatten" else 0
+    given = {first + at: size for at, size in enumerate(sizes) if isinstance(size, int)}
+    if call.name != "unflatten" and len(sizes) != call.out.dim():
+        given = {}
+    stays = next((axis for axis in axes if given.get(axis) == -1), axes[1] if len(axes) == 2 else axes[0])
+    for axis in axes:
+        if axis != stays:
+            tracer.ledger.union(small, small.narrow(axis, 0, 1))
+    where = tracer.size_attribute(sizes) if call.name == "unflatten" and given.get(stays) != -1 else None
+    if where is not None:
+        line = small
+        for axis in axes:
+            line = line if axis == stays else line.narrow(axis, 0, 1)
+        tracer.note_size(where, stays - first, line.reshape(-1))
 
 
 @rule("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "T", "mT", "adjoint")
@@ -94,7 +106,10 @@ def roll(tracer: Tracer, call: Call) -> None:
 
 @rule("chunk", "split", "unsafe_chunk", "unsafe_split", "tensor_split", "split_with_sizes", "unbind")
 def split(tracer: Tracer, call: Call) -> None:
-    """Equal parts lose the same offsets; unequal ones, and single channels, are refused."""
+    """Equal parts lose the same offsets; parts whose sizes a module holds in an attribute are cut each by itself.
+
+    Other unequal parts, and single channels, are refused.
+    """
     source = source_of(call)
     labels = tracer.labels(source)
     if labels is None:
@@ -105,12 +120,25 @@ def split(tracer: Tracer, call: Call) -> None:
     small = tracer.small(labels)
     if dim in varying(small):
         sizes = {part.shape[dim] if part.dim() == source.dim() else 0 for part in parts}
-        if len(sizes) > 1 or call.name == "unbind" or len(varying(small)) > 1:
-            return tracer.refuse(call, "cuts the channels into unequal or fixed parts")
-        # Parts of equal size stay equal if all lose the same offset.
-        size = sizes.pop()
+        if call.name == "unbind" or len(varying(small)) > 1:
+            return tracer.refuse(call, "cuts the channels into fixed parts")
         line = small.reshape(-1)
-        tracer.ledger.union(line, line[:size].repeat(len(parts)))
+        wanted = call.get(1, "split_size_or_sections", call.kwargs.get("split_size", call.kwargs.get("split_sizes")))
+        where = tracer.size_attribute(wanted) if call.name.endswith(("split", "sizes")) and wanted is not None else None
+        if where is not None and not isinstance(wanted, int):
+            start = 0
+            for at, part in enumerate(parts):
+                tracer.note_size(where, at, line[start : start + part.shape[dim]])
+                start += part.shape[dim]
+        elif len(sizes) > 1:
+            return tracer.refuse(
+                call, "cuts the channels into unequal parts (keep the list of sizes in an attribute of the module), which"
+            )
+        else:  # parts of equal size stay equal if all lose the same offset
+            size = sizes.pop()
+            tracer.ledger.union(line, line[:size].repeat(len(parts)))
+            if where is not None:
+                tracer.note_size(where, None, line[:size])
     start = 0
     for part in parts:
         if part.dim() != source.dim():
@@ -173,7 +201,7 @@ def _normal_index(index: Any, dims: int) -> list[Any] | None:
     return items + fill
 
 
-@rule("cat", "concat", "concatenate", "stack")
+@rule("cat", "concat", "concatenate", "stack", "hstack", "vstack", "row_stack", "dstack")
 def concatenate(tracer: Tracer, call: Call) -> None:
     """Along the channels the labels follow one another; along another axis the same channels meet.
 
@@ -182,7 +210,9 @@ def concatenate(tracer: Tracer, call: Call) -> None:
     parts: list[Tensor] = list(call.get(0, "tensors"))
     if all(tracer.labels(part) is None for part in parts):
         return no_labels(tracer, call)
-    dim = int(call.get(1, "dim", 0))
+    dim = _STACKS[call.name] if call.name in _STACKS else int(call.get(1, "dim", 0))
+    if call.name in _STACKS and parts[0].dim() <= dim:
+        return tracer.refuse(call, "of so few axes makes a new one, which")
     if call.name == "stack":
         shape = parts[0].shape
         united = unite(tracer, parts, shape, "stack")
@@ -209,6 +239,9 @@ def concatenate(tracer: Tracer, call: Call) -> None:
     view = [1] * parts[0].dim()
     view[dim] = -1
     tracer.set(call.out, torch.cat(columns).view(view))
+
+
+_STACKS = {"hstack": 1, "vstack": 0, "row_stack": 0, "dstack": 2}
 
 
 @rule("pad", "constant_pad_nd")

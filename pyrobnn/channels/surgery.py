@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from pyrobnn.errors import NetError
 from pyrobnn.nets.channel_map import ChannelMap
 
 _UNIT = "_cut_unit"
+_SIZE = "_size_of_"
 
 
 def is_channel_map(module: nn.Module | None) -> bool:
@@ -48,6 +49,10 @@ def refresh_attributes(module: nn.Module) -> None:
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.Bilinear):
         module.out_features, module.in1_features, module.in2_features = module.weight.shape
+    elif isinstance(module, nn.GroupNorm):
+        size = module.num_channels // module.num_groups
+        module.num_channels = module.weight.numel()
+        module.num_groups = module.num_channels // size
     elif isinstance(module, _NormBase):
         for tensor in (module.weight, module.running_mean):
             if tensor is not None:
@@ -58,7 +63,9 @@ def refresh_attributes(module: nn.Module) -> None:
 
 
 def _refresh_conv(module: _ConvNd) -> None:
-    weight = module.weight
+    held = {**module._parameters, **module._buffers}
+    weight = held.get("weight_orig")  # what is pruned by a mask has its weight made of this before every pass
+    weight = module.weight if weight is None else weight
     transposed = isinstance(module, _ConvTransposeNd)
     rows, columns = weight.shape[:2]
     inputs = module.in_channels // module.groups
@@ -150,6 +157,8 @@ class Sites:
 def check_net(table: ChannelTable, sites: Sites) -> None:
     """Raise NetError unless the table's tensors exist in the net with the table's shapes."""
     for name in dict.fromkeys([*table.cut_axes, *table.read_axes]):
+        if name in table.facts.sizes:
+            continue
         shape = tuple(sites.get(name).shape)
         if shape != table.facts.shapes[name]:
             raise NetError(
@@ -186,15 +195,50 @@ def cut_(sites: Sites, table: ChannelTable, keep: Tensor) -> list[str]:
     """
     changed = touched(table, keep)
     for name in changed:
+        if name in table.facts.sizes:
+            path, attribute, position = table.facts.sizes[name]
+            set_size(sites.net.get_submodule(path), attribute, position, int(keep[table.cut_axes[name][0]].sum()))
+            continue
         old = sites.get(name).detach()
         new = table.cut(name, old, keep)
         if old.dim() == 4 and not old.is_contiguous() and old.is_contiguous(memory_format=torch.channels_last):
             new = new.contiguous(memory_format=torch.channels_last)  # the layout is worth a factor of two
         sites.put(name, new.clone())
+    changed = [name for name in changed if name not in table.facts.sizes]
     sites.persist(changed)
     for module in sites.modules(changed):
         refresh_attributes(module)
     return changed
+
+
+def set_size(module: nn.Module, attribute: str, position: int | None, value: int) -> None:
+    """Change a number that counts channels, and keep it in a buffer too, from which :func:`restore_sizes` reads it."""
+    old = getattr(module, attribute)
+    new = value if position is None else type(old)([*old[:position], value, *old[position + 1 :]])
+    setattr(module, attribute, new)
+    module.register_buffer(_SIZE + attribute, torch.as_tensor(new))
+
+
+def restore_sizes(net: nn.Module, state_dict: Mapping[str, Any]) -> None:
+    """Set the attributes that the buffers of a compact network's state dict tell of."""
+    for name, value in state_dict.items():
+        path, _, leaf = name.rpartition(".")
+        attribute = leaf.removeprefix(_SIZE)
+        if leaf.startswith(_SIZE) and isinstance(value, Tensor):
+            module = dict(net.named_modules()).get(path)
+            old: Any = getattr(module, attribute, None)
+            if module is None or type(old) not in (int, list, tuple) or value.dim() != (0 if type(old) is int else 1):
+                raise NetError(f"the saved tensors do not fit this network: it has no {path}.{attribute}")
+            setattr(module, attribute, int(value) if type(old) is int else type(old)(value.tolist()))
+            module.register_buffer(leaf, value.clone())
+
+
+def holders(sites: Sites, table: ChannelTable, names: Iterable[str]) -> list[nn.Module]:
+    """The modules in which these tensors and sizes are."""
+    names = list(names)
+    paths = [table.facts.sizes[name][0] for name in names if name in table.facts.sizes]
+    found = [*sites.modules(n for n in names if n not in table.facts.sizes), *map(sites.net.get_submodule, paths)]
+    return list({id(module): module for module in found}.values())
 
 
 def touched(table: ChannelTable, keep: Tensor) -> list[str]:
@@ -228,15 +272,16 @@ class Undo:
                 m,
                 dict(m._parameters),
                 dict(m._buffers),
-                {k: v for k, v in vars(m).items() if isinstance(v, int | str)},
+                {k: v for k, v in vars(m).items() if isinstance(v, int | str | tuple | list)},
             )
             for m in modules
         ]
 
     def __call__(self) -> None:
         for module, parameters, buffers, attributes in self._saved:
-            module._parameters.update(parameters)
-            module._buffers.update(buffers)
+            for held, before in ((module._parameters, parameters), (module._buffers, buffers)):
+                held.clear()
+                held.update(before)
             vars(module).update(attributes)
             if _UNIT not in attributes:
                 vars(module).pop(_UNIT, None)

@@ -8,8 +8,10 @@ the labels it touches, with the operation and the module as the reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -17,9 +19,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pyrobnn.channels.labels import Ledger, shrunk, varying
+from pyrobnn.channels.origins import Origin, follow, of_parameter, origins
 
 _LABELS = "_channel_labels"
 _WHY = "_channel_why"
+_UNIFORM = "_channel_uniform"
 
 Rule = Callable[["Tracer", "Call"], None]
 RULES: dict[str, Rule] = {}
@@ -52,18 +56,36 @@ class Call:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors inside nested tuples, lists, dicts and dataclass-like outputs."""
+    """All tensors inside nested tuples, lists, dicts and objects with attributes or slots."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, dict):
+    else:
+        yield from _inside(value, set())
+
+
+def _inside(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+        return
+    if isinstance(value, _PLAIN) or id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Mapping):
         for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, list | tuple | set):
+            yield from _inside(item, seen)
+    elif isinstance(value, list | tuple | set | frozenset | deque):
         for item in value:
-            yield from tensors_in(item)
-    elif hasattr(value, "__dataclass_fields__"):
-        for name in value.__dataclass_fields__:
-            yield from tensors_in(getattr(value, name))
+            yield from _inside(item, seen)
+    slots = (name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()) if name != "__dict__")
+    for name in (*getattr(value, "__dict__", ()), *slots):
+        yield from _inside(getattr(value, name, None), seen)
+
+
+# What holds no tensors of an output, or too many.
+_PLAIN: tuple[type, ...] = (
+    *(str, bytes, int, float, complex, type(None), slice, type, ModuleType, FunctionType, MethodType, nn.Module),
+    *(torch.dtype, torch.device, torch.Size, torch.Generator),
+)
 
 
 def operation_name(function: Any) -> str:
@@ -80,6 +102,7 @@ def operation_name(function: Any) -> str:
     return name.strip("_")
 
 
+_FIRST = ("input", "self", "tensors")  # a first argument that is given by name
 _ARITHMETIC = {"add", "sub", "mul", "truediv", "floordiv", "pow", "mod", "div", "and", "or", "xor"}
 
 
@@ -96,6 +119,8 @@ class Tracer(TorchFunctionMode):
         consumed: all labels read by convolutions, linear layers and channel maps.
         map_inputs: input labels per ``ChannelMap`` (by the name of its index buffer).
         uses: ``(tensor, elements computed per weight over the whole batch)`` of the pass, if `count_uses`.
+        fixed_macs: multiply-accumulates of the whole batch in layers whose weight is computed, which cannot be cut.
+        sizes: ``(module, attribute, position in it or None, labels)`` of numbers that count channels.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -113,11 +138,15 @@ class Tracer(TorchFunctionMode):
         self.consumed: list[Tensor] = []
         self.map_inputs: dict[str, Tensor] = {}
         self.uses: list[tuple[str, int]] = []
+        self.fixed_macs = 0
+        self.sizes: dict[tuple[str, str, int | None], Tensor] = {}
         self.count_uses = True
         self.split_views = 0
         self._order = 0
         self._stack: list[str] = []
         for name, module in net.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
             module.register_forward_pre_hook(self._entering(name))
             module.register_forward_hook(self._leaving, always_call=True)
 
@@ -129,6 +158,11 @@ class Tracer(TorchFunctionMode):
 
     def _leaving(self, module: nn.Module, args: Any, out: Any) -> None:
         self._stack.pop()
+
+    @property
+    def running(self) -> str:
+        """The module that is running, innermost."""
+        return self._stack[-1] if self._stack else ""
 
     def leave(self) -> None:
         """Forget which modules were running, after a forward pass that failed."""
@@ -160,6 +194,51 @@ class Tracer(TorchFunctionMode):
         setattr(tensor, _LABELS, labels)
         if labels is None:
             setattr(tensor, _WHY, why or self.here("a result of fixed size"))
+
+    def set_uniform(self, tensor: Tensor) -> None:
+        """Say that a tensor is a constant whose size the forward pass chose: the trial shows whether it follows."""
+        setattr(tensor, _UNIFORM, True)
+
+    def is_uniform(self, tensor: Any) -> bool:
+        """Whether a tensor is zeros, ones, noise or the like."""
+        return bool(getattr(tensor, _UNIFORM, False))
+
+    def origins(self, tensor: Any) -> list[Origin]:
+        """The parameters that a tensor is, or is made from number by number."""
+        if not isinstance(tensor, Tensor):
+            return []
+        name = self.names.get(id(tensor))
+        return origins(tensor) if name is None else [of_parameter(name, tensor)]
+
+    def weights(self, tensor: Tensor) -> list[str]:
+        """The names of the parameters that a weight is, cast or masked as it may be; none if it is computed."""
+        name = self.names.get(id(tensor))
+        if name is not None:
+            return [name]
+        found = [origin for origin in self.origins(tensor) if origin.is_whole(tensor)]
+        return [origin.name for origin in found]
+
+    def size_attribute(self, value: Any) -> tuple[str, str] | None:
+        """The attribute of a running module that holds this size or these sizes, innermost module first."""
+        for path in reversed(self._stack):
+            held = vars(self.modules[path])
+            for name, item in held.items():
+                if item is value and not isinstance(value, int):
+                    return path, name
+            for name, item in held.items():
+                if type(item) in (int, list, tuple, torch.Size) and not isinstance(value, bool):
+                    same = item == value if isinstance(value, int) else not isinstance(item, int) and list(item) == list(value)
+                    if same and not name.startswith("_"):
+                        return path, name
+        return None
+
+    def note_size(self, where: tuple[str, str], position: int | None, labels: Tensor) -> None:
+        """Say that this number counts these channels."""
+        key = (*where, position)
+        if key in self.sizes:
+            self.ledger.union(self.sizes[key], labels)
+        else:
+            self.sizes[key] = labels
 
     def here(self, what: str) -> str:
         """`what`, with the module that is running."""
@@ -245,6 +324,8 @@ class Tracer(TorchFunctionMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         name = operation_name(func)
+        if not args and kwargs and (first := next((k for k in _FIRST if k in kwargs), None)):
+            args, kwargs = (kwargs[first],), {key: value for key, value in kwargs.items() if key != first}
         call = Call(name, func, args, kwargs, out)
         if name in ("setitem", "set data") or kwargs.get("out") is not None:
             self.refuse(call, "writes into a tensor")
@@ -259,6 +340,7 @@ class Tracer(TorchFunctionMode):
                 self.refuse(call, f"could not be followed ({type(error).__name__})")
         elif any(self.labels(tensor) is not None for tensor in tensors_in((args, kwargs))):
             self.refuse(call, "is not known to keep channels apart")
+        follow(name, func, args, kwargs, out, self.origins)
         return out
 
 
@@ -275,6 +357,10 @@ def source_of(call: Call) -> Any:
 
 def no_labels(tracer: Tracer, call: Call) -> None:
     """What comes from tensors of fixed size has a fixed size, for the same reason."""
-    reasons = [tracer.why(tensor) for tensor in tensors_in((call.args, call.kwargs)) if hasattr(tensor, _WHY)]
+    parts = list(tensors_in((call.args, call.kwargs)))
+    reasons = [tracer.why(tensor) for tensor in parts if hasattr(tensor, _WHY)]
+    uniform = bool(parts) and all(tracer.is_uniform(tensor) for tensor in parts)
     for out in tensors_in(call.out):
         tracer.set(out, None, reasons[0] if reasons else tracer.here("a constant"))
+        if uniform:
+            tracer.set_uniform(out)

@@ -330,8 +330,12 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Between(nn.LayerNorm([8, 8, 8])),
         r"layer_norm normalises over channels in operation \(L",
     ),
-    "group norm": (
-        lambda: Between(nn.GroupNorm(2, 8)),
+    "group norm of all channels": (
+        lambda: Between(nn.GroupNorm(1, 8)),
+        r"group_norm normalises over channels in operation \(Group",
+    ),
+    "group norm without weights": (
+        lambda: Between(nn.GroupNorm(2, 8, affine=False)),
         r"group_norm normalises over channels in operation \(Group",
     ),
     "softmax": (lambda: Between(nn.Softmax(1)), r"softmax runs over channels in operation \(Softmax"),
@@ -341,15 +345,19 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "mean reduces over channels",
     ),
     "fixed constant": (
-        lambda: Between(lambda x: x * torch.rand(8, 1, 1).to(x)),
+        lambda: Between(lambda x: x * torch.arange(8.0, dtype=x.dtype).view(8, 1, 1)),
         "mul with a tensor of fixed size",
+    ),
+    "constant of a written size": (
+        lambda: Between(lambda x: x * torch.ones(8, 1, 1).to(x)),
+        "the cut network does not run",
     ),
     "fixed view": (lambda: Between(lambda x: x.view(-1, 8, 64).view_as(x)), "compact|does not run"),
     "fixed slice": (lambda: Between(lambda x: x[:, 1:6], 5), "getitem picks channels by fixed numbers"),
     "roll": (lambda: Between(lambda x: x.roll(1, 1)), "roll shifts channels"),
     "unequal split": (
         lambda: Between(lambda x: x.split([3, 5], 1)[1], 5),
-        "split cuts the channels into unequal",
+        "split cuts the channels into unequal parts .keep the list",
     ),
     "index": (lambda: Between(lambda x: x[:, [0, 2, 4]], 3), "getitem picks numbers by an index tensor"),
     "matrix product": (
@@ -362,7 +370,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "unknown": (lambda: Between(lambda x: torch.cdist(x, x)), "cdist is not known to keep channels apart"),
     "computed weight": (
         lambda: Between(nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 1))),
-        "conv2d has a weight that is computed",
+        r"conv2d has a weight that is computed.*remove_parametrizations",
     ),
     "batch and channels in one": (
         lambda: Between(lambda x: F.avg_pool1d(x.transpose(1, 3).flatten(0, 2), 2).view(2, 8, 8, 4).transpose(1, 3), 4),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn import nets
-from pyrobnn.channels import ChannelGroup, ChannelTable, channel_groups, trial
+from pyrobnn.channels import ChannelGroup, ChannelTable, channel_groups, scratch, trial
 
 
 class Chain(nn.Module):
@@ -37,7 +37,7 @@ def test_finds_exactly_the_wrong_groups(
     bad: tuple[int, ...], double: bool, alone: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial, "_ALONE_UP_TO", 10**9 if alone else 0)
-    monkeypatch.setattr(trial, "_DOUBLE_UP_TO", 10**9 if double else 0)
+    monkeypatch.setattr(scratch, "_DOUBLE_UP_TO", 10**9 if double else 0)
     table = channel_groups(Chain(bad), torch.randn(2, 3, 4, 4))
     assert set(table.refused) == {"head", *(f"layers.{at}" for at in bad)}
     assert table.names == [f"layers.{at}" for at in range(7) if at not in bad]
