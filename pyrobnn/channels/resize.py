@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +55,8 @@ def resize_to(net: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
             changed.append(name)
     for module in sites.modules(changed):
         refresh_attributes(module)
+    loaded: Any = OrderedDict(state_dict)
+    loaded._metadata = getattr(expected, "_metadata", None)  # files do not have the versions that some layers ask for
     # Tensors without memory cannot be copied into; the saved ones take their places.
-    small.load_state_dict(dict(state_dict), assign=any(sites.get(name).is_meta for name in sites.ids))
+    small.load_state_dict(loaded, assign=any(sites.get(name).is_meta for name in sites.ids))
     return small
