@@ -16,7 +16,7 @@ from pyrobnn.nets.calling import set_mode
 from pyrobnn.pipeline.context import Context
 from pyrobnn.pipeline.state import State
 from pyrobnn.posterior.bayesian_net import BayesianNet, settings
-from pyrobnn.report.report import SCHEMA, answers, measure, measure_posterior, reduction, versions
+from pyrobnn.report.report import SCHEMA, answers, measure, measure_posterior, per_class, reduction, versions
 from pyrobnn.summary.types import Posterior
 
 
@@ -99,6 +99,7 @@ def finish(
         others["robustness"] = robustness(
             dense, small, data.test, device=context.device, precision=precision, logits=logits
         )
+        others["per_class"] = per_class(logits, data.test.labels, data.classes)
     bayesian = None
     if "bayesian" in state.extras:
         fitted = state.extras["bayesian"]

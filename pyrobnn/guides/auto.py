@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pyro.infer.autoguide import AutoContinuous, AutoDelta, AutoGuide, AutoNormal
 from pyro.infer.autoguide.guides import AutoNormalizingFlow
-from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from pyro.nn.module import PyroParam
 from torch import Tensor
 from torch.distributions import biject_to
@@ -41,7 +41,7 @@ def initial_loc(model: BayesianModel) -> Callable[[dict[str, Any]], Tensor]:
     def value(site: dict[str, Any]) -> Tensor:
         fn, name = site["fn"], site["name"]
         _require_continuous(name, fn)
-        found = start[name] if name in start else site["value"]
+        found = start[name] if name in start else init_to_median(site)  # a site of a prior that is a function
         return _inside(found.detach(), fn.support).expand(fn.shape()).clone()
 
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,37 @@ def measure_posterior(net: BayesianNet, data: Data, *, draws: int = 50) -> dict[
         "mutual_information": float(found.mutual_information.mean()),
         "draws": draws,
     }
+
+
+def per_class(logits: Mapping[str, Tensor], labels: Tensor, names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Recall of every class for several networks: a mean can hide a class that was lost.
+
+    Args:
+        logits: `[N, K]` by the name of the network, on the CPU.
+        labels: classes `[N]`.
+        names: of the classes; their numbers where there are none.
+
+    Returns:
+        A dictionary for each class: its name, how many `images` there are, and for each network the fraction of them
+        that it recognises; None for a class without images.
+
+    >>> per_class({"net": torch.eye(3)[[0, 1, 1]]}, torch.tensor([0, 0, 1]))[0]
+    {'class': '0', 'images': 2, 'net': 0.5}
+    """
+    classes = next(iter(logits.values())).shape[1]
+    images = torch.bincount(labels, minlength=classes)
+    right = {
+        name: torch.bincount(labels[found.argmax(1) == labels], minlength=classes).double() / images
+        for name, found in logits.items()
+    }
+    return [
+        {
+            "class": names[k] if names else str(k),
+            "images": int(images[k]),
+            **{name: float(found[k]) if images[k] else None for name, found in right.items()},
+        }
+        for k in range(classes)
+    ]
 
 
 def reduction(dense: dict[str, Any], compact: dict[str, Any]) -> dict[str, float]:

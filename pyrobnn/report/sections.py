@@ -44,6 +44,7 @@ FIGURES: list[tuple[str, str, Callable[[float], str], Callable[[float, float], s
     ("bytes", "Bytes", lambda v: f"{v:,.0f}", relative),
     ("latency_ms", "Median latency, one example", lambda v: f"{v:.3g}\N{NO-BREAK SPACE}ms", relative),
 ]
+MOST_CLASSES = 30  # that the page shows
 SIZES = {"target_macs": "MACs", "target_params": "parameters", "target_nonzero": "parameters that are not zero"}
 
 
@@ -186,14 +187,16 @@ def accuracies(report: Report, dense: Report, compact: Report) -> Section:
 
 
 def per_class(report: Report) -> Section:
-    """Recall of every class, so that a class that was lost is seen."""
-    rows = []
-    for entry in report.get("per_class") or []:
-        a, b = entry.get("dense"), entry.get("compact")
-        change = points(a, b) if is_number(a) and is_number(b) else DASH
-        shown = [percent(v) if is_number(v) else DASH for v in (a, b)]
-        rows.append([text(entry.get("class")), flat(entry.get("images")), *shown, change])
+    """Recall of every class, so that a class that was lost is seen; of many classes those that lost most."""
+    entries = [e for e in report.get("per_class") or [] if is_number(e.get("dense")) and is_number(e.get("compact"))]
     before = ["Share of each class's test images that are recognised: a mean can hide a class that was lost."]
+    if len(entries) > MOST_CLASSES:
+        before.append(f"The {MOST_CLASSES} of {len(entries)} classes that lost most; all of them are in report.json.")
+        entries = sorted(entries, key=lambda e: e["compact"] - e["dense"])[:MOST_CLASSES]
+    rows = [
+        [text(e.get("class")), flat(e.get("images")), percent(e["dense"]), percent(e["compact"]), points(e["dense"], e["compact"])]
+        for e in entries
+    ]
     return Section(
         "classes", "Class by class", head=["class", "images", "dense", "compact", "change"], rows=rows, before=before
     )

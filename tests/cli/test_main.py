@@ -80,11 +80,11 @@ def test_compress_prints_what_it_measured(made: Path, call: Call, tmp_path: Path
 
 
 def test_evaluate_agrees_with_the_report(made: Path, call: Call) -> None:
-    before = {p.name: p.read_bytes() for p in (made / "run").iterdir()}
+    before = {p: p.read_bytes() for p in (made / "run").rglob("*") if p.is_file()}
     code, out, err = call("evaluate", made / "run")
     assert code == 0 and err == ""
     assert "accuracy" in out and "the same" in out
-    assert {p.name: p.read_bytes() for p in (made / "run").iterdir()} == before
+    assert {p: p.read_bytes() for p in (made / "run").rglob("*") if p.is_file()} == before
 
 
 TAMPERED: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -287,7 +287,7 @@ def test_a_network_from_a_file_anywhere(made: Path, call: Call, tmp_path: Path, 
 
 
 def test_export(made: Path, call: Call, tmp_path: Path) -> None:
-    before = {p.name: p.read_bytes() for p in (made / "run").iterdir()}
+    before = {p: p.read_bytes() for p in (made / "run").rglob("*") if p.is_file()}
     code, out, _ = call("export", made / "run", "--format", "torch", "--normalise", "--out", tmp_path / "small.pt2")
     size = (tmp_path / "small.pt2").stat().st_size
     assert code == 0 and "small.pt2: torch.export" in out and f"{size:,} bytes" in out and "ms an image" in out
@@ -296,4 +296,4 @@ def test_export(made: Path, call: Call, tmp_path: Path) -> None:
         expected = pb.load_compact(made / "run", normalise=True)(pixels)
         torch.testing.assert_close(torch.export.load(tmp_path / "small.pt2").module()(pixels), expected, atol=1e-4, rtol=0)
     assert call("export", made / "run", "--format", "tflite")[0] == 2
-    assert {p.name: p.read_bytes() for p in (made / "run").iterdir()} == before
+    assert {p: p.read_bytes() for p in (made / "run").rglob("*") if p.is_file()} == before

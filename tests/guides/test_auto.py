@@ -183,3 +183,18 @@ def test_every_prior_and_guide_is_found_by_name() -> None:
     for package, base in ((pb.priors, P.Prior), (pb.guides, pb.guides.Guide)):
         own = {c.__name__ for c in family(base) if c.__module__.startswith(package.__name__) and c.__name__[0] != "_"}
         assert own - {"ChannelNoise"} <= set(package.__all__)
+
+
+def test_a_prior_that_is_a_function_with_sites_of_its_own() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+
+    def prior(view: Any) -> dict[str, torch.Tensor]:
+        noise = pyro.sample("0.noise", pyro.distributions.LogNormal(0.5 * torch.ones(4), 0.1).to_event(1))
+        weight = pyro.sample("2.weight", pyro.distributions.Normal(torch.zeros(2, 4), 1.0).to_event(2))
+        return {"2.weight": weight * noise}
+
+    guide = pb.guides.auto(pb.BayesianModel(net, prior, data_size=10))
+    median = guide.median()
+    assert torch.equal(median["2.weight"], net[2].weight)
+    # Pyro's median of a LogNormal is estimated from draws.
+    assert torch.allclose(median["0.noise"].log(), torch.full((4,), 0.5), atol=0.15)

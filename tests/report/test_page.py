@@ -186,6 +186,9 @@ def test_every_class_has_a_row() -> None:
     classes = [{"class": "<cat>", "images": 10, "dense": 0.9, "compact": 0.2}]
     text = Outline(pages.page(report(per_class=classes))).text.replace("\N{NO-BREAK SPACE}", " ")
     assert "<cat>" in text and "−70.00 points" in text
+    many = [{"class": f"class {k}", "images": 10, "dense": 0.9, "compact": 0.9 - k / 1000} for k in range(100)]
+    text = Outline(pages.page(report(per_class=[*many, {"class": "none", "images": 0, "dense": None, "compact": None}]))).text
+    assert "30 of 100 classes" in text and "class 99" in text and "class 69" not in text
 
 
 def test_the_command_makes_the_run_again() -> None:
