@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from pyrobnn.channels import ChannelTable
-from pyrobnn.channels.compact import compact
 from pyrobnn.channels.plan import PruningPlan
 from pyrobnn.channels.planner import Limits, plan_for_budget
+from pyrobnn.channels.surgery import Sites, Undo, cut_
 from pyrobnn.errors import ConfigError, PlanError
+from pyrobnn.nets.replica import copy_net
 
 PRICES = {"both": ("target_macs", "target_params"), "macs": ("target_macs",), "params": ("target_params",)}
 
@@ -39,7 +41,8 @@ def largest_cut(
         table: its channel table.
         nats: `{group: [channels]}`, what is lost if a unit goes (from a posterior's channels).
         quality: measures a compact network, for example its validation accuracy with BatchNorm
-            statistics measured again. Called about log2(1 / tolerance) times for each price.
+            statistics measured again. Called about log2(1 / tolerance) times for each price, with one network that is
+            cut anew each time; it may change its tensors and modes.
         least: the quality that must be kept.
         smallest: share that is left at the least.
         limits: see :class:`~pyrobnn.criteria.rules.Limits`.
@@ -62,16 +65,41 @@ def largest_cut(
         cost = table.after(plan).cost(None)
         return float(cost.macs) / float(dense.macs) * float(cost.params) / float(dense.params)
 
-    found = [_bisect(net, table, nats, quality, least, PRICES[p], smallest, limits, tolerance) for p in prices]
+    scratch = copy_net(net)
+
+    def good(plan: PruningPlan) -> bool:
+        with _cut_for_a_while(scratch, table, plan):
+            return quality(scratch) >= least
+
+    found = [_bisect(table, nats, good, PRICES[p], smallest, limits, tolerance) for p in prices]
     return min(found, key=size)
 
 
+@contextmanager
+def _cut_for_a_while(net: nn.Module, table: ChannelTable, plan: PruningPlan) -> Iterator[None]:
+    """Cut a network to a plan, on tensors of its own, and take that back."""
+    undo = Undo(net.modules())
+    try:
+        own: dict[int, Tensor] = {}  # what is done to the tensors must not outlive this; tied ones stay tied
+        for module in net.modules():
+            for held in (module._parameters, module._buffers):
+                for leaf, tensor in held.items():
+                    if tensor is not None:
+                        if id(tensor) not in own:
+                            copy = tensor.detach().clone()
+                            frozen = not tensor.requires_grad
+                            own[id(tensor)] = nn.Parameter(copy, not frozen) if isinstance(tensor, nn.Parameter) else copy
+                        held[leaf] = own[id(tensor)]  # type: ignore[assignment]
+        cut_(Sites(net), table, table.keep_vector(plan))
+        yield
+    finally:
+        undo()
+
+
 def _bisect(
-    net: nn.Module,
     table: ChannelTable,
     nats: Mapping[str, Tensor],
-    quality: Callable[[nn.Module], float],
-    least: float,
+    good: Callable[[PruningPlan], bool],
     targets: Sequence[str],
     smallest: float,
     limits: Limits | None,
@@ -87,7 +115,7 @@ def _bisect(
         except PlanError:  # below what the limits leave
             low = middle
             continue
-        if quality(compact(net, trial, None, groups=table)) >= least:
+        if good(trial):
             best, high = trial, middle
         else:
             low = middle

@@ -110,7 +110,9 @@ class Loop:
         return self.step / max(1, self.config.epochs * self.steps_per_epoch)
 
     def mean_net(self) -> nn.Module:
-        """The plain network at the posterior means."""
+        """The plain network at the posterior means; the model's own where nothing in it is random."""
+        if self.model.prior is None:
+            return self.model.bare_net
         return deterministic_net(self.model, self.guide)
 
     def run_callbacks(self, hook: str, *arguments: Any) -> None:

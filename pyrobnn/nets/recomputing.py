@@ -19,14 +19,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pyrobnn.nets.calling import arguments, batch_for, main_output
 from pyrobnn.nets.replica import copy_net
 
+_TRIED = "_recomputed_tensor"
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def recomputed_tensor(net: nn.Module, x: Any) -> str | None:
     """The name of a tensor of the network that its backward pass reads, or None.
 
-    Tried on a copy, on the CPU, with two examples; a network that fails there is left to fail in its own call.
+    Tried once, on a copy, on the CPU, with two examples; the network and its copies remember it. A network that fails
+    there is left to fail in its own call.
     """
+    if not hasattr(net, _TRIED):
+        setattr(net, _TRIED, _try(net, x))
+    found: str | None = getattr(net, _TRIED)
+    return found
+
+
+def _try(net: nn.Module, x: Any) -> str | None:
     scratch = copy_net(net).cpu()
     own = {id(t): name for name, t in [*scratch.named_parameters(), *scratch.named_buffers()]}
     floating = {n: t.detach().clone() for n, t in _tensors(scratch).items() if t.is_floating_point()}

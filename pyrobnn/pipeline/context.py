@@ -30,7 +30,7 @@ from pyrobnn.pipeline.distillation import Teacher
 from pyrobnn.pipeline.method import Method
 from pyrobnn.pipeline.recipe import Recipe
 from pyrobnn.pipeline.schedule import Epochs
-from pyrobnn.pipeline.state import State, settled
+from pyrobnn.pipeline.state import State, VariationalState, settled
 from pyrobnn.pipeline.store import RunStore
 
 
@@ -65,6 +65,7 @@ class Context:
     autocast: torch.dtype | None = field(init=False)
     teacher: Teacher = field(init=False)
     _tables: dict[str, ChannelTable] = field(init=False, default_factory=dict)
+    _fitted: list[tuple[VariationalState, BayesianModel, Any]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         device = resolve_device(self.config.device)
@@ -174,6 +175,16 @@ class Context:
             guide.load_state_dict(past.guide)
             model.net.load_state_dict(past.net)
         return model, guide
+
+    def keep_fitted(self, fitted: VariationalState, model: BayesianModel, guide: Any) -> None:
+        """Keep the pair that a variational state was read from, until :meth:`fitted` asks for it."""
+        self._fitted[:] = [(fitted, model, guide)]
+
+    def fitted(self, state: State) -> tuple[BayesianModel, Any]:
+        """The fitted pair of a state; made anew where this process has not just fitted it."""
+        kept = [pair for past, *pair in self._fitted if past is state.variational]
+        self._fitted.clear()
+        return (kept[0][0], kept[0][1]) if kept else self.model_of(state)
 
     def settled(self, net: nn.Module) -> nn.Module:
         """A network, in place, as a state holds it; see :func:`~pyrobnn.pipeline.state.settled`."""

@@ -48,6 +48,7 @@ class Teacher:
         self.inference_dtype, self.epochs, self.classes = inference_dtype, epochs, classes
         self._fast: tuple[nn.Module, nn.Module] | None = None  # the dense network, and as fast as it can be
         self._logits: Tensor | None = None  # its answers, made when first needed
+        self._terms: dict[float, Distillation] = {}  # by weight
 
     def answers(self, dense: nn.Module, weight: float) -> list[Distillation]:
         """Soft targets for the training images.
@@ -60,7 +61,10 @@ class Teacher:
         fast = self._evaluated(dense)
         if self.once and self._logits is None:
             self._logits = answers(fast, self._data.train, self.autocast, self.device).to(self.device)
-        return [Distillation(fast, weight, self.recipe.temperature, self.inference_dtype, self._logits)]
+        if weight not in self._terms:
+            temperature, dtype = self.recipe.temperature, self.inference_dtype
+            self._terms[weight] = Distillation(fast, weight, temperature, dtype, self._logits)
+        return [self._terms[weight]]
 
     def between(self, dense: nn.Module) -> list[Blends]:
         """Soft targets between training images (mixup), where the recipe has a weight for them."""
@@ -81,7 +85,7 @@ class Teacher:
         """The network with its normalisation folded in, as it is evaluated in every step."""
         if self._fast is None or self._fast[0] is not dense:
             fast = channels_last(folded(dense.to(self.device), self._data.example.to(self.device)))
-            self._fast = (dense, fast)
+            self._fast, self._logits, self._terms = (dense, fast), None, {}
         return self._fast[1]
 
     @property

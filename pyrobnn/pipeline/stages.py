@@ -145,15 +145,18 @@ def infer(number: int, *, epochs: float | None = None, only: str | None = None) 
         records = [{name: record[name] for name in posterior.channels} for record in history.records[:-1]]
         accuracy = context.accuracy(net)
         prior = result.model.prior
+        variational = VariationalState(
+            copied(result.guide.state_dict()),
+            copied(result.model.net.state_dict()),
+            prior.state_dict() if isinstance(prior, Prior) else {},
+            states(callbacks),
+        )
+        if only is None:
+            context.keep_fitted(variational, result.model, result.guide)
         return replace(
             state,
             net=context.settled(net),
-            variational=VariationalState(
-                copied(result.guide.state_dict()),
-                copied(result.model.net.state_dict()),
-                prior.state_dict() if isinstance(prior, Prior) else {},
-                states(callbacks),
-            ),
+            variational=variational,
             latest=posterior,
             records=tuple(records) if same else (),
             spent=state.spend("infer", passes),
@@ -220,7 +223,7 @@ def cut(number: int, choose: Choose, *, fold: bool = False, until_nothing: bool 
         if variational is not None and fold:
             variational = replace(variational, guide=None, net=None)
         elif variational is not None:
-            small, guide = shrink(*context.model_of(state), plan)
+            small, guide = shrink(*context.fitted(state), plan)
             variational = replace(variational, guide=copied(guide.state_dict()), net=copied(small.net.state_dict()))
         net = context.refreshed(compact(state.net, plan, None, groups=context.table_of(before)))
         left, dense, accuracy = context.left(after), context.dense_cost, context.accuracy(net)
