@@ -40,7 +40,7 @@ from .inference.shrink import shrink as shrink
 from .model import BayesianModel as BayesianModel
 from .posterior.bayesian_net import BayesianNet as BayesianNet
 from .posterior.khat import guide_khat as guide_khat
-from .summary.summarize import deterministic_net as deterministic_net
+from .summary.reading import deterministic_net as deterministic_net
 from .summary.summarize import summarize as summarize
 from .summary.types import Posterior as Posterior
 

@@ -83,6 +83,8 @@ class BayesianModel(PyroModule):
         self._prior = (prior,)
         self._last_update: tuple[Any, tuple[int, int]] | None = None
         self.seen: tuple[Tensor, ...] = ()  # one example, for guides that are functions of the batch
+        self.last_batch: tuple[Any, Tensor] | None = None  # with targets; held by reference
+        self.history: list[dict[str, Any]] = []  # rows of the last fit
         self.function_guides: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self.tensor_names = {name for name, _ in net.named_parameters()} | {name for name, _ in net.named_buffers()}
         self.held = tuple(self._random_names(prior, net))
@@ -177,6 +179,8 @@ class BayesianModel(PyroModule):
         values = self.values()
         output = self.call_net(net, values, x)
         self.seen = _first_example(x, y)
+        if y is not None:
+            self.last_batch = (x, y)
         size = len(y) if y is not None else len(output)
         distribution = self.likelihood(output)
         if y is not None and distribution.shape() != y.shape:  # it would broadcast, silently
@@ -308,7 +312,7 @@ class BayesianModel(PyroModule):
     def with_net(self, net: nn.Module, groups: ChannelTable | None, prior: Any) -> BayesianModel:
         """The same model around another (smaller) network."""
         model = BayesianModel(net, prior, data_size=self.data_size, groups=groups, likelihood=self.likelihood)
-        model.autocast, model.seen = self.autocast, self.seen
+        model.autocast, model.seen, model.last_batch = self.autocast, self.seen, self.last_batch
         model._probed, model._recomputes = self._probed, self._recomputes
         model.train(self.training)
         return model

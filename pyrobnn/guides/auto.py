@@ -95,7 +95,7 @@ def auto(
     guide = kind(model, init_loc_fn=where, **options)
     _set_up(guide, model, where)
     with torch.no_grad():
-        _set_scales(guide, {name: where(site) for name, site in sites.items()}, sites, float(init_scale))
+        guide.start_scales = _set_scales(guide, {name: where(site) for name, site in sites.items()}, sites, float(init_scale))
     return guide
 
 
@@ -130,15 +130,17 @@ def _set_up(guide: Any, model: BayesianModel, where: Any) -> None:
         guide._model = held
 
 
-def _set_scales(guide: Any, start: dict[str, Tensor], sites: dict[str, Any], relative: float) -> None:
-    """Standard deviations in unconstrained space, a share of each site's own size."""
-    sizes = {}
+def _set_scales(guide: Any, start: dict[str, Tensor], sites: dict[str, Any], relative: float) -> dict[str, float]:
+    """Standard deviations in unconstrained space, a share of each site's own size; returns those of real sites."""
+    sizes, real = {}, {}
     for name, value in start.items():
         free = biject_to(sites[name]["fn"].support).inv(value)
         # On a transformed scale (log, logit) a step of 1 is the unit.
         same = free.shape == value.shape and torch.equal(free, value)
         size = (float(value.square().mean().sqrt()) or 1.0) if same else 1.0
         sizes[name] = torch.full_like(free, relative * size)
+        if same:
+            real[name] = relative * size
     if isinstance(guide, AutoNormal):
         for name, scale in sizes.items():
             *path, leaf = name.split(".")
@@ -148,3 +150,4 @@ def _set_scales(guide: Any, start: dict[str, Tensor], sites: dict[str, Any], rel
         scale = torch.cat([sizes[name].flatten() for name in guide._unconstrained_shapes])
         # A low-rank guide splits its variance in halves between diagonal and factors.
         guide.scale = PyroParam(scale * (0.5**0.5 if hasattr(guide, "cov_factor") else 1.0), guide.scale_constraint)
+    return real

@@ -83,6 +83,12 @@ class Guide(PyroModule):
     def __init__(self) -> None:
         super().__init__()
         self.layout: dict[str, Layout] = {}
+        self.start_scales: dict[str, float] | None = None  # median σ by site at the first call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.start_scales is None:
+            self.start_scales = {site: float(scale.median()) for site, (_, scale) in self.moments().items()}
+        return super().__call__(*args, **kwargs)
 
     def attach(self, model: BayesianModel) -> None:
         """Take up the model that this guide belongs to, at the start and after a cut; nothing by default."""

@@ -104,4 +104,5 @@ def fit(
                 if save is not None:
                     save(loop.state_dict())
     loop.objective.eval()
+    loop.model.history = loop.history
     return FitResult(loop.model, loop.guide, loop.history, loop.plan, loop.seconds)

@@ -36,7 +36,7 @@ from pyrobnn.inference.shrink import shrink, shrink_optimiser
 from pyrobnn.inference.terms import Term
 from pyrobnn.metrics.evaluate import evaluate
 from pyrobnn.model import BayesianModel
-from pyrobnn.summary.summarize import deterministic_net
+from pyrobnn.summary.reading import deterministic_net
 
 
 class Loop:

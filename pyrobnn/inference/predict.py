@@ -14,7 +14,7 @@ from pyrobnn.guides.local import local_params
 from pyrobnn.metrics.evaluate import eval_mode
 from pyrobnn.metrics.scores import PredictiveAccumulator
 from pyrobnn.model import BayesianModel
-from pyrobnn.summary.summarize import find_guide, run_guide
+from pyrobnn.summary.reading import find_guide, run_guide
 
 if TYPE_CHECKING:
     from pyrobnn.data.arrays import Split

@@ -13,7 +13,7 @@ from pyrobnn.guides.function import NoLatents
 from pyrobnn.guides.mean_field import MeanField
 from pyrobnn.model import BayesianModel
 from pyrobnn.priors.base import Prior
-from pyrobnn.summary.summarize import site_moments
+from pyrobnn.summary.reading import site_moments
 
 
 def shrink(model: BayesianModel, guide: Any, plan: PruningPlan) -> tuple[BayesianModel, Any]:

@@ -20,7 +20,7 @@ from pyrobnn.pipeline.pipelines import iterative
 from pyrobnn.priors.base import Prior
 from pyrobnn.priors.capped import CappedL1
 from pyrobnn.priors.gaussian import Gaussian, ScaleMixture
-from pyrobnn.summary.summarize import site_moments
+from pyrobnn.summary.reading import site_moments
 from pyrobnn.summary.types import Posterior
 
 PRIORS: dict[str, Callable[[], Prior]] = {"capped-l1": CappedL1, "gaussian": lambda: Gaussian("fan_in"), "mixture": ScaleMixture}

@@ -15,8 +15,8 @@ from pyrobnn.distributions.folded import expected_abs
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.base import site_key
 from pyrobnn.inference.callbacks import Callback, FitState, FitUpdate
+from pyrobnn.summary.reading import site_moments
 from pyrobnn.summary.saliency import producers
-from pyrobnn.summary.summarize import site_moments
 
 if TYPE_CHECKING:
     from pyrobnn.inference.terms import Step

@@ -26,7 +26,8 @@ from pyrobnn.pipeline.context import Context, in_original
 from pyrobnn.pipeline.sparsity import KeepZeros
 from pyrobnn.pipeline.state import State, VariationalState, copied
 from pyrobnn.priors.base import Prior
-from pyrobnn.summary.summarize import deterministic_net, summarize
+from pyrobnn.summary.reading import deterministic_net
+from pyrobnn.summary.summarize import summarize
 
 DENSE_SEED, INFER_SEED, TUNE_SEED, RETUNE_SEED = "dense", "infer {}", "tune", "retune"
 SCRATCH_SEED, FRESH_SEED = "from scratch", "fresh weights"

@@ -31,7 +31,7 @@ from pyrobnn.likelihoods import Likelihood
 from pyrobnn.metrics.scores import PredictiveAccumulator
 from pyrobnn.model import BayesianModel
 from pyrobnn.priors.gaussian import Gaussian
-from pyrobnn.summary.summarize import deterministic_net
+from pyrobnn.summary.reading import deterministic_net
 
 # By kind of network (:func:`~pyrobnn.inference.recipe.kind_of`); how much faster scales move than means.
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrobnn.errors import ConfigError
 from pyrobnn.model import BayesianModel
-from pyrobnn.summary.summarize import find_guide, run_guide
+from pyrobnn.summary.reading import guide_runs
 
 
 def draw_tensors(model: BayesianModel, guide: Any, draws: int, seed: int = 0) -> Iterator[dict[str, Tensor]]:
@@ -30,13 +30,9 @@ def draw_tensors(model: BayesianModel, guide: Any, draws: int, seed: int = 0) ->
     """
     if draws < 1:
         raise ConfigError(f"expected at least 1 posterior draw, got {draws}")
-    guide = find_guide(model, guide)
-    # A seed per draw: the caller's own use of randomness between two draws changes nothing.
-    seeds = torch.randint(2**62, (draws,), generator=torch.Generator().manual_seed(seed))
-    for number in seeds.tolist():
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), poutine.block():
-            torch.manual_seed(number)
-            tensors = poutine.replay(model.values, trace=run_guide(guide, model))()
+    for trace in guide_runs(model, guide, draws, seed):
+        with torch.no_grad(), poutine.block():
+            tensors = poutine.replay(model.values, trace=trace)()
         yield tensors
 
 

@@ -17,7 +17,7 @@ from pyrobnn.distributions.base import base_distribution
 from pyrobnn.errors import ConfigError
 from pyrobnn.metrics.evaluate import eval_mode
 from pyrobnn.model import BayesianModel
-from pyrobnn.summary.summarize import find_guide, run_guide, site_moments
+from pyrobnn.summary.reading import find_guide, run_guide, site_moments
 from pyrobnn.views.arviz import pareto_khat
 
 

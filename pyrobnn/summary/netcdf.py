@@ -11,7 +11,7 @@ import xarray as xr
 from torch import Tensor
 
 from pyrobnn.errors import CheckpointError
-from pyrobnn.summary.types import ChannelSummary, Posterior, SiteSummary
+from pyrobnn.summary.types import ChannelSummary, Convergence, Posterior, SiteSummary
 
 GROUPS = ("posterior", "constant_data", "posterior_predictive", "log_likelihood", "observed_data")
 COLUMNS = ("nats", "evidence", "loc", "scale", "ranking")
@@ -37,6 +37,7 @@ def read_posterior(data: bytes, where: Any) -> Posterior:
         posterior.history = _history(constants)
         posterior.trajectories = _trajectories(constants)
         posterior.predictive = _predictive(groups)
+        posterior.convergence = _convergence(constants.attrs)
         posterior.net_widths = {n: (len(c.kept), int(c.kept.sum())) for n, c in posterior.channels.items()}
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(f"{where} holds no posterior of pyrobnn ({error}): copy the file again") from error
@@ -64,11 +65,27 @@ def _sites(constants: xr.Dataset) -> dict[str, SiteSummary]:
         if "site" not in attrs or name == key:
             continue
         dims = tuple(str(dim).removeprefix(f"{name}_") for dim in loc.dims)
+        if attrs["kind"] == "channel" and loc.ndim == 1:  # a dimension of the group's, whatever the site
+            dims = ("channel",)
         scale = constants[f"{name}_scale"]
         found[attrs["site"]] = SiteSummary(
-            attrs["site"], _tensor(loc), _tensor(scale), dims, attrs["kind"], attrs["group"] or None
+            attrs["site"],
+            _tensor(loc),
+            _tensor(scale),
+            dims,
+            attrs["kind"],
+            attrs["group"] or None,
+            bool(attrs.get("independent", 0)),
         )
     return found
+
+
+def _convergence(attrs: dict[str, Any]) -> Convergence | None:
+    """Without its figures by site, which the file does not hold."""
+    scale, fall = attrs.get("convergence_scale_change"), attrs.get("convergence_kl_fall")
+    if scale is None and fall is None:
+        return None
+    return Convergence(None if scale is None else float(scale), kl_fall=None if fall is None else float(fall))
 
 
 def _names(constants: xr.Dataset) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from pyrobnn.summary.types import ChannelSummary, Posterior, SiteSummary
+from pyrobnn.summary.types import ChannelSummary, Convergence, Posterior, SiteSummary
 
 
 def to_state(posterior: Posterior) -> dict[str, Any]:
@@ -22,6 +22,7 @@ def to_state(posterior: Posterior) -> dict[str, Any]:
         "history": list(posterior.history),
         "net_widths": {name: list(pair) for name, pair in posterior.net_widths.items()},
         "trajectories": [{name: dict(parts) for name, parts in entry.items()} for entry in posterior.trajectories],
+        "convergence": None if posterior.convergence is None else flat(posterior.convergence),
     }
 
 
@@ -35,4 +36,5 @@ def from_state(state: dict[str, Any]) -> Posterior:
         history=state["history"],
         net_widths={name: (pair[0], pair[1]) for name, pair in state["net_widths"].items()},
         trajectories=state.get("trajectories", []),
+        convergence=Convergence(**state["convergence"]) if state.get("convergence") else None,
     )

@@ -2,103 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 
 from pyrobnn.channels.parts import per_unit
 from pyrobnn.distributions.base import base_distribution
 from pyrobnn.distributions.hard_concrete import GateLogit, log_off
 from pyrobnn.errors import ConfigError
-from pyrobnn.guides.base import Guide
-from pyrobnn.guides.function import NoLatents
-from pyrobnn.guides.local import local_params
+from pyrobnn.guides.base import Guide, LikeTensor, site_layout
 from pyrobnn.model import BayesianModel
+from pyrobnn.summary.convergence import convergence, warn_at_chance
+from pyrobnn.summary.predictive import predictive_draws
+from pyrobnn.summary.reading import independent_normals, site_draws, site_moments
 from pyrobnn.summary.saliency import removal_cost
 from pyrobnn.summary.types import ChannelSummary, Posterior, SiteSummary
 
-SiteMoments = dict[str, tuple[Tensor, Tensor]]
 
-
-def site_moments(model: BayesianModel, guide: Any, draws: int = 256) -> SiteMoments:
-    """Posterior mean and standard deviation of each latent site, `{site: (mean, sd)}`.
-
-    Exact where the guide's sites are independent distributions with known moments (this package's
-    guides, AutoNormal on real sites, AutoDelta, most hand-written ones); else by the law of total
-    variance over `draws` runs of the guide, with a seed of its own (the global RNG state is kept).
-    """
-    guide = find_guide(model, guide)
-    if isinstance(guide, Guide | NoLatents):
-        return guide.moments()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return _moments_by_running(model, guide, draws)
-
-
-def _moments_by_running(model: BayesianModel, guide: Any, draws: int) -> SiteMoments:
-    sites = list(model.sites())
-    first = _moments_of_run(guide, model, sites)
-    second = _moments_of_run(guide, model, sites)
-    if all(torch.equal(first[s][0], second[s][0]) and torch.equal(first[s][1], second[s][1]) for s in sites):
-        return {site: (mean, variance.sqrt()) for site, (mean, variance) in first.items()}
-    mean = {site: torch.zeros_like(first[site][0]) for site in sites}
-    between = {site: torch.zeros_like(first[site][0]) for site in sites}
-    within = {site: torch.zeros_like(first[site][0]) for site in sites}
-    for count in range(1, draws + 1):
-        run = _moments_of_run(guide, model, sites)
-        for site in sites:
-            m, v = run[site]
-            delta = m - mean[site]
-            mean[site] += delta / count
-            between[site] += delta * (m - mean[site])
-            within[site] += (v - within[site]) / count
-    return {site: (mean[site], (within[site] + between[site] / (draws - 1)).sqrt()) for site in sites}
-
-
-def find_guide(model: BayesianModel, guide: Any) -> Any:
-    """A function that `fit` has trained stands for the module that holds its parameters."""
-    return guide if isinstance(guide, nn.Module) else model.function_guides.get(guide, guide)
-
-
-def run_guide(guide: Any, model: BayesianModel) -> Any:
-    """The trace of one draw from a guide, without gradients; nothing else sees its sites."""
-    # PyroModules are read through their own parameters, whichever road trained them, so that
-    # nothing is written to (or taken from) a global store that another model may have used.
-    scope = local_params(guide) if isinstance(guide, nn.Module) else nullcontext()
-    with torch.no_grad(), scope, poutine.block():
-        return poutine.trace(guide).get_trace(*model.seen)
-
-
-def _moments_of_run(guide: Any, model: BayesianModel, sites: list[str]) -> SiteMoments:
-    trace = run_guide(guide, model)
-    found = {}
-    for name in sites:
-        if name not in trace.nodes:
-            raise ConfigError(f"the guide has no site {name!r}; it must sample every latent site of the model")
-        node = trace.nodes[name]
-        fn = base_distribution(node["fn"])
-        auxiliary = trace.nodes.get(f"{name}_unconstrained")
-        value = node["value"].detach()
-        if auxiliary is not None and torch.equal(auxiliary["value"], value):
-            fn = base_distribution(auxiliary["fn"])
-        try:
-            mean, variance = fn.mean.expand(value.shape), fn.variance.expand(value.shape)
-        except (NotImplementedError, AttributeError):
-            mean, variance = value, torch.zeros_like(value)
-        found[name] = (mean.detach().float(), variance.detach().float())
-    return found
-
-
-def deterministic_net(model: BayesianModel, guide: Any) -> nn.Module:
-    """The plain network at the posterior means, noise folded into the weights."""
-    return model.deterministic({site: mean for site, (mean, _) in site_moments(model, guide).items()})
-
-
-def summarize(model: BayesianModel, guide: Any, *, draws: int = 100, seed: int = 0) -> Posterior:
+def summarize(
+    model: BayesianModel,
+    guide: Any,
+    *,
+    draws: int = 100,
+    seed: int = 0,
+    sites: Collection[str] | str = (),
+    data: Any = None,
+) -> Posterior:
     """Read a fitted guide: per site, and per channel what the cut rules need.
 
     Args:
@@ -106,25 +38,38 @@ def summarize(model: BayesianModel, guide: Any, *, draws: int = 100, seed: int =
         guide: trained by :func:`~pyrobnn.fit` or by stock `SVI`: this package's, an AutoGuide, or a function.
         draws: posterior draws to keep of channel-level quantities (0 for none).
         seed: of these draws.
+        sites: names or patterns of further sites whose draws to keep (`"conv1.weight"`, `"*"` for all).
+        data: images with targets, `(x, y)` or a split of a data set: the pointwise log-likelihood of the same draws
+            is kept for `az.loo` and its kin.
 
     Returns:
-        A :class:`Posterior`; nothing is cut yet (`kept` is all true).
+        A :class:`Posterior`; nothing is cut yet (`kept` is all true). Its `convergence` says whether the
+        posterior has moved since its start, and whether it still does.
+
+    Raises:
+        ConfigError: a pattern that matches no site, or `data` without draws.
+
+    Warns:
+        UserWarning: the posterior mean is no better than chance on the last batch, though the network that
+            the model was built with is.
     """
     moments = site_moments(model, guide)
-    sites = {}
+    wanted = _matching(moments, sites)
+    exact = independent_normals(model, guide)
+    found = {}
     for name, (loc, scale) in moments.items():
         owner = model.group_of_site(name)
         per_channel = owner is not None and loc.dim() == 1
         kind = "channel" if per_channel else "weight" if name in model.tensor_names else "other"
-        dims = _dims(name, loc, kind)
-        sites[name] = SiteSummary(
+        found[name] = SiteSummary(
             # Copies: what the guide learns later must not change what was read.
             name,
             loc.cpu().float().clone(),
             scale.cpu().float().clone(),
-            dims,
+            ("channel",) if per_channel else _dims(model, name, loc),
             kind,
             owner if per_channel else None,
+            name in exact,
         )
     priors = {name: base_distribution(site["fn"]) for name, site in model.sites().items()}
     channels = {}
@@ -132,26 +77,50 @@ def summarize(model: BayesianModel, guide: Any, *, draws: int = 100, seed: int =
     inclusion, nats, shares = (guide.inclusion(), guide.nats(), guide.shares()) if own else ({}, {}, {})
     shapes = _shapes({**dict(model.net.named_parameters()), **dict(model.net.named_buffers())})
     for group in model.groups or []:
-        summary = _channel_summary(model, group, sites, inclusion, priors)
+        summary = _channel_summary(model, group, found, inclusion, priors)
         if group.name in nats:
             summary.nats = nats[group.name].detach().cpu().float()
         elif group.name in shares:
             summary.nats, summary.unit = removal_cost(shares[group.name], group, shapes), "share"
         channels[group.name] = summary
-    posterior = Posterior(sites, channels)
+    posterior = Posterior(found, channels)
     posterior.net_widths = {name: (len(c.snr), len(c.snr)) for name, c in channels.items()}
+    posterior.convergence = convergence(model, guide, {name: scale for name, (_, scale) in moments.items()})
     if draws:
-        posterior.draws = channel_draws(model, guide, draws, seed)
+        posterior.draws = site_draws(model, guide, draws, seed, wanted)
+    if data is not None:
+        posterior.predictive = predictive_draws(model, guide, data, draws, seed)
+    warn_at_chance(model, moments)
     return posterior
 
 
-def _dims(name: str, value: Tensor, kind: str) -> tuple[str, ...]:
-    if kind == "channel":
-        return ("channel",)
-    if kind == "weight" and value.dim() >= 2:
-        spatial = {3: ("kw",), 4: ("kh", "kw"), 5: ("kd", "kh", "kw")}.get(value.dim(), ())
-        return ("filter", "in_channel", *spatial)
-    return tuple(f"dim_{k}" for k in range(value.dim()))
+def _matching(names: Mapping[str, Any], patterns: Collection[str] | str) -> list[str]:
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    for pattern in patterns:
+        if not any(fnmatch(name, pattern) for name in names):
+            raise ConfigError(f"sites={pattern!r} matches no site; there are {', '.join(list(names)[:8])}")
+    return [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
+
+
+def _dims(model: BayesianModel, site: str, value: Tensor) -> tuple[str, ...]:
+    """Names of the axes of a site that is shaped like a network tensor, by the kind of its layer; else `dim_0`, …."""
+    layout = site_layout(model, site)
+    named: tuple[str, ...] = ()
+    if isinstance(layout, LikeTensor):
+        path, _, leaf = layout.name.rpartition(".")
+        module = dict(model.net.named_modules()).get(path)
+        spatial = ("kd", "kh", "kw")[3 - max(value.dim() - 2, 0) :] if 2 < value.dim() < 6 else ()
+        if isinstance(module, nn.modules.conv._ConvNd):
+            both = ("in_channel", "filter") if module.transposed else ("filter", "in_channel")
+            named = ("filter",) if leaf == "bias" else (*both, *spatial)
+        elif isinstance(module, nn.Linear):
+            named = ("out_feature", "in_feature")
+        elif isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.PReLU):
+            named = ("channel",)
+        elif isinstance(module, nn.Embedding):
+            named = ("token", "feature")
+        named = named[: value.dim()]
+    return named if len(named) == value.dim() else tuple(f"dim_{k}" for k in range(value.dim()))
 
 
 def _channel_summary(
@@ -280,32 +249,3 @@ def _from_magnitudes(
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def channel_draws(model: BayesianModel, guide: Any, draws: int, seed: int = 0) -> dict[str, Tensor]:
-    """Draws of channel-level sites, `{site: [S, channels]}`, and of filter norms where weights are random.
-
-    A weight-level posterior gives `{group}.norm`: the L2 norm of each channel's filter, one draw at a time
-    (memory grows with the channels, not with the weights).
-    """
-    guide = find_guide(model, guide)
-    if isinstance(guide, NoLatents):
-        return {}
-    found: dict[str, list[Tensor]] = {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for _ in range(draws):
-            trace = run_guide(guide, model)
-            for name, node in trace.nodes.items():
-                if node["type"] == "sample" and model.group_of_site(name) is not None and node["value"].dim() == 1:
-                    found.setdefault(name, []).append(node["value"].cpu().float())
-            for group in model.groups or []:
-                total = None
-                for member in group.members:
-                    node = trace.nodes.get(member.tensor)
-                    if node is not None and member.role == "out" and node["value"].dim() >= 2:
-                        part = per_unit(node["value"].square(), member.axis, member.index)
-                        total = part if total is None else total + part
-                if total is not None:
-                    found.setdefault(f"{group.name}.norm", []).append(total.sqrt())
-    return {name: torch.stack(rows) for name, rows in found.items()}

@@ -26,6 +26,7 @@ class SiteSummary:
         dims: a name per dimension (`filter`, `in_channel`, `kh`, `kw`, `channel`, …).
         kind: `channel` (one value per channel of `group`), `weight` (a network tensor) or `other`.
         group: the channel group of a channel site.
+        independent: whether its entries are independent Normals, so that loc and scale say all there is to say.
     """
 
     name: str
@@ -34,6 +35,10 @@ class SiteSummary:
     dims: tuple[str, ...]
     kind: str
     group: str | None = None
+    independent: bool = False
+
+    def __repr__(self) -> str:
+        return f"SiteSummary({self.name!r}, {self.kind}, shape={tuple(self.loc.shape)})"
 
 
 @dataclass
@@ -72,6 +77,10 @@ class ChannelSummary:
     unit: str = "nats"
     ranking: Tensor | None = None
 
+    def __repr__(self) -> str:
+        values = f"{self.statistic} {_range(self.snr)}, " if len(self.snr) else ""
+        return f"ChannelSummary({self.group!r}, {values}kept {int(self.kept.sum())} of {len(self.kept)})"
+
     @property
     def costs_nothing(self) -> Tensor:
         """`[channels]`, true where a channel's removal is free by its own score; such channels always go."""
@@ -82,6 +91,50 @@ class ChannelSummary:
         """`[channels]`, what a budget spends on each channel: exactly 0 where the removal is free, else above 0."""
         value = self.nats if self.ranking is None else self.ranking
         return torch.where(self.costs_nothing, 0.0, value.clamp_min(1e-30))
+
+
+def _range(values: Tensor) -> str:
+    low, middle, high = (f"{float(v):.3g}" for v in (values.min(), values.median(), values.max()))
+    return f"{low} to {high} (median {middle})"
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """How far a posterior has moved from its start, and whether it still does.
+
+    Attributes:
+        scale_change: median |Δ log σ| since the start, averaged over sites by size; None if the start is not known.
+        by_site: the same by site.
+        kl_fall: share of the KL lost per epoch at the end; None without a history.
+    """
+
+    scale_change: float | None
+    by_site: dict[str, float] = field(default_factory=dict)
+    kl_fall: float | None = None
+
+    MOVED, FLAT = 0.1, 0.01  # of log σ; of the KL per epoch
+
+    @property
+    def settled(self) -> bool:
+        """Whether the KL has stopped falling, or, where it was not recorded, whether the scales have moved at all."""
+        if self.kl_fall is not None:
+            return abs(self.kl_fall) < self.FLAT
+        return self.scale_change is not None and self.scale_change >= self.MOVED
+
+    def __str__(self) -> str:
+        facts = []
+        if self.kl_fall is not None:
+            word = "falls" if self.kl_fall >= 0 else "rises"
+            facts.append(f"the KL {word} by {abs(self.kl_fall):.1%} an epoch")
+        if self.scale_change is not None:
+            facts.append(f"log σ has moved by {self.scale_change:.2g} (median)")
+        if self.settled:
+            verdict = "settled" if self.kl_fall is not None else "moved from its start"
+        elif self.scale_change is not None and self.scale_change < self.MOVED:
+            verdict = "the posterior has hardly left its start: fit longer, or raise guide_lr or scale_lr"
+        else:
+            verdict = "the posterior still moves: fit longer"
+        return f"{verdict} ({'; '.join(facts)})"
 
 
 @dataclass
@@ -99,6 +152,7 @@ class Posterior:
             {"norms": [records, channels], "pairs": [P, 2] (goes, stays), "units": [channels]}}`; pairs in the
             order in which they lose a filter and in positions of the round's network, `units` the same
             filters in original coordinates.
+        convergence: how far the posterior has moved from its start; None if nothing is known of it.
     """
 
     sites: dict[str, SiteSummary]
@@ -108,6 +162,16 @@ class Posterior:
     history: list[dict[str, Tensor]] = field(default_factory=list)
     net_widths: dict[str, tuple[int, int]] = field(default_factory=dict)
     trajectories: list[dict[str, dict[str, Tensor]]] = field(default_factory=list)
+    convergence: Convergence | None = None
+
+    def __repr__(self) -> str:
+        draws = next((len(value) for value in self.draws.values()), 0)
+        lines = [f"Posterior of {len(self.sites)} sites, {len(self.channels)} channel groups, {draws} draws"]
+        if self.convergence is not None:
+            lines.append(f"  {self.convergence}")
+        channels = list(self.channels.values())
+        lines += [f"  {c!r}" for c in channels[:8]]
+        return "\n".join([*lines, *([f"  … and {len(channels) - 8} more"] if len(channels) > 8 else [])])
 
     def plot(self, ax: Axes | None = None, **options: Any) -> Axes:
         """SNR (or inclusion) per channel and group, with the cut line; returns the axes."""

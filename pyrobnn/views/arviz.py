@@ -24,9 +24,12 @@ log_likelihood      ``y``, pointwise log-likelihood of the draws, when given
 observed_data       ``y``, the labels, when given
 ==================  ==========================================================
 
-A dimension is called ``<site>_filter``, ``<site>_in_channel``, ``<site>_kh``,
-``<site>_kw`` or ``<site>_channel``: xarray wants one length per name, and sites
-differ in size. A slash in a name becomes a dot, since netCDF reads slashes as
+What a group's channels have in common (noise, gates, local scales, filter norms)
+shares one dimension, ``<group>_channel``, or ``<group>_kept`` where channels have
+been cut already; both count as the original net does. Other dimensions are named
+after site and axis (``<site>_filter``, ``<site>_in_channel``, ``<site>_kh``,
+``<site>_out_feature``, …): xarray wants one length per name, and sites differ in
+size. A slash in a name becomes a dot, since netCDF reads slashes as
 groups. Draws from a guide are independent: R-hat, ESS, trace and energy plots
 say nothing here.
 """
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from pyrobnn.summary.types import ChannelSummary, Posterior, SiteSummary
 
 MAX_BYTES = 190_000_000
+DRAWS = 100  # of weights, where a posterior has kept none at all
 
 
 def import_arviz() -> Any:
@@ -87,15 +91,17 @@ def to_arviz(posterior: Posterior, *, weight_draws: bool | Collection[str] = Fal
     Args:
         posterior: what `pyrobnn.summarize` returns.
         weight_draws: also take the draws of weight-level sites: all of them
-            (True) or those named. They need draws × weights × 4 bytes.
+            (True) or those named. They need draws × weights × 4 bytes. Draws that
+            `summarize(..., sites=...)` has not kept are made from loc and scale
+            where the posterior is an independent Normal.
 
     Returns:
         ``arviz.InferenceData`` (ArviZ 0.2x) or ``xarray.DataTree`` (1.x); see the
         table of groups at the top of this module. Floats are float32.
 
     Raises:
-        DataError: sites with different numbers of draws, or a name in
-            `weight_draws` of which there are no draws.
+        DataError: sites with different numbers of draws, or a site in
+            `weight_draws` of which draws are neither kept nor can be made.
     """
     return _container(datasets(posterior, weight_draws=weight_draws))
 
@@ -147,7 +153,12 @@ def datasets(
     constants = xr.merge([constants, _channels(posterior)], combine_attrs="override")
     allowance = None if max_bytes is None else max_bytes - spent - constants.nbytes
     groups["constant_data"] = xr.merge([constants, _sites(posterior, allowance)], combine_attrs="override")
-    return {name: dataset.assign_attrs(_attrs()) for name, dataset in groups.items() if len(dataset.data_vars)}
+    attrs = _attrs()
+    if (moved := getattr(posterior, "convergence", None)) is not None:
+        figures = {"scale_change": moved.scale_change, "kl_fall": moved.kl_fall}
+        attrs |= {f"convergence_{what}": value for what, value in figures.items() if value is not None}
+        attrs["convergence"] = str(moved)
+    return {name: dataset.assign_attrs(attrs) for name, dataset in groups.items() if len(dataset.data_vars)}
 
 
 def _container(groups: dict[str, xr.Dataset]) -> Any:
@@ -157,7 +168,7 @@ def _container(groups: dict[str, xr.Dataset]) -> Any:
     return az.InferenceData(**groups)
 
 
-def _attrs() -> dict[str, str]:
+def _attrs() -> dict[str, Any]:
     import pyro
 
     return {
@@ -178,17 +189,28 @@ def _clean(name: str) -> str:
     return name.replace("/", ".")
 
 
-def _dims(site: SiteSummary) -> tuple[str, ...]:
+def _channel_dim(group: str, n: int, channel: ChannelSummary | None) -> str | None:
+    """The dimension of what a group has one value per channel of; None for another length."""
+    if channel is None or n == len(channel.kept):
+        return f"{_clean(group)}_channel"
+    return f"{_clean(group)}_kept" if n == int(channel.kept.sum()) else None
+
+
+def _dims(site: SiteSummary, posterior: Posterior) -> tuple[str, ...]:
+    if site.group is not None and site.kind == "channel":
+        shared = _channel_dim(site.group, len(site.loc), posterior.channels.get(site.group))
+        if shared is not None:
+            return (shared,)
     known = site.dims if len(site.dims) == site.loc.ndim else [f"dim_{i}" for i in range(site.loc.ndim)]
     return tuple(f"{_clean(site.name)}_{dim}" for dim in known)
 
 
 def _coords(site: SiteSummary, posterior: Posterior) -> dict[str, np.ndarray]:
     """Index of every axis; a site that lost channels counts them as the original net does."""
-    coords = {dim: np.arange(n) for dim, n in zip(_dims(site), site.loc.shape, strict=True)}
+    coords = {dim: np.arange(n) for dim, n in zip(_dims(site, posterior), site.loc.shape, strict=True)}
     channel = posterior.channels.get(site.group or site.name.removesuffix(".weight"))
     if channel is not None and site.loc.ndim:
-        coords[_dims(site)[0]] = _original(site.loc.shape[0], channel)
+        coords[_dims(site, posterior)[0]] = _original(site.loc.shape[0], channel)
     return coords
 
 
@@ -198,29 +220,43 @@ def _original(n: int, channel: ChannelSummary) -> np.ndarray:
     return kept.nonzero().flatten().numpy() if n == int(kept.sum()) else np.arange(n)
 
 
-def _site_attrs(site: SiteSummary) -> dict[str, str]:
-    return {"site": site.name, "kind": site.kind, "group": site.group or ""}
+def _site_attrs(site: SiteSummary) -> dict[str, Any]:
+    independent = int(getattr(site, "independent", False))
+    return {"site": site.name, "kind": site.kind, "group": site.group or "", "independent": independent}
+
+
+def _made(posterior: Posterior, weight_draws: bool | Collection[str]) -> dict[str, Tensor]:
+    """Draws of weight-level sites that were asked for and not kept, from loc and scale."""
+    if weight_draws is True:
+        asked = [site.name for site in posterior.sites.values() if site.kind == "weight"]
+    else:
+        asked = list(weight_draws or ())
+    count = next((len(value) for value in posterior.draws.values()), DRAWS)
+    made = {}
+    for name in asked:
+        site = posterior.sites.get(name)
+        if name in posterior.draws:
+            continue
+        if site is None or not getattr(site, "independent", False):
+            raise DataError(
+                f"expected draws of {name!r}, got draws of {sorted(posterior.draws) or 'no site'}; summarize again "
+                f"with sites=[{name!r}]"
+            )
+        noise = torch.randn(count, *site.loc.shape, generator=torch.Generator().manual_seed(0))
+        made[name] = torch.addcmul(site.loc, noise, site.scale)
+    return made
 
 
 def _draws(posterior: Posterior, weight_draws: bool | Collection[str]) -> xr.Dataset:
-    wanted: set[str] = set()
-    if weight_draws is True:
-        wanted = set(posterior.draws)
-    elif weight_draws is not False:
-        wanted = set(weight_draws)
-        missing = sorted(wanted - set(posterior.draws))
-        if missing:
-            raise DataError(
-                f"expected draws of {missing[0]!r}, got draws of {sorted(posterior.draws) or 'no site'}; "
-                "summarize again and ask for them"
-            )
+    kept = {**posterior.draws, **_made(posterior, weight_draws)}
+    wanted = set(kept) if weight_draws is True else set(weight_draws or ())
     variables, coords = {}, {}
-    for name, draws in posterior.draws.items():
+    for name, draws in kept.items():
         site = posterior.sites.get(name)
         if site is not None and site.kind == "weight" and name not in wanted:
             continue
         if site is not None and site.loc.shape == draws.shape[1:]:
-            dims, attrs = _dims(site), _site_attrs(site)
+            dims, attrs = _dims(site, posterior), _site_attrs(site)
             coords.update(_coords(site, posterior))
         else:
             # A quantity derived from a group's weights, such as the norm of its filters.
@@ -228,7 +264,7 @@ def _draws(posterior: Posterior, weight_draws: bool | Collection[str]) -> xr.Dat
             dims = tuple(f"{_clean(name)}_dim_{i}" for i in range(draws.ndim - 1))
             attrs = {"site": name}
             if channel is not None:
-                dims = (f"{_clean(name)}_channel",)
+                dims = (_channel_dim(channel.group, draws.shape[1], channel) or f"{_clean(name)}_channel",)
                 coords[dims[0]] = _original(draws.shape[1], channel)
         variables[_clean(name)] = (("chain", "draw", *dims), _array(draws)[None], attrs)
     counts = {name: values[1].shape[1] for name, values in variables.items()}
@@ -244,7 +280,7 @@ def _sites(posterior: Posterior, allowance: int | None) -> xr.Dataset:
     reduced = set(_too_large(sites, allowance))
     variables, coords = {}, {}
     for site in sites:
-        name, dims = _clean(site.name), _dims(site)
+        name, dims = _clean(site.name), _dims(site, posterior)
         own_coords, attrs = _coords(site, posterior), _site_attrs(site)
         for what, value in (("loc", site.loc), ("scale", site.scale)):
             if site.name in reduced:
@@ -282,7 +318,7 @@ def _channels(posterior: Posterior) -> xr.Dataset:
         dim = f"{name}_original"
         coords[dim] = np.arange(n)
         attrs: dict[str, Any] = {
-            "group": group, "statistic": channel.statistic, "unit": channel.unit, "round": int(channel.round)
+            "group": group, "statistic": channel.statistic, "unit": getattr(channel, "unit", "nats"), "round": int(channel.round)
         }  # fmt: skip
         if channel.threshold is not None:
             attrs["threshold"] = float(channel.threshold)
@@ -293,7 +329,7 @@ def _channels(posterior: Posterior) -> xr.Dataset:
             "kept": channel.kept,
             "loc": channel.loc,
             "scale": channel.scale,
-            "ranking": channel.ranking,
+            "ranking": getattr(channel, "ranking", None),
         }
         for what, value in columns.items():
             if value is not None:

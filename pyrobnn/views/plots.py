@@ -138,6 +138,18 @@ def snr_plot(posterior: Posterior, groups: Sequence[str] | None = None, *, ax: A
     tidy(ax, "", f"{_label(channels)} per channel")
     ax.grid(axis="y", color=GREY, alpha=0.4, linewidth=0.5)
     group_columns(ax, [channel.group for channel in channels], notes, bands=True)
+    moved = getattr(posterior, "convergence", None)
+    if moved is not None:
+        ax.annotate(
+            str(moved),
+            (0, 1),
+            (2, -3),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            va="top",
+            fontsize=SMALL,
+            color=GREY if moved.settled else CUT,
+        )
     legend_above(ax)
     return ax
 

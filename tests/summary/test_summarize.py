@@ -84,7 +84,7 @@ def test_weight_posterior_per_channel_by_hand() -> None:
     posterior = pb.summarize(model, guide, draws=0)
     moments = {name: (m.detach(), s.detach()) for name, (m, s) in guide.moments().items()}
     assert posterior.sites["2.weight"].dims == ("filter", "in_channel", "kh", "kw")
-    assert posterior.sites["5.weight"].dims == ("filter", "in_channel")
+    assert posterior.sites["5.weight"].dims == ("out_feature", "in_feature")
     w1, s1 = moments["0.weight"]
     w2, s2 = moments["2.weight"]
     w3, s3 = moments["5.weight"]

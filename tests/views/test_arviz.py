@@ -126,8 +126,8 @@ def test_groups_names_and_dimensions() -> None:
 def test_cut_sites_keep_the_numbers_of_the_original_channels() -> None:
     tree = adapter.to_arviz(example())
     draws = dataset(tree, "posterior")
-    assert draws["conv1.gate_channel"].values.tolist() == [0, 2, 3, 5]
-    assert draws["conv1.norm_channel"].values.tolist() == [0, 2, 3, 5]
+    assert draws["conv1.gate"].dims == draws["conv1.norm"].dims == ("chain", "draw", "conv1_kept")
+    assert draws["conv1_kept"].values.tolist() == [0, 2, 3, 5]
     assert draws["conv1_channel"].values.tolist() == list(range(6))
     kept = dataset(tree, "constant_data")["conv1_channel_kept"]
     assert kept["conv1_original"].values[kept.values].tolist() == [0, 2, 3, 5]
