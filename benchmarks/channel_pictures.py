@@ -20,8 +20,7 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 from rows import RUNS
 
-from pyrobnn.io.checkpoint import load_checkpoint
-from pyrobnn.summary.state import from_state
+import pyrobnn as pb
 from pyrobnn.summary.types import ChannelSummary
 from pyrobnn.views import plots
 
@@ -32,7 +31,7 @@ RUN_OF = {name: f"{name}-lenet5-mnist-m07-s0" for name in NOISE} | {name: f"{nam
 
 def draw(method: str) -> Path:
     """The picture of one method's run: a panel per group; with gates a histogram of all, or the SNR of their noise."""
-    posterior = from_state(load_checkpoint(checkpoint(method))["carry"]["posterior"])
+    posterior = pb.load_run(run_of(method)).posterior
     gates = all(channel.statistic == "inclusion" for channel in posterior.channels.values())
     panels = len(posterior.channels) + gates
     figure = Figure(figsize=(3.8 * panels, 3.4), layout="constrained")
@@ -57,14 +56,14 @@ def noise_of(channels: dict[str, ChannelSummary]) -> dict[str, ChannelSummary]:
     }
 
 
-def checkpoint(method: str) -> Path:
-    """Where the run of a method keeps its posterior."""
-    return RUNS / RUN_OF[method] / "checkpoint.pt"
+def run_of(method: str) -> Path:
+    """The run directory of a method."""
+    return RUNS / RUN_OF[method]
 
 
 def finished(method: str) -> bool:
     """Whether the run of a method is there, to its end."""
-    return (checkpoint(method).parent / "report.json").exists()
+    return (run_of(method) / "report.json").exists()
 
 
 if __name__ == "__main__":
