@@ -11,7 +11,6 @@ import io
 import logging
 import time
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from torch.utils import _pytree as pytree
 from pyrobnn.errors import ConfigError, NetError
 from pyrobnn.inference.folding import folded
 from pyrobnn.io.files import first_line, write_bytes
-from pyrobnn.nets import Normalise, check_precision
+from pyrobnn.nets import Normalise, OnPixels, check_precision
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
 OPSET = 18  # the oldest that torch's exporter writes without converting; ONNX Runtime 1.14 and later run it
@@ -104,7 +103,7 @@ def export(
         if len(given) != 1:
             raise ConfigError(f"normalise is for networks with one input, this one has {len(given)}: leave it out")
         step = Normalise(*normalise)
-        plain = nn.Sequential(OrderedDict(normalise=step, net=plain)).eval().requires_grad_(False)
+        plain = OnPixels(plain, *normalise).eval().requires_grad_(False)
         given = (given[0] * step.std + step.mean,)
     small = folded(plain, given[0]) if len(given) == 1 else plain
     content, run = (_onnx if kind == "onnx" else _torch)(small, given)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pyrobnn.channels import PruningPlan
+from pyrobnn.compression.export import Exported, export
 from pyrobnn.compression.store import DENSE, claim, write_run
 from pyrobnn.metrics.robustness import robustness
 from pyrobnn.nets import save_weights
@@ -42,6 +43,22 @@ class Result:
     _spec: dict[str, Any] | None
     _mean: tuple[float, ...]
     _std: tuple[float, ...]
+    _classes: tuple[str, ...]
+    _images: Tensor  # some training images, normalised, on which exports are tried
+
+    def export(self, path: str | Path, format: str | None = None, *, normalise: bool = False) -> Exported:
+        """Write the compact network as ONNX or `torch.export`, see :func:`~pyrobnn.export`.
+
+        Args:
+            path: target file, `.onnx` or `.pt2`.
+            format: `onnx` or `torch`; by default from the suffix.
+            normalise: put the normalisation inside, so that the file takes pixels in 0-1.
+
+        Raises:
+            ConfigError, NetError: as :func:`~pyrobnn.export`.
+        """
+        inside = (self._mean, self._std) if normalise else None
+        return export(self.compact, self._images, path, format=format, normalise=inside)
 
     def save(self, path: str | Path) -> None:
         """Write the run directory (see :func:`~pyrobnn.load_compact`).
@@ -63,6 +80,7 @@ class Result:
             report=self.report,
             mean=self._mean,
             std=self._std,
+            classes=self._classes,
         )
 
 
@@ -135,7 +153,8 @@ def finish(
         "settings": context.settings(),
         "refused": dict(context.table.refused),
     }
-    result = Result(small, dense, report, state.posterior, state.plan, bayesian, spec, data.mean, data.std)
+    images = data.train.normalise(data.train.images[:64])
+    result = Result(small, dense, report, state.posterior, state.plan, bayesian, spec, data.mean, data.std, data.classes, images)
     if path is not None:
         if not context.trained and not scratch:  # else it was given, or never trained
             save_weights(dense, path / DENSE, mean=data.mean, std=data.std, trained_on="train")

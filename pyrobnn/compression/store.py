@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from pyrobnn.io.files import is_temporary, sweep, write_json
 from pyrobnn.io.lock import LOCK, locked
 from pyrobnn.io.manifest import MANIFEST, RunFiles, write_manifest
 from pyrobnn.io.sparse import parse_tensors, stated_shapes
-from pyrobnn.nets import Normalise, build_saved, build_spec
+from pyrobnn.nets import OnPixels, build_saved, build_spec
 from pyrobnn.nets.storage import save_compact
 from pyrobnn.nets.weights import save_tensors
 from pyrobnn.posterior.bayesian_net import LOG_SCALE, BayesianNet
@@ -48,6 +47,7 @@ def write_run(
     report: dict[str, Any],
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    classes: Sequence[str] = (),
     bayesian: BayesianNet | None = None,
 ) -> None:
     """Write all files of a finished run; `report.json` marks a complete one, the manifest of all files comes last."""
@@ -56,7 +56,14 @@ def write_run(
     save_compact(net, out / COMPACT, mean=mean, std=std, trained_on=report["trained_on"])
     write_json(
         out / COMPACT_JSON,
-        {"schema": SCHEMA, "spec": spec, "mean": list(mean), "std": list(std), "widths": report["compact"]["widths"]},
+        {
+            "schema": SCHEMA,
+            "spec": spec,
+            "mean": list(mean),
+            "std": list(std),
+            "classes": list(classes),
+            "widths": report["compact"]["widths"],
+        },
     )
     if bayesian is not None:
         save_tensors(bayesian.state(), out / BAYESIAN, data_size=bayesian.model.data_size)
@@ -64,7 +71,7 @@ def write_run(
     if posterior is not None and posterior.channels:
         save_netcdf(posterior, out / POSTERIOR)
     figures = standard_figures(posterior, report) if posterior is not None else {}
-    write_page(out / PAGE, report, figures, load_path=out.name)
+    write_page(out / PAGE, report, figures, load_path=str(out))
     write_json(out / REPORT, report)
     write_manifest(out)
 
@@ -81,7 +88,8 @@ def load_compact(
         path: the run directory.
         factory: builds the dense network; needed when the run was made from a module of your own.
         normalise: put a :class:`~pyrobnn.nets.Normalise` with the run's mean and standard deviation in front, so that
-            the network takes pixels in 0-1, `[N, C, H, W]`.
+            the network takes pixels in 0-1, `[N, C, H, W]`; its `classes` are then the names of the outputs, empty
+            where the data had none.
 
     Returns:
         A plain `nn.Module`. Without `normalise` it takes images normalised with the `mean` and `std` in
@@ -153,7 +161,7 @@ def build_compact(
     net = resize_to(dense, tensors).eval()
     if not normalise:
         return net
-    return nn.Sequential(OrderedDict(normalise=Normalise(description["mean"], description["std"]), net=net)).eval()
+    return OnPixels(net, description["mean"], description["std"], description.get("classes", ())).eval()
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
@@ -179,10 +187,16 @@ def read_description(files: RunFiles) -> dict[str, Any]:
     numbers = all(type(n) in (int, float) and math.isfinite(n) for n in (*mean, *std))
     if not numbers or len(mean) != len(std) or not all(n > 0 for n in std):
         raise CheckpointError(f"{path} is damaged (mean and std are no finite numbers): run pyrobnn compress again")
+    if not all(isinstance(name, str) for name in _listed(description.get("classes", []))):
+        raise CheckpointError(f"{path} is damaged (classes are no list of names): run pyrobnn compress again")
     spec = description.get("spec")
     if spec is not None and not isinstance(spec, dict):
         raise CheckpointError(f"{path} is damaged (spec is no object): run pyrobnn compress again")
     return description
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [None]
 
 
 def read_report(files: RunFiles) -> dict[str, Any]:

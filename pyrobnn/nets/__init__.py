@@ -4,7 +4,7 @@ from pyrobnn.nets.adapter import adapted
 from pyrobnn.nets.channel_map import ChannelMap
 from pyrobnn.nets.checks import check_fits, check_precision
 from pyrobnn.nets.lenet import LeNet5, LeNet300, lenet5, lenet300
-from pyrobnn.nets.normalise import Normalise
+from pyrobnn.nets.normalise import Normalise, OnPixels
 from pyrobnn.nets.registry import BUILT_IN, NetSpec, build, build_saved, build_spec, names, net_spec
 from pyrobnn.nets.resnet import BasicBlock, ResNet, resnet20, resnet32, resnet56, resnet110
 from pyrobnn.nets.small import SmallCNN, small_cnn
@@ -20,6 +20,7 @@ __all__ = [
     "LeNet300",
     "NetSpec",
     "Normalise",
+    "OnPixels",
     "ResNet",
     "SmallCNN",
     "WeightsInfo",

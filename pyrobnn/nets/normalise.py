@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -30,3 +31,21 @@ class Normalise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Pixels `[N, C, H, W]` in 0-1 to normalised images of the same shape."""
         return (x - self.mean) / self.std
+
+
+class OnPixels(nn.Sequential):
+    """A network with its normalisation in front.
+
+    Args:
+        net: takes normalised images.
+        mean, std: as for :class:`Normalise`.
+        classes: names of the outputs, where there are some; kept as `classes`.
+    """
+
+    classes: tuple[str, ...]
+
+    def __init__(
+        self, net: nn.Module, mean: Sequence[float], std: Sequence[float], classes: Sequence[str] = ()
+    ) -> None:
+        super().__init__(OrderedDict(normalise=Normalise(mean, std), net=net))
+        self.classes = tuple(classes)

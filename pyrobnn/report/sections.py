@@ -295,7 +295,9 @@ def code(load_path: str) -> str:
     return "\n".join([
         "import pyrobnn as pb",
         "",
-        f"net = pb.load_compact({load_path!r})    # a plain nn.Module with the smaller tensors, in eval mode",
+        f"net = pb.load_compact({load_path!r}, normalise=True)    # a plain nn.Module with the smaller tensors",
+        "logits = net(images)    # pixels in 0-1, [N, C, H, W]",
+        "names = net.classes    # of the outputs; empty where the data had none",
         "",
         "import arviz as az",
         "",

@@ -129,3 +129,13 @@ def test_what_cannot_be_exported_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(pb.NetError, match="nothing was written"):
         export(net.float(), x, tmp_path / "b.pt2")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_export_of_a_result(tmp_path: Path) -> None:
+    result = pb.compress("small_cnn", "digits", "l1", target_macs=0.5, epochs=2, progress=False)
+    made = result.export(tmp_path / "small.pt2", normalise=True)
+    pixels = pb.load_data("digits").test.images[:9].float() / 255
+    images = (pixels - torch.tensor(result._mean)) / torch.tensor(result._std)
+    with torch.no_grad():
+        got = torch.export.load(made.path).module()(pixels)
+        torch.testing.assert_close(got, result.compact(images), atol=1e-4, rtol=0)

@@ -107,7 +107,7 @@ def test_tensors_of_another_network(kind: str, name: str, run: Path) -> None:
     "changes",
     [
         {"mean": [float("nan")]}, {"std": [0.0]}, {"std": [-1.0]}, {"std": ["a"]}, {"mean": [1e999]}, {"mean": [0.1, 0.2]},
-        {"mean": [True]}, {"widths": []}, {"spec": []}, {"spec": "small_cnn"}, {"spec": {}},
+        {"mean": [True]}, {"widths": []}, {"classes": [1]}, {"classes": "ab"}, {"spec": []}, {"spec": "small_cnn"}, {"spec": {}},
         {"spec": {"model": ["small_cnn"]}}, {"spec": {"model": "small_cnn", "kwargs": []}},
     ],
     ids=str,
@@ -142,7 +142,9 @@ def test_pixels_in(run: Path) -> None:
     with torch.no_grad():
         expected = inner((pixels - description["mean"][0]) / description["std"][0])
         torch.testing.assert_close(outer(pixels), expected)
-    assert not outer.training
+    assert not outer.training and outer.classes == ()
+    describe(run, classes=["a", "b"])
+    assert pb.load_compact(run, normalise=True).classes == ("a", "b")  # type: ignore[comparison-overlap]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "regnet_y_400mf", "torchvision.models:squeezenet1_1", "lenet300"])

@@ -51,8 +51,10 @@ def p_uniform(found: Tensor) -> float:
 @pytest.mark.parametrize("estimator", ["weight", "local"])
 def test_conjugate(estimator: str, size: Callable[[int, int], int], count: Callable[..., None]) -> None:
     """Linear regression on orthogonal inputs: the exact posterior factorises, so mean field can be exact."""
+    if estimator == "weight" and size(0, 1) == 0:
+        pytest.skip("in the long form")
     noise, found = 0.7, []
-    for seed in range(size(1, 10)):
+    for seed in range(size(1, 6)):
         pyro.set_rng_seed(seed)
         x = 2.0 * torch.linalg.qr(torch.randn(8, 4))[0]  # X'X = 4
         truth = torch.randn(400, 4)
@@ -76,7 +78,7 @@ def test_not_conjugate(size: Callable[[int, int], int], count: Callable[..., Non
     def likelihood(output: Tensor) -> dist.TorchDistribution:
         return dist.Bernoulli(logits=output).to_event(1)
 
-    for seed in range(size(1, 10)):
+    for seed in range(size(1, 6)):
         pyro.set_rng_seed(seed)
         truth = torch.randn(1500, 1)
         x = torch.ones(trials, 1)
