@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
@@ -112,7 +111,7 @@ def independent_normals(model: BayesianModel, guide: Any) -> set[str]:
     found = set()
     for name in model.sites():
         laws = [_own_law(nodes, name) for nodes in (first, second)]
-        if all(type(law) in (pyro.distributions.Normal, torch.distributions.Normal) for law in laws):
+        if all(isinstance(law, torch.distributions.Normal) for law in laws):
             a, b = laws
             if torch.equal(a.loc, b.loc) and torch.equal(a.scale, b.scale):
                 found.add(name)
