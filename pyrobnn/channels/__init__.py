@@ -4,6 +4,7 @@
 :class:`PruningPlan` says which units of each group stay; `mask` zeroes the others, `compact` removes them.
 """
 
+from pyrobnn.channels.check import check_cut
 from pyrobnn.channels.compact import compact, resize_to
 from pyrobnn.channels.gates import GateMap
 from pyrobnn.channels.mask import mask
@@ -21,6 +22,7 @@ __all__ = [
     "Member",
     "PruningPlan",
     "channel_groups",
+    "check_cut",
     "compact",
     "mask",
     "refresh_attributes",

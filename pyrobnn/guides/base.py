@@ -68,8 +68,12 @@ def site_layout(model: BayesianModel, site: str) -> LikeTensor | PerChannel | No
 
 
 def site_key(site: str) -> str:
-    """A site name as a ParameterDict key, which may not hold dots."""
-    return site.replace(".", "|")
+    """A site name as a ParameterDict key, which may not hold dots; no two names have one key.
+
+    >>> site_key("a.b"), site_key("a|b")
+    ('a|b', 'a%7Cb')
+    """
+    return site.replace("%", "%25").replace("|", "%7C").replace(".", "|")
 
 
 class Guide(PyroModule):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyrobnn.channels import PruningPlan, compact
+from pyrobnn.channels import PruningPlan, check_cut, compact
 from pyrobnn.criteria.context import ScoringContext
 from pyrobnn.inference.callbacks import load_states, states
 from pyrobnn.inference.progress import cut_line
@@ -226,7 +226,10 @@ def cut(number: int, choose: Choose, *, fold: bool = False, until_nothing: bool 
         elif variational is not None:
             small, guide = shrink(*context.fitted(state), plan)
             variational = replace(variational, guide=copied(guide.state_dict()), net=copied(small.net.state_dict()))
-        net = context.refreshed(compact(state.net, plan, None, groups=context.table_of(before)))
+        table = context.table_of(before)
+        net = compact(state.net, plan, None, groups=table)
+        check_cut(state.net, net, plan, table, context.data.example.to(context.device))
+        net = context.refreshed(net)
         left, dense, accuracy = context.left(after), context.dense_cost, context.accuracy(net)
         entry: dict[str, Any] = {
             "round": number + 1,
