@@ -71,8 +71,13 @@ class Task:
     call: Callable[[Any, Any], Tensor] | None = field(default=None)
 
     @property
-    def classifies(self) -> bool:
-        """One class per image: accuracy, calibration and the rest can be measured."""
+    def names_classes(self) -> bool:
+        """One class per image: accuracy is the figure, and the report says more."""
+        return self.metric.name == "accuracy"
+
+    @property
+    def softens(self) -> bool:
+        """The output are logits of one class per image, which a teacher can soften."""
         return isinstance(self.likelihood, Categorical)
 
 

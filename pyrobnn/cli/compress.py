@@ -57,13 +57,18 @@ def summary_table(report: dict[str, Any]) -> Table:
     table = Table(title=escape(f"{report['model']} on {report['data']}, {report['method']}"))
     for column in ("", "dense", "compact", "change"):
         table.add_column(column, justify="left" if not column else "right")
-    drop = 100 * (small["accuracy"] - dense["accuracy"])
-    table.add_row(
-        "test accuracy", f"{100 * dense['accuracy']:.2f} %", f"{100 * small['accuracy']:.2f} %", f"{drop:+.2f} pt"
-    )
+    if "accuracy" in dense:
+        drop = 100 * (small["accuracy"] - dense["accuracy"])
+        shown = (f"{100 * dense['accuracy']:.2f} %", f"{100 * small['accuracy']:.2f} %", f"{drop:+.2f} pt")
+        table.add_row("test accuracy", *shown)
+    else:
+        change = small["value"] - dense["value"]
+        table.add_row(f"test {dense['metric']}", f"{dense['value']:.4g}", f"{small['value']:.4g}", f"{change:+.3g}")
     for key, label in (("macs", "MACs"), ("params", "parameters")):
         table.add_row(label, f"{dense[key]:,}", f"{small[key]:,}", f"{-100 * gone[key]:.1f} %")
     for key, label, digits in (("nll", "NLL", 4), ("ece", "ECE", 4), ("latency_ms", "latency (ms)", 2)):
+        if key not in dense:
+            continue
         change = small[key] - dense[key]
         table.add_row(label, f"{dense[key]:.{digits}f}", f"{small[key]:.{digits}f}", f"{change:+.{digits}f}")
     bayesian, robust = report.get("bayesian"), report.get("robustness")

@@ -45,6 +45,7 @@ def saved_run(run: Path, data: str | None, model: str | None) -> SavedRun:
     from pyrobnn.compression.store import build_compact, read_description, read_report
     from pyrobnn.data import load_data
     from pyrobnn.data.named import TORCHVISION, cache_dir
+    from pyrobnn.data.sources import TASKS
     from pyrobnn.io.manifest import RunFiles
     from pyrobnn.nets import build, check_fits
 
@@ -53,7 +54,10 @@ def saved_run(run: Path, data: str | None, model: str | None) -> SavedRun:
         named = report["data"]
         if data is None and named in TORCHVISION and not (cache_dir() / f"{named}.npz").exists():
             raise DataError(f"{run} was made on {named}, which is not here: give --data {named} to fetch it")
-        loaded = load_data(data or named).with_normalisation(description["mean"], description["std"])
+        settings = dict(report.get("data_settings") or {})
+        if report.get("task") in TASKS:
+            settings["task"] = report["task"]
+        loaded = load_data(data or named, **settings).with_normalisation(description["mean"], description["std"])
         channels, *sides = loaded.image_shape
         sizes: dict[str, Any] = {"num_classes": loaded.num_classes, "in_channels": channels, "image_size": tuple(sides)}
         net = build_compact(files, None if model is None else lambda: build(model, **sizes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from pyrobnn.data import Data, load_data
 from pyrobnn.errors import ConfigError
 from pyrobnn.inference.precision import choose_layout, resolve_device, resolve_precision
 from pyrobnn.inference.progress import RunProgress
-from pyrobnn.likelihoods import Likelihood
+from pyrobnn.io.files import first_line
+from pyrobnn.likelihoods import Categorical, Likelihood
 from pyrobnn.methods.registry import METHODS, get_method
 from pyrobnn.nets import build_spec, check_fits, load_weights, net_spec
+from pyrobnn.nets.adapter import adapted
 from pyrobnn.nets.calling import answer, set_mode
 from pyrobnn.nets.replica import copy_net
 from pyrobnn.pipeline.config import CompressionConfig, keyword_parameters
@@ -33,6 +36,7 @@ from pyrobnn.pipeline.refit import refit
 from pyrobnn.pipeline.schedule import Epochs, share_out
 from pyrobnn.pipeline.stages import Stage, run_stages
 from pyrobnn.pipeline.store import RunStore
+from pyrobnn.tasks import Task, task_for
 
 UNCLEAN = (
     "the given weights have seen the validation images (trained_on: all), so --max-drop and automatic stops are "
@@ -41,7 +45,13 @@ UNCLEAN = (
 
 
 def compress(
-    net: nn.Module | str, data: Any, method: str | Method = "ard", *, likelihood: Likelihood | None = None, **options: Any
+    net: nn.Module | str,
+    data: Any,
+    method: str | Method = "ard",
+    *,
+    task: str | Task | None = None,
+    likelihood: Likelihood | None = None,
+    **options: Any,
 ) -> Result:
     """Train, infer, cut, tune and report.
 
@@ -49,7 +59,9 @@ def compress(
         net: a module, or a name that :func:`pyrobnn.nets.build` knows. It is copied.
         data: a :class:`~pyrobnn.data.Data`, or anything that :func:`~pyrobnn.load_data` takes.
         method: a name, see `pyrobnn methods`; or a :class:`~pyrobnn.pipeline.method.Method` of your own.
-        likelihood: of the labels, one class per image; categorical by default.
+        task: what the targets are: a name (`classification`, `segmentation`, `multilabel`, `regression`), or a
+            :class:`~pyrobnn.tasks.Task` of your own; by default what they look like.
+        likelihood: of the targets, in place of the task's own.
         **options: the fields of :class:`~pyrobnn.pipeline.config.CompressionConfig`:
 
 OPTIONS
@@ -60,14 +72,18 @@ OPTIONS
         PyrobnnError: any bad input, in one line that says what to do.
     """
     chosen = method if isinstance(method, Method) else get_method(method)
-    config = CompressionConfig.make({**options, "method": chosen.name})
+    named = task.name if isinstance(task, Task) else task
+    config = CompressionConfig.make({**options, "method": chosen.name, "task": named})
     recipes = chosen.recipes.with_values(config.recipe)
     if config.target_nonzero is not None and chosen.zeros is None:
         able = ", ".join(name for name, other in METHODS.items() if other.zeros is not None)
         raise ConfigError(f"--target-nonzero needs a method that zeroes single weights ({able}), got {chosen.name}")
     source = data if isinstance(data, str | Path) else None
-    data = _loaded(data, config, net)
-    net, spec = _network(net, data, config.seed)
+    data = _loaded(data, config, net, task if isinstance(task, str) else None)
+    chosen_task = task_for(data, task)
+    if likelihood is not None:
+        chosen_task = replace(chosen_task, likelihood=likelihood)
+    net, spec = _network(net, data, config.seed, chosen_task)
     trained, trained_on = config.trained, "train"
     if config.weights is not None:
         info = load_weights(net, config.weights)
@@ -76,9 +92,7 @@ OPTIONS
             data = data.with_normalisation(info.mean, info.std)
     elif trained:
         trained_on = "all"
-    check_fits(net, data.example, data.num_classes)
-    if likelihood is not None:
-        _check_likelihood(likelihood, net, data)
+    _check_output(chosen_task, net, data)
     clean = trained_on != "all"
     if not clean and config.max_drop is None and (config.has_budget or config.target_nonzero is not None):
         data = data.without_validation()  # nothing is chosen on data, so all training images may train
@@ -104,12 +118,12 @@ OPTIONS
         table.keep_vector(config.from_scratch)
     path = None if config.out is None else Path(config.out)
     recipe = recipes.of(net)
-    who = identity(config, chosen, recipe, data, net, trained=trained, likelihood=likelihood)
+    who = identity(config, chosen, recipe, data, net, trained=trained, task=chosen_task)
     with claim(path, resume=config.resume) if path is not None else nullcontext():
         store = RunStore(path, who, net, resolve_device(config.device), resume=config.resume)
         # A time budget is turned into epochs when the run begins.
         epochs = Epochs.of(store.once("epochs", lambda: share_out(recipe, config, data, net, trained=trained).data()))
-        context = Context(config, chosen, recipe, epochs, data, net, table, store, trained, likelihood)
+        context = Context(config, chosen, recipe, epochs, data, net, table, store, trained, chosen_task)
         planned = {"dense": epochs.dense, "infer": sum(epochs.infer), "tune": epochs.tune + epochs.retune}
         with RunProgress(
             {**planned, "bayesian": config.bayesian_epochs},
@@ -131,48 +145,61 @@ def _stages(context: Context) -> list[Stage]:
     return [*stages, refit(config.bayesian_epochs)] if config.bayesian_epochs else stages
 
 
-def _loaded(data: Any, config: CompressionConfig, net: nn.Module | str) -> Data:
+def _loaded(data: Any, config: CompressionConfig, net: nn.Module | str, task: str | None) -> Data:
     if isinstance(data, Data) and config.data_settings:
         told = " and ".join(config.data_settings)
         raise ConfigError(f"the data is loaded already, so {told} would do nothing: give that to load_data")
     layers = net.modules() if isinstance(net, nn.Module) else ()
     first = next((layer for layer in layers if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)), None)
-    return load_data(data, signals=isinstance(first, nn.Conv1d), **config.data_settings)
+    return load_data(data, task=task, signals=isinstance(first, nn.Conv1d), **config.data_settings)
 
 
-def _network(net: nn.Module | str, data: Data, seed: int) -> tuple[nn.Module, dict[str, Any] | None]:
+def _network(net: nn.Module | str, data: Data, seed: int, task: Task) -> tuple[nn.Module, dict[str, Any] | None]:
     sizes: dict[str, Any] = {"num_classes": data.num_classes, "in_channels": data.image_shape[0]}
     if len(data.image_shape) == 3:
         sizes["image_size"] = data.image_shape[1:]
     if isinstance(net, nn.Module):
-        net = copy_net(net).cpu()
-        choose_layout(net, data.example)
-        return net, find_spec(net, sizes)
-    spec = net_spec(net, **sizes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build_spec(spec), dict(spec)
+        made, spec = copy_net(net).cpu(), find_spec(net, sizes)
+    else:
+        spec = dict(net_spec(net, **sizes))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            made = build_spec(spec)
+    if task.call is not None or data.packing is not None:
+        made = adapted(made, None if data.packing is None else data.packing.unpack, task.call)
+    choose_layout(made, data.example)
+    return made, spec
 
 
-def _check_likelihood(likelihood: Likelihood, net: nn.Module, data: Data) -> None:
+def _check_output(task: Task, net: nn.Module, data: Data) -> None:
+    """Runs the network once: its output must speak of the targets that there are."""
+    one_logit = data.num_classes == 2  # or a logit for each
+    plain = task.names_classes and isinstance(task.likelihood, Categorical)
+    check_fits(net, data.example)
     net = set_mode(copy_net(net), False)
-    with torch.no_grad():
-        shape = tuple(likelihood(answer(net, data.example)).shape())
-    if shape != (len(data.example),):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        output = answer(net, data.example)
+    if plain and not (one_logit and tuple(output.shape) == (len(data.example), 1)):
+        check_fits(net, data.example, data.num_classes)
+    expected = (len(data.example), *data.train.labels.shape[1:])
+    try:
+        shape = tuple(task.likelihood(output).shape())
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise ConfigError(f"the likelihood does not fit the network's output {tuple(output.shape)}: {first_line(error)}") from error
+    if shape != expected:
+        said = "one class per image" if task.names_classes else f"targets {list(expected[1:])} for each image"
         raise ConfigError(
-            f"compress measures accuracy, so its likelihood must give one class per image, got shape {shape} for "
-            f"{len(data.example)} images: for other targets use fit, summarize, plan and compact"
+            f"{task.name} needs {said}, so likelihood and network must give a distribution of shape {expected}, got shape "
+            f"{shape} for {len(data.example)} images (output {tuple(output.shape)})"
         )
-
-
 
 
 def _say_options() -> None:
     """The signature and the docstring of :func:`compress` from the one list of options."""
-    lines = [f"            {o.name}: {o.help}" for o in CompressionConfig.options() if o.name != "method"]
+    lines = [f"            {o.name}: {o.help}" for o in CompressionConfig.options() if o.name not in ("method", "task")]
     compress.__doc__ = (compress.__doc__ or "").replace("OPTIONS", "\n".join(lines) + "\n")
     shown = [p for p in inspect.signature(compress).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    shown += keyword_parameters(without=("method",))
+    shown += keyword_parameters(without=("method", "task"))
     compress.__signature__ = inspect.Signature(shown, return_annotation=Result)  # type: ignore[attr-defined]
 
 

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from pyrobnn.channels import PruningPlan
 from pyrobnn.compression.export import Exported, export
 from pyrobnn.compression.store import DENSE, claim, write_run
+from pyrobnn.metrics.paired import compare
 from pyrobnn.metrics.robustness import robustness
+from pyrobnn.metrics.scores import class_logits
 from pyrobnn.nets import save_weights
+from pyrobnn.nets.adapter import released
 from pyrobnn.nets.calling import set_mode
 from pyrobnn.pipeline.context import Context
 from pyrobnn.pipeline.state import State
@@ -106,23 +109,28 @@ def finish(
     config, data, scratch = context.config, context.data, context.config.from_scratch is not None
     dense, small = set_mode(state.dense.cpu(), False), set_mode(state.net.cpu(), False)
     nets, widths = {"dense": dense, "compact": small}, {"dense": context.table.widths(), "compact": state.plan.widths()}
-    logits = {name: answers(net, data, context.device) for name, net in nets.items()}
+    task = context.task
+    said = {name: answers(net, data, context.device, task) for name, net in nets.items()}
     figures = {
-        name: measure(net, data, widths[name], device=context.device, trained_on=trained_on, logits=logits[name])
+        name: measure(net, data, widths[name], device=context.device, trained_on=trained_on, task=task, said=said[name])
         for name, net in nets.items()
     }
-    others: dict[str, Any] = {}
-    if context.classifies:
+    comparison = compare(task.metric, said["dense"].statistics, said["compact"].statistics)
+    others: dict[str, Any] = {"comparison": comparison.to_dict()}
+    logits = {name: class_logits(answer.logits) for name, answer in said.items() if answer.logits is not None}
+    labels = said["dense"].labels
+    if labels is not None:
+        others["per_class"] = per_class(logits, labels, data.classes)
+    if task.softens and data.packing is None:
         precision = "fp32" if context.inference_dtype is None else "bf16"
         others["robustness"] = robustness(
             dense, small, data.test, device=context.device, precision=precision, logits=logits
         )
-        others["per_class"] = per_class(logits, data.test.labels, data.classes)
     bayesian = None
     if "bayesian" in state.extras:
         fitted = state.extras["bayesian"]
         bayesian = BayesianNet.from_state(small, fitted, data_size=len(data.train), likelihood=context.likelihood)
-        if context.classifies:
+        if task.softens:
             kl_weight, seconds = settings(small)["kl_schedule"], state.extras["bayesian_seconds"]
             measured = measure_posterior(bayesian, data, draws=context.recipe.draws)  # each is a pass
             others["bayesian"] = {**measured, "kl_weight": kl_weight, "seconds": seconds}
@@ -133,6 +141,8 @@ def finish(
         "method": "from-scratch" if scratch else context.method.name,
         "model": spec["model"] if spec else type(context.template).__name__,
         "data": str(source) if source is not None else data.name,
+        "data_settings": {n: v for n, v in config.data_settings.items() if n not in ("stream", "workers")},
+        "task": task.name,
         "seed": config.seed,
         "rule": _rule(context),
         "target": config.target,
@@ -149,11 +159,12 @@ def finish(
         **others,
         **({"zeros": state.extras["zeros"]} if "zeros" in state.extras else {}),
         "rounds": list(state.rounds),
-        "validation": {"dense": state.base, "compact": state.tuned},
+        "validation": {"dense": context.figure(state.base), "compact": context.figure(state.tuned)},
         "settings": context.settings(),
         "refused": dict(context.table.refused),
     }
     images = data.train.normalise(data.train.images[:64])
+    small, dense = released(small), released(dense)
     result = Result(small, dense, report, state.posterior, state.plan, bayesian, spec, data.mean, data.std, data.classes, images)
     if path is not None:
         if not context.trained and not scratch:  # else it was given, or never trained

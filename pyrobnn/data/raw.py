@@ -257,6 +257,12 @@ def check(raw: Raw, where: str) -> int:
         _same_scale(first, part, name, where)
     if raw.task == "classification":
         return _check_classes(raw, where)
+    if raw.task == "regression" and not 0.01 < (spread := float(first.targets.std(0, unbiased=False).max())) < 100:
+        warnings.warn(
+            f"{where}: the targets have a standard deviation of {spread:.3g}: networks learn them where it is near 1, divide them",
+            UserWarning,
+            stacklevel=4,
+        )
     width = max(2, int(first.targets.max()) + 1) if raw.task == "segmentation" else first.targets.shape[1]
     for name, part in raw.parts():
         if raw.task == "segmentation":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
@@ -34,7 +33,7 @@ from pyrobnn.inference.precision import (
 from pyrobnn.inference.schedules import schedule
 from pyrobnn.inference.shrink import shrink, shrink_optimiser
 from pyrobnn.inference.terms import Term
-from pyrobnn.metrics.evaluate import evaluate
+from pyrobnn.inference.validation import validated
 from pyrobnn.model import BayesianModel
 from pyrobnn.summary.reading import deterministic_net
 
@@ -66,7 +65,7 @@ class Loop:
         coins = torch.Generator().manual_seed(config.seed + 1)
         self._sides = torch.rand(len(data.train), generator=coins) < 0.5
         self.epoch = self.step = 0
-        self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
+        self.steps_per_epoch = data.train.steps(config.batch_size)
         if config.max_steps is not None:
             self.steps_per_epoch = min(self.steps_per_epoch, max(1, config.max_steps))
         self.history: list[dict[str, Any]] = []
@@ -224,14 +223,11 @@ class Loop:
             "kl_weight": self.objective.kl_weight,
             "train_accuracy": sums[3] / seen,
         }
+        if self.data.train.labels.ndim > 1 or self.data.train.labels.is_floating_point():
+            del row["train_accuracy"]
         if c.validate and len(self.data.valid):
-            row["valid_accuracy"] = evaluate(
-                channels_last(self.mean_net()),
-                self.data.valid,
-                device=self.device,
-                precision="fp32" if self.model.autocast is None else "bf16",
-                channels_last=True,
-            ).accuracy
+            precision = "fp32" if self.model.autocast is None else "bf16"
+            row.update(validated(self.mean_net(), self.data, self.device, precision))
         self.history.append(row)
         self.run_callbacks("on_epoch_end")
         row.update(self._metrics)

@@ -90,24 +90,23 @@ def phase_of(title: str) -> str:
 
 
 def cut_line(
-    number: int, before: Mapping[str, int], after: Mapping[str, int], left: Mapping[str, float], accuracy: float | None
+    number: int, before: Mapping[str, int], after: Mapping[str, int], left: Mapping[str, float], valid: str | None
 ) -> str:
-    """What a cut did, in one line: widths that changed, shares left, validation accuracy.
+    """What a cut did, in one line: widths that changed, shares left, the validation figure.
 
     Args:
         number: of the cut, from 1.
         before, after: channels by group.
         left: share of `macs` and `params` of the dense network, in [0, 1].
-        accuracy: on the validation images right after the cut, in [0, 1].
+        valid: the figure on the validation images right after the cut, in words.
 
-    >>> cut_line(1, {"a": 8, "b": 4}, {"a": 3, "b": 4}, {"macs": 0.5, "params": 0.25}, 0.9)
+    >>> cut_line(1, {"a": 8, "b": 4}, {"a": 3, "b": 4}, {"macs": 0.5, "params": 0.25}, "90.00 %")
     'cut 1: a 8→3; 50.0 % of MACs, 25.0 % of parameters left; valid 90.00 %'
     """
     changed = [f"{group} {width}→{after[group]}" for group, width in before.items() if after[group] != width]
     shown = ", ".join(changed[:6]) + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
     sizes = f"{100 * left['macs']:.1f} % of MACs, {100 * left['params']:.1f} % of parameters left"
-    valid = "" if accuracy is None else f"; valid {100 * accuracy:.2f} %"
-    return f"cut {number}: {shown or 'nothing'}; {sizes}{valid}"
+    return f"cut {number}: {shown or 'nothing'}; {sizes}" + ("" if valid is None else f"; valid {valid}")
 
 
 def say(text: str, style: str = "") -> None:
@@ -179,9 +178,11 @@ class Progress:
         parts = [f"{self.title} {row['epoch']}/{epochs}", f"loss {row['loss']:.4f}", f"nll {row['nll']:.4f}"]
         if row["kl"]:
             parts.append(f"kl {row['kl']:.4f} (x{row['kl_weight']:.2f})")
-        parts.append(f"train {100 * row['train_accuracy']:.2f} %")
-        if "valid_accuracy" in row:
-            parts.append(f"valid {100 * row['valid_accuracy']:.2f} %")
+        for key, value in row.items():  # of a class per image both are accuracies
+            if key in ("train_accuracy", "valid_accuracy"):
+                parts.append(f"{key[:5]} {100 * value:.2f} %")
+            elif key.startswith("valid_"):
+                parts.append(f"valid {key[6:].replace('_', ' ')} {value:.4g}")
         parts.append(f"{row['seconds']:.1f} s")
         whole = None if self.run is None else self.run.left()
         if whole is not None:

@@ -14,6 +14,7 @@ from pyrobnn.errors import ConfigError
 from pyrobnn.model import BayesianModel
 from pyrobnn.nets.calling import answer, set_mode
 from pyrobnn.nets.replica import copy_net
+from pyrobnn.tasks import Divergence
 
 
 @dataclass
@@ -66,6 +67,8 @@ class Distillation:
         autocast: dtype of the teacher's pass, None for fp32.
         logits: the teacher's answers by view, `[views, K]` (see :func:`answers`). With them the teacher is not
             asked again: a shifted image is taught what the teacher says of the image itself.
+        compare: `(teacher's output, student's output, targets, temperature)` to a mean per example, for outputs that
+            are no logits of classes (see :mod:`pyrobnn.tasks`).
     """
 
     def __init__(
@@ -75,12 +78,13 @@ class Distillation:
         temperature: float = 4.0,
         autocast: torch.dtype | None = None,
         logits: Tensor | None = None,
+        compare: Divergence | None = None,
     ) -> None:
         if not 0 <= weight <= 1 or temperature <= 0:
             raise ConfigError(f"distillation needs weight in [0, 1] and temperature > 0, got {weight}, {temperature}")
         self.teacher = set_mode(copy_net(teacher), False).requires_grad_(False)
         self.weight, self.temperature, self.autocast = weight, temperature, autocast
-        self.logits = logits
+        self.logits, self.compare = logits, compare
         self.nll_weight = 1.0 - weight
 
     def __call__(self, step: Step) -> Tensor:
@@ -88,6 +92,8 @@ class Distillation:
             taught = self.taught(step.x)
         else:
             taught = self.logits[step.view.to(self.logits.device)].to(step.x.device)
+        if self.compare is not None:
+            return self.weight * self.compare(taught, step.output, step.y, self.temperature)
         return self.divergence(taught, step.output)
 
     def taught(self, x: Tensor) -> Tensor:

@@ -43,9 +43,15 @@ class Metric:
         """The figure in the units of `max_drop` (points where it is a share), turned so that higher is better."""
         return (100 if self.share else 1) * value if self.higher else -(100 if self.share else 1) * value
 
-    def figure(self, gain: float) -> float:
-        """The figure of a gain."""
-        return gain / (self.gain(1.0))
+    def score(self, value: float) -> float:
+        """A hundredth of the gain: for accuracy the figure itself."""
+        size = value if self.share else value / 100
+        return size if self.higher else -size
+
+    def figure(self, score: float) -> float:
+        """The figure of a score."""
+        size = score if self.higher else -score
+        return size if self.share else 100 * size
 
     def words(self, value: float) -> str:
         """The figure for people.

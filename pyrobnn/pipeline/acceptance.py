@@ -1,4 +1,6 @@
-"""When a smaller network is accepted under `--max-drop`, and when a run goes back: functions of numbers."""
+"""When a smaller network is accepted under `--max-drop`, and when a run goes back: functions of numbers.
+
+What is said of accuracy holds for any score (see :meth:`~pyrobnn.pipeline.context.Context.score`)."""
 
 from __future__ import annotations
 
@@ -30,9 +32,16 @@ def resolution(base: float, images: int) -> float:
     return 100 * math.sqrt(base * (1 - base) / images)
 
 
-def recovered(accuracy: float, base: float, drop: float | None, images: int) -> bool:
-    """Whether inference brought a network back to where tuning can be expected to end within the drop."""
-    return accuracy >= floor(base, drop, SLACK + resolution(base, images))
+def recovered(accuracy: float, base: float, drop: float | None, error: float, point: float = 1.0) -> bool:
+    """Whether inference brought a network back to where tuning can be expected to end within the drop.
+
+    Args:
+        accuracy, base: scores of the network and of the dense one.
+        drop: what may be lost.
+        error: standard error of a score, in the units of `drop`.
+        point: what a point of accuracy is in these units.
+    """
+    return accuracy >= floor(base, drop, SLACK * point + error)
 
 
 def holds(accuracy: float, base: float, drop: float | None) -> bool:
@@ -40,6 +49,6 @@ def holds(accuracy: float, base: float, drop: float | None) -> bool:
     return accuracy >= floor(base, drop)
 
 
-def worth_trying(base: float, drop: float | None, images: int) -> float:
-    """The accuracy right after a cut from which a round of inference can be expected to bring the network back."""
-    return floor(base, drop, LOSS_PER_CUT + resolution(base, images))
+def worth_trying(base: float, drop: float | None, error: float, point: float = 1.0) -> float:
+    """The score right after a cut from which a round of inference can be expected to bring the network back."""
+    return floor(base, drop, LOSS_PER_CUT * point + error)

@@ -80,8 +80,8 @@ def deepest(context: Context, state: State, costs: dict[str, Tensor]) -> Pruning
         state.net,
         context.table_of(state.plan),
         costs,
-        lambda small: float(context.accuracy(context.refreshed(small)) or 0.0),
-        worth_trying(base, context.config.max_drop, len(context.data.valid)),
+        lambda small: float(context.score(context.refreshed(small)) or 0.0),
+        worth_trying(base, context.config.max_drop, state.base_error, context.point(base)),
         smallest=LARGEST_CUT,
         limits=context.limits,
     )

@@ -136,7 +136,7 @@ class CompressionConfig:
     task: str | None = field(
         default=None,
         metadata=_said(
-            str, "classification, segmentation, multilabel or regression (default: by the targets).", data=True
+            str, "classification, segmentation, multilabel or regression (default: by the targets)."
         ),
     )
     stream: bool = field(

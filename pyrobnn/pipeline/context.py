@@ -21,10 +21,12 @@ from pyrobnn.inference.fit import FitResult, fit
 from pyrobnn.inference.precision import channels_last, cpu_has_bf16, resolve_device, resolve_precision
 from pyrobnn.inference.progress import say
 from pyrobnn.inference.terms import Term
-from pyrobnn.likelihoods import Categorical, Likelihood
+from pyrobnn.likelihoods import Likelihood
 from pyrobnn.metrics.evaluate import evaluate
+from pyrobnn.metrics.metric import measured
 from pyrobnn.model import BayesianModel
 from pyrobnn.nets.calling import set_mode
+from pyrobnn.pipeline import acceptance
 from pyrobnn.pipeline.config import CompressionConfig
 from pyrobnn.pipeline.distillation import Teacher
 from pyrobnn.pipeline.method import Method
@@ -32,6 +34,7 @@ from pyrobnn.pipeline.recipe import Recipe
 from pyrobnn.pipeline.schedule import Epochs
 from pyrobnn.pipeline.state import State, VariationalState, settled
 from pyrobnn.pipeline.store import RunStore
+from pyrobnn.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Context:
         table: its channel table.
         store: where finished stages are kept, and earlier ones are read from.
         trained: the network was given with its weights.
-        likelihood: of the labels; None is categorical.
+        task: what the targets are: their likelihood, the figure that counts, how a teacher speaks.
         device, autocast: where and in which dtype networks run (None: fp32).
         teacher: what the dense network teaches.
     """
@@ -60,7 +63,7 @@ class Context:
     table: ChannelTable
     store: RunStore
     trained: bool
-    likelihood: Likelihood | None = None
+    task: Task
     device: torch.device = field(init=False)
     autocast: torch.dtype | None = field(init=False)
     teacher: Teacher = field(init=False)
@@ -76,7 +79,7 @@ class Context:
         learned = self.epochs.tune + self.epochs.retune
         if self.recipe.infer_distillation:
             learned += sum(self.epochs.infer)
-        teacher = Teacher(self.recipe, self.data, device, autocast, quick, epochs=learned, classes=self.classifies)
+        teacher = Teacher(self.recipe, self.data, device, autocast, quick, epochs=learned, task=self.task)
         object.__setattr__(self, "teacher", teacher)
 
     # What was asked for
@@ -91,9 +94,9 @@ class Context:
         return self.teacher.inference_dtype
 
     @property
-    def classifies(self) -> bool:
-        """Whether the network's output are logits of classes, which a teacher can soften."""
-        return isinstance(self.likelihood or Categorical(), Categorical)
+    def likelihood(self) -> Likelihood:
+        """Of the targets."""
+        return self.task.likelihood
 
     @property
     def validates(self) -> bool:
@@ -194,13 +197,44 @@ class Context:
         """The network with BatchNorm statistics measured again, in place."""
         return reestimate_batchnorm(net.to(self.device), self.data.train, device=self.device, autocast=self.autocast)
 
-    def accuracy(self, net: nn.Module) -> float | None:
-        """Accuracy on the validation part, None without one; leaves the network in eval mode."""
+    def score(self, net: nn.Module) -> float | None:
+        """How good a network is on the validation part, None without one; leaves the network in eval mode.
+
+        Accuracy; of other tasks the figure in the units of `max_drop`, a hundredth of it, higher being better
+        (:meth:`~pyrobnn.metrics.metric.Metric.score`).
+        """
         if not self.validates:
             return None
-        precision = "fp32" if self.autocast is None else "bf16"
+        return self.scored(net)[0]
+
+    def scored(self, net: nn.Module) -> tuple[float, float]:
+        """The score, and its standard error in the units of `max_drop`."""
+        metric, valid = self.task.metric, self.data.valid
         net = channels_last(set_mode(net.to(self.device), False))
-        return evaluate(net, self.data.valid, device=self.device, precision=precision, channels_last=True).accuracy
+        precision = "fp32" if self.autocast is None else "bf16"
+        if self.task.names_classes:
+            value = evaluate(net, valid, device=self.device, precision=precision, channels_last=True).accuracy
+            return value, acceptance.resolution(value, len(valid))
+        value, statistics = measured(net, valid, metric, device=self.device, precision=precision, channels_last=True)
+        return metric.score(value), metric.standard_error(statistics)
+
+    def point(self, base: float) -> float:
+        """What one point of accuracy is in the units of `max_drop`: a hundredth of the figure where it is no share."""
+        return 1.0 if self.task.metric.share else abs(base)
+
+    def figure(self, score: float | None) -> float | None:
+        """The figure of a score, as reports say it."""
+        return None if score is None else self.task.metric.figure(score)
+
+    def words(self, score: float | None) -> str | None:
+        """The figure of a score, for people."""
+        return None if score is None else self.task.metric.words(self.task.metric.figure(score))
+
+    def validation_entry(self, score: float | None) -> dict[str, Any]:
+        """What a round's entry in the report says of its validation."""
+        if self.task.names_classes:
+            return {"valid_accuracy": score}
+        return {"metric": self.task.metric.name, "valid_value": self.figure(score)}
 
     # Fits
 

@@ -14,6 +14,7 @@ from pyrobnn.inference.folding import folded
 from pyrobnn.inference.precision import channels_last
 from pyrobnn.inference.terms import Distillation, answers
 from pyrobnn.pipeline.recipe import Recipe
+from pyrobnn.tasks import Task
 
 MOST_ANSWERS = 50_000_000  # logits of the dense network that are kept (200 MB)
 SMALL_SHIFT = 1  # pixels of augmentation that leave its answers as they are
@@ -22,7 +23,7 @@ SMALL_SHIFT = 1  # pixels of augmentation that leave its answers as they are
 class Teacher:
     """The data that a compact network is tuned on, and the objective terms that come from the dense one.
 
-    There are no such terms where the targets are not classes.
+    There are no such terms where the task has nothing to compare outputs with.
 
     Args:
         recipe: weights, temperature, hidden squares.
@@ -30,7 +31,7 @@ class Teacher:
         device, autocast: as for the run.
         inference_dtype: of the dense network's passes in every step.
         epochs: that learn from it.
-        classes: the targets are classes.
+        task: says whether and how outputs are taught.
     """
 
     def __init__(
@@ -42,10 +43,10 @@ class Teacher:
         inference_dtype: torch.dtype | None,
         *,
         epochs: int,
-        classes: bool,
+        task: Task,
     ) -> None:
         self.recipe, self._data, self.device, self.autocast = recipe, data, device, autocast
-        self.inference_dtype, self.epochs, self.classes = inference_dtype, epochs, classes
+        self.inference_dtype, self.epochs, self.task = inference_dtype, epochs, task
         self._fast: tuple[nn.Module, nn.Module] | None = None  # the dense network, and as fast as it can be
         self._logits: Tensor | None = None  # its answers, made when first needed
         self._terms: dict[float, Distillation] = {}  # by weight
@@ -56,19 +57,20 @@ class Teacher:
         The dense network is evaluated once per image and mirror image where that is cheaper than in every epoch and
         fits in memory.
         """
-        if not weight or not self.classes:
+        if not weight or self.task.divergence is None:
             return []
         fast = self._evaluated(dense)
         if self.once and self._logits is None:
             self._logits = answers(fast, self._data.train, self.autocast, self.device).to(self.device)
         if weight not in self._terms:
             temperature, dtype = self.recipe.temperature, self.inference_dtype
-            self._terms[weight] = Distillation(fast, weight, temperature, dtype, self._logits)
+            compare = None if self.task.softens else self.task.divergence
+            self._terms[weight] = Distillation(fast, weight, temperature, dtype, self._logits, compare)
         return [self._terms[weight]]
 
     def between(self, dense: nn.Module) -> list[Blends]:
         """Soft targets between training images (mixup), where the recipe has a weight for them."""
-        if not self.recipe.blends or not self.classes:
+        if not self.recipe.blends or not self.task.softens or len(self._data.image_shape) != 3:
             return []
         return [Blends(self._evaluated(dense), self.recipe.blends, self.recipe.temperature, self.inference_dtype)]
 
@@ -76,7 +78,7 @@ class Teacher:
     def data(self) -> Data:
         """What the compact network is tuned on: the run's data, a part of every image hidden if the recipe says so."""
         data = self._data
-        if not self.recipe.cutout:
+        if not self.recipe.cutout or len(data.image_shape) != 3:
             return data
         side = max(1, round(self.recipe.cutout * min(data.image_shape[1:])))
         return replace(data, train=replace(data.train, augment=replace(data.train.augment or Augment(), cutout=side)))
@@ -97,7 +99,9 @@ class Teacher:
         """
         split = self._data.train
         augment = split.augment or Augment()
-        if self.recipe.cutout or augment.cutout or augment.shift > SMALL_SHIFT:
+        if self.recipe.cutout or augment.cutout or augment.shift > SMALL_SHIFT or augment.transform((1, 1)) is not None:
+            return False
+        if not (self.task.softens and split.indexed and isinstance(split.images, Tensor)):
             return False
         few = len(split) * split.num_views * self._data.num_classes <= MOST_ANSWERS
         return self.epochs > split.num_views and few
@@ -106,7 +110,7 @@ class Teacher:
         """For the report."""
         recipe = self.recipe
         hidden = {"cutout": recipe.cutout} if recipe.cutout else {}
-        if not self.classes:
+        if self.task.divergence is None:
             return {"distillation": 0.0, **hidden}
         blends = {"blends": recipe.blends} if recipe.blends else {}
         return {

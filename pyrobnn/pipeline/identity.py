@@ -15,6 +15,7 @@ from pyrobnn.likelihoods import Likelihood
 from pyrobnn.pipeline.config import CompressionConfig
 from pyrobnn.pipeline.method import Method
 from pyrobnn.pipeline.recipe import Recipe
+from pyrobnn.tasks import Task
 
 
 def identity(
@@ -25,7 +26,7 @@ def identity(
     net: nn.Module,
     *,
     trained: bool,
-    likelihood: Likelihood | None,
+    task: Task,
 ) -> dict[str, Any]:
     """All that must be equal for a resume, of plain values that a checkpoint can hold."""
     return {
@@ -37,7 +38,8 @@ def identity(
         "normalisation": [list(data.mean), list(data.std)],
         "net": [[name, list(value.shape)] for name, value in net.state_dict().items()],
         "given_weights": _fingerprint(net) if trained else None,
-        "likelihood": _named(likelihood),
+        "likelihood": _named(task.likelihood),
+        "metric": task.metric.name,
     }
 
 

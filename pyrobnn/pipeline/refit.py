@@ -51,7 +51,7 @@ def refit(epochs: int) -> Stage:
         config = context.fit_config(FitConfig(**settings(net)), BAYESIAN_SEED, epochs, validate=False)
         fitted.choose_width(context.data.train, kl_weight=settings(net)["kl_schedule"], seed=context.seed(WIDTH_SEED))
         # A control from fresh weights has no dense network that could teach.
-        taught = context.classifies and (context.trained or context.config.from_scratch is None)
+        taught = context.task.softens and (context.trained or context.config.from_scratch is None)
         dense = channels_last(state.dense)
         fitted.fit(
             context.data,

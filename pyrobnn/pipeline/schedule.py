@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -62,7 +61,7 @@ def share_out(recipe: Recipe, config: CompressionConfig, data: Data, net: nn.Mod
     Two epochs cannot hold dense training, inference and tuning: an untrained network then takes three.
     """
     batch = recipe.batch_size or batch_size_for(len(data.train))
-    steps = math.ceil(len(data.train) / batch)
+    steps = data.train.steps(batch)
     total = config.epochs
     if total is None and config.minutes is not None:
         total = max(2, int(0.8 * config.minutes * 60 / _epoch_seconds(net, data, config, batch)))

@@ -170,13 +170,13 @@ def _allowed(context: Context, state: State, odds: Mapping[str, Tensor]) -> int:
 def _within_drop(context: Context, state: State, odds: Mapping[str, Tensor]) -> Tensor:
     """The line nearest to 0 from below at which validation accuracy stays above the floor."""
     assert state.base is not None
-    least = worth_trying(state.base, context.config.max_drop, len(context.data.valid))
+    least = worth_trying(state.base, context.config.max_drop, state.base_error, context.point(state.base))
     net = copy_net(state.net)
 
     def good(line: Tensor) -> bool:
         net.load_state_dict(state.net.state_dict())
         apply_zeros(net, masks(odds, line))
-        return float(context.accuracy(context.refreshed(net)) or 0.0) >= least
+        return float(context.score(context.refreshed(net)) or 0.0) >= least
 
     line = torch.zeros(())
     if good(line):

@@ -77,10 +77,10 @@ def train_dense() -> Stage:
         else:
             epochs = context.epochs.dense
             net = context.train_plain("dense", state.dense, epochs, context.recipe.dense, seed=DENSE_SEED)
-        base = context.accuracy(net)
+        base, error = context.scored(net) if context.validates else (None, 0.0)
         net = context.settled(net)
         spent = {"dense": epochs, "infer": 0, "tune": 0}
-        return replace(state, dense=net, net=net, base=base, spent=spent, accepted="dense", held="dense")
+        return replace(state, dense=net, net=net, base=base, base_error=error, spent=spent, accepted="dense", held="dense")
 
     return Stage("dense", run)
 
@@ -99,7 +99,7 @@ def infer(number: int, *, epochs: float | None = None, only: str | None = None) 
         method, recipe = context.method, context.recipe
         model, guide = context.model_of(state, only)
         passes = float(context.epochs.infer[number]) if epochs is None else epochs
-        steps = math.ceil(len(context.data.train) / context.epochs.batch_size)
+        steps = context.data.train.steps(context.epochs.batch_size)
         whole = math.ceil(passes)
         seed = INFER_SEED.format(number + 1)
         config = context.fit_config(
@@ -144,7 +144,7 @@ def infer(number: int, *, epochs: float | None = None, only: str | None = None) 
             for name, channel in posterior.channels.items()
         )
         records = [{name: record[name] for name in posterior.channels} for record in history.records[:-1]]
-        accuracy = context.accuracy(net)
+        accuracy = context.score(net)
         prior = result.model.prior
         variational = VariationalState(
             copied(result.guide.state_dict()),
@@ -171,9 +171,11 @@ def accept(number: int) -> Stage:
     """Judge a round after its inference: remember the network, or go back to the one before and end the rounds."""
 
     def run(context: Context, state: State) -> State:
-        base, drop, images = state.base, context.config.max_drop, len(context.data.valid)
+        base, drop = state.base, context.config.max_drop
         assert base is not None and state.recovered is not None and state.accepted is not None
-        if number and not acceptance.recovered(state.recovered, base, drop, images):
+        if number and not acceptance.recovered(
+            state.recovered, base, drop, state.base_error, context.point(base)
+        ):
             return replace(back_to(context, state, state.accepted), stopped=True)
         here = f"infer {number + 1}"
         held = not number or acceptance.holds(state.recovered, base, drop)
@@ -230,16 +232,16 @@ def cut(number: int, choose: Choose, *, fold: bool = False, until_nothing: bool 
         net = compact(state.net, plan, None, groups=table)
         check_cut(state.net, net, plan, table, context.data.example.to(context.device))
         net = context.refreshed(net)
-        left, dense, accuracy = context.left(after), context.dense_cost, context.accuracy(net)
+        left, dense, accuracy = context.left(after), context.dense_cost, context.score(net)
         entry: dict[str, Any] = {
             "round": number + 1,
             "params": round(left["params"] * dense[0]),
             "macs": round(left["macs"] * dense[1]),
-            "valid_accuracy": accuracy,
+            **context.validation_entry(accuracy),
             "widths": after.widths(),
             "epochs": dict(state.spent),
         }
-        context.say(cut_line(number + 1, before.widths(), entry["widths"], left, accuracy), "cyan")
+        context.say(cut_line(number + 1, before.widths(), entry["widths"], left, context.words(accuracy)), "cyan")
         stopped = until_nothing and plan.is_full
         if stopped:
             context.say(f"round {number + 1}: nothing is redundant")
@@ -268,7 +270,7 @@ def _tuned(context: Context, state: State, name: str, seed: str, epochs: int) ->
     net = context.train_plain(
         name, state.net, epochs, context.recipe.tune, seed=seed, dense=state.dense, callbacks=callbacks
     )
-    accuracy = context.accuracy(net)
+    accuracy = context.score(net)
     after = replace(state, net=context.settled(net), spent=state.spend("tune", epochs), tuned=accuracy)
     return after if zeros is None else after.with_extras(zeros=zeros.report)
 

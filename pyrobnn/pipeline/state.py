@@ -41,15 +41,16 @@ class State:
         dense: the network it all started from.
         net: the current plain network.
         plan: all cuts so far, in the coordinates of `dense`.
-        base: validation accuracy of `dense`; None without validation images.
+        base: validation score of `dense` (accuracy, or see `Context.score`); None without validation images.
+        base_error: its standard error, in the units of `max_drop`.
         variational: of the last fit; None before it.
         latest: the posterior that the last fit left, in the coordinates of `net` before the cut that follows.
         records: the channels' statistic after each epoch of that fit but the last, likewise.
         posterior: all rounds merged: every channel at its last decision, in the coordinates of `dense`.
         rounds: one entry per cut, for the report.
         spent: passes over the training data by phase.
-        recovered: validation accuracy after the last inference.
-        tuned: validation accuracy after the last tuning.
+        recovered: validation score after the last inference.
+        tuned: validation score after the last tuning.
         extras: tensors or plain values that a method adds.
         accepted: stage to go back to when a later network is lost: the last whose accuracy could still come back.
         held: the last stage that held the allowed drop before any tuning.
@@ -61,6 +62,7 @@ class State:
     net: nn.Module
     plan: PruningPlan
     base: float | None = None
+    base_error: float = 0.0
     variational: VariationalState | None = None
     latest: Posterior | None = None
     records: tuple[Tensors, ...] = ()
@@ -84,7 +86,7 @@ class State:
         return replace(self, extras={**self.extras, **extras})
 
 
-PLAIN = ("base", "spent", "recovered", "tuned", "accepted", "held", "stopped", "seconds")
+PLAIN = ("base", "base_error", "spent", "recovered", "tuned", "accepted", "held", "stopped", "seconds")
 
 
 def to_data(state: State, tensors_of: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.data import Data
-from pyrobnn.metrics.evaluate import latency_ms, predict_logits
+from pyrobnn.metrics.evaluate import iter_logits, latency_ms, predict_logits
+from pyrobnn.metrics.metric import statistics_of
 from pyrobnn.metrics.scores import Tally
 from pyrobnn.nets.calling import set_mode
 from pyrobnn.nets.storage import stored_bytes
 from pyrobnn.report.cost import count
+from pyrobnn.tasks import Task, task_for
 
 if TYPE_CHECKING:
     from pyrobnn.posterior.bayesian_net import BayesianNet
@@ -38,9 +41,35 @@ def versions() -> dict[str, str]:
     return found
 
 
-def answers(net: nn.Module, data: Data, device: torch.device | str = "cpu") -> Tensor:
-    """Logits of the test images in fp32, `[N, K]` on the CPU."""
-    return predict_logits(net.to(device), data.test, device=device, channels_last=True)[0]
+@dataclass(frozen=True)
+class Answers:
+    """What a network says of the test images, in fp32 and on the CPU.
+
+    Attributes:
+        statistics: Of the task's metric, one row per image ``[N, S]``.
+        nll: Mean negative log-likelihood of the targets, in nats.
+        labels, logits: Of one class per image, ``[N]`` and ``[N, K]``; None for other tasks.
+    """
+
+    statistics: Tensor
+    nll: float
+    labels: Tensor | None = None
+    logits: Tensor | None = None
+
+
+def answers(net: nn.Module, data: Data, device: torch.device | str = "cpu", task: Task | None = None) -> Answers:
+    """Goes through the test images once."""
+    task = task or task_for(data)
+    if task.names_classes:
+        logits, labels = predict_logits(net.to(device), data.test, device=device, channels_last=True)
+        tally = Tally()
+        tally.add_logits(logits, labels)
+        return Answers(statistics_of(task.metric, logits, labels), tally.metrics().nll, labels, logits)
+    parts, nll = [], 0.0
+    for output, targets in iter_logits(net.to(device), data.test, device=device, channels_last=True):
+        parts.append(statistics_of(task.metric, output, targets))
+        nll -= float(task.likelihood(output).log_prob(targets).sum())
+    return Answers(torch.cat(parts), nll / len(data.test))
 
 
 def measure(
@@ -50,9 +79,10 @@ def measure(
     *,
     device: torch.device | str = "cpu",
     trained_on: str = "all",
-    logits: Tensor | None = None,
+    task: Task | None = None,
+    said: Answers | None = None,
 ) -> dict[str, Any]:
-    """Test accuracy, NLL, ECE and cost of one network, in fp32.
+    """Test figures and cost of one network, in fp32.
 
     Args:
         net: a plain network.
@@ -60,18 +90,26 @@ def measure(
         widths: channels per group, for the record.
         device: where to measure.
         trained_on: what the saved file says; `bytes` is that file's size.
-        logits: what the network says of the test part, `[N, K]`, where that is known (:func:`answers`).
+        task: what the targets are; by default what they look like.
+        said: what the network says of the test part, where that is known (:func:`answers`).
+
+    Returns:
+        `metric` and `value`; `accuracy` and `ece` of one class per image; `nll`; cost, size and latency.
     """
+    task = task or task_for(data)
     net = set_mode(net.to(device), False)
-    tally = Tally()
-    tally.add_logits(answers(net, data, device) if logits is None else logits, data.test.labels)
-    metrics = tally.metrics()
+    said = said or answers(net, data, device, task)
+    figures: dict[str, Any] = {"metric": task.metric.name, "value": float(task.metric.value(said.statistics.mean(0)))}
+    if said.logits is not None and said.labels is not None:
+        tally = Tally()
+        tally.add_logits(said.logits, said.labels)
+        metrics = tally.metrics()
+        figures |= {"accuracy": metrics.accuracy, "value": metrics.accuracy, "ece": metrics.ece}
     example = data.example.to(device)
     cost = count(net, example)
     return {
-        "accuracy": metrics.accuracy,
-        "nll": metrics.nll,
-        "ece": metrics.ece,
+        **figures,
+        "nll": said.nll,
         "params": cost.params,
         "nonzero_params": cost.nonzero_params,
         "macs": cost.macs,

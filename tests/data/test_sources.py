@@ -339,6 +339,8 @@ def test_targets_of_other_tasks() -> None:
     assert real.task == "regression" and real.num_classes == 2 and real.train.labels.dtype == torch.float32
     assert load_data((images, torch.randn(40))).train.labels.shape == (29, 1)
     assert load_data((images, torch.arange(40)), task="regression").num_classes == 1
+    with pytest.warns(UserWarning, match="standard deviation of .*divide them"):
+        load_data((images, 1e4 * torch.randn(40)))
     many = load_data((images, (torch.rand(40, 3) < 0.5).int()), task="multilabel")
     assert many.task == "multilabel" and many.num_classes == 3
     masks = torch.randint(0, 4, (40, 6, 5), dtype=torch.uint8)

@@ -48,8 +48,8 @@ def test_f1_and_rmse_against_libraries() -> None:
 
 
 def test_gains_are_in_the_units_of_max_drop() -> None:
-    assert accuracy().gain(0.5) == 50 and accuracy().figure(50) == 0.5
-    assert rmse().gain(2.0) == -2 and rmse().figure(-2.0) == 2
+    assert accuracy().gain(0.5) == 50 and accuracy().figure(accuracy().score(0.3)) == accuracy().score(0.3) == 0.3
+    assert rmse().gain(2.0) == -2 and rmse().score(2.0) == -0.02 and rmse().figure(-0.02) == 2
     assert accuracy().words(0.5) == "50.00 %" and rmse().words(2.0) == "2"
 
 

@@ -1,0 +1,25 @@
+"""What an epoch's row says of the validation images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyrobnn.data import Data
+from pyrobnn.inference.precision import channels_last
+from pyrobnn.metrics.evaluate import evaluate
+from pyrobnn.metrics.metric import measured
+from pyrobnn.tasks import task_for
+
+
+def validated(net: nn.Module, data: Data, device: torch.device, precision: str) -> dict[str, Any]:
+    """`valid_accuracy` of one class per image, `valid_<metric>` of other targets."""
+    metric = task_for(data).metric
+    net = channels_last(net)
+    if metric.name == "accuracy":
+        found = evaluate(net, data.valid, device=device, precision=precision, channels_last=True)
+        return {"valid_accuracy": found.accuracy}
+    value, _ = measured(net, data.valid, metric, device=device, precision=precision, channels_last=True)
+    return {f"valid_{metric.name.lower().replace(' ', '_')}": value}
