@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pyrobnn.data import Data
-from pyrobnn.likelihoods import Likelihood
+from pyrobnn.likelihoods import Categorical, Likelihood
 from pyrobnn.pipeline.config import CompressionConfig
 from pyrobnn.pipeline.method import Method
 from pyrobnn.pipeline.recipe import Recipe
@@ -38,7 +38,7 @@ def identity(
         "normalisation": [list(data.mean), list(data.std)],
         "net": [[name, list(value.shape)] for name, value in net.state_dict().items()],
         "given_weights": _fingerprint(net) if trained else None,
-        "likelihood": _named(task.likelihood),
+        "likelihood": None if task.likelihood == Categorical() else _named(task.likelihood),
         "metric": task.metric.name,
     }
 
@@ -70,10 +70,10 @@ def _inside(name: str, one: Any, other: Any) -> tuple[str, Any, Any]:
     return name, one, other
 
 
-def _named(likelihood: Likelihood | None) -> str | None:
+def _named(likelihood: Likelihood) -> str:
     """A dataclass by its fields, anything else by its name."""
-    if likelihood is None or is_dataclass(likelihood):
-        return None if likelihood is None else repr(likelihood)
+    if is_dataclass(likelihood):
+        return repr(likelihood)
     return str(getattr(likelihood, "__qualname__", type(likelihood).__qualname__))
 
 

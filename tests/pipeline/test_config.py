@@ -70,7 +70,7 @@ def test_compress_takes_what_the_list_says() -> None:
     assert set(parameters) - {"net", "data", "likelihood"} == set(options)
     assert all(parameters[name].default == option.default for name, option in options.items())
     for option in options.values():
-        assert option.name == "method" or f"{option.name}: {option.help}" in (pb.compress.__doc__ or "")
+        assert option.name in ("method", "task") or f"{option.name}: {option.help}" in (pb.compress.__doc__ or "")
 
 
 def test_every_option_says_what_it_is() -> None:

@@ -22,6 +22,7 @@ from pyrobnn.methods.registry import METHODS, get_method
 from pyrobnn.pipeline.config import CompressionConfig
 from pyrobnn.pipeline.identity import difference, identity
 from pyrobnn.pipeline.method import Method
+from pyrobnn.tasks import classification
 
 GAUSSIAN = get_method("gaussian")
 
@@ -40,7 +41,7 @@ def of(method: Method = GAUSSIAN, data: Data | None = None, **options: Any) -> d
     config = CompressionConfig(**options)
     recipe = method.recipes.with_values(config.recipe).small
     net = nn.Linear(2, 2)
-    return identity(config, method, recipe, data or pb.load_data("digits"), net, trained=False, likelihood=None)
+    return identity(config, method, recipe, data or pb.load_data("digits"), net, trained=False, task=classification())
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -83,7 +84,7 @@ def test_augmentation_weights_and_normalisation_tell_runs_apart(data: Data) -> N
     assert (difference(of(data=data), of(data=other)) or ("",))[0] == "normalisation"
     nets = [nn.Linear(2, 2).to(torch.bfloat16) for _ in range(2)]
     config, recipe = CompressionConfig(), GAUSSIAN.recipes.small
-    of_nets = [identity(config, GAUSSIAN, recipe, data, net, trained=True, likelihood=None) for net in (*nets, nets[0])]
+    of_nets = [identity(config, GAUSSIAN, recipe, data, net, trained=True, task=classification()) for net in (*nets, nets[0])]
     assert difference(of_nets[0], of_nets[2]) is None
     assert (difference(of_nets[0], of_nets[1]) or ("",))[0] == "given_weights"
 
