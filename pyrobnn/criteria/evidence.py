@@ -8,17 +8,19 @@ is tuned. Work and results are float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from pyrobnn.criteria.context import ScoringContext
+from pyrobnn.criteria.criterion import Criterion
+from pyrobnn.distributions import TruncatedLogNormal
 from pyrobnn.distributions.stable import HALF_LOG_2PI, log_diff_ndtr, wide
 from pyrobnn.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pyrobnn.channels import ChannelGroup
+from pyrobnn.inference.pricing import PricedKL
+from pyrobnn.summary.types import Posterior
 
 
 def bmrs_n(
@@ -99,56 +101,24 @@ def bmrs_u(loc: Tensor, scale: Tensor, a: float = -20.0, b: float = 0.0, *, bits
     return log_inside - log_all - math.log((high - low) / (b - a))
 
 
-def savage_dickey(loc: Tensor, scale: Tensor, prior_scale: Tensor | float) -> Tensor:
-    """log q(0) − log p(0) for q = N(loc, scale²), p = N(0, prior_scale²): the limit of a prior at exactly 0.
+def _reduced(scoring: ScoringContext, name: str, delta: Callable[[Tensor, Tensor, float, float], Tensor]) -> Posterior:
+    """−ΔF of every channel's log-uniform noise, at the weight 1 of the KL whatever it was fitted with."""
+    guide, posterior = scoring.need("guide", name), scoring.posterior
+    price = next((callback for callback in scoring.callbacks if isinstance(callback, PricedKL)), None)
+    channels = {}
+    for group, summary in posterior.channels.items():
+        noise = guide.posterior(f"{group}.noise") if hasattr(guide, "posterior") else None
+        if not isinstance(noise, TruncatedLogNormal):
+            raise ConfigError(f"{name} compares evidence under a log-uniform prior, and group {group!r} has none: use sbp")
+        # A KL that counts w times makes noise √w times as wide as the ELBO would.
+        weight = 1.0 if price is None else price.kl_weight * price.weights.get(group, 1.0)
+        change = delta(noise.loc.detach(), noise.scale.detach() / weight**0.5, noise.a, noise.b)
+        channels[group] = replace(summary, evidence=-change.cpu().float())
+    return replace(posterior, channels=channels)
 
-    ΔF = log(prior_scale / scale) − loc² / (2 scale²), elementwise.
 
-    Returns:
-        ΔF in nats, float64, in the shape of `loc`.
-
-    >>> savage_dickey(torch.tensor([0.0, 1.0]), torch.tensor([0.1, 0.1]), 1.0) > 0
-    tensor([ True, False])
-    """
-    prior = wide(prior_scale) if isinstance(prior_scale, Tensor) else torch.tensor(prior_scale, dtype=torch.float64)
-    mu, sigma = wide(loc), wide(scale)
-    return prior.to(mu.device).log() - sigma.log() - 0.5 * (mu / sigma).square()
-
-
-def group_savage_dickey(
-    group: ChannelGroup,
-    moments: Mapping[str, tuple[Tensor, Tensor]],
-    prior_scale: Mapping[str, Tensor | float],
-) -> Tensor:
-    """ΔF of setting all weights that produce a channel to zero, for a Gaussian mean-field posterior.
-
-    The sum of :func:`savage_dickey` over the group's producer rows.
-
-    Args:
-        group: one entry of the channel table.
-        moments: `{tensor name: (mean, sd)}`, as `Guide.moments()` returns.
-        prior_scale: prior standard deviation per tensor name.
-
-    Returns:
-        ΔF in nats, float64, shape `[channels]`.
-
-    Raises:
-        ConfigError: no producer of the group has a posterior.
-    """
-    total = torch.zeros(group.channels, dtype=torch.float64)
-    found = False
-    for member in group.members:
-        if member.role != "out" or member.tensor not in moments:
-            continue
-        found = True
-        mean, sd = moments[member.tensor]
-        delta = savage_dickey(mean, sd, prior_scale[member.tensor])
-        rows = delta.movedim(member.axis, 0).flatten(1).sum(1) if delta.dim() > 1 else delta
-        rows = torch.cat([rows, rows.new_zeros(1)])  # position −1 pads ragged rows
-        total = total.to(rows.device) + rows[member.index.to(rows.device)].sum(1)
-    if not found:
-        raise ConfigError(f"no producer of group {group.name!r} has a posterior: make its weights random")
-    return total
+BMRS_N = Criterion("bmrs-n", "−ΔF (BMRS_N)", "nats", lambda scoring: _reduced(scoring, "bmrs-n", bmrs_n), 0.0, "evidence")
+BMRS_U = Criterion("bmrs-u", "−ΔF (BMRS_U)", "nats", lambda scoring: _reduced(scoring, "bmrs-u", bmrs_u), 0.0, "evidence")
 
 
 def _check_interval(a: float, b: float) -> None:

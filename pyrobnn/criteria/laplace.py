@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.channels import ChannelTable
-from pyrobnn.criteria.evidence import savage_dickey
+from pyrobnn.criteria.context import ScoringContext
+from pyrobnn.criteria.criterion import Criterion, fit_prior_scale, gate_moments
 from pyrobnn.data import Data
 from pyrobnn.errors import ConfigError
 from pyrobnn.inference.curvature import GateFisher, gate_fisher
 from pyrobnn.likelihoods import Categorical, Likelihood
+from pyrobnn.summary.saliency import log_evidence
 from pyrobnn.summary.types import ChannelSummary, Posterior, SiteSummary
 
 EXAMPLES = 2000  # images that a Fisher information is estimated from; on ResNet-20, 700 rank nearly as well
 SOFT = 4.0  # temperature of the labels that rank
-_ROUNDS = 100  # of the fixed point of a prior's scale, which converges in a few
 
 
 def laplace_gates(
@@ -100,7 +101,7 @@ def gate_posterior(fisher: GateFisher, *, prior_scale: float | None = None, draw
     for name, diagonal in fisher.diagonal.items():
         information = torch.diag(diagonal) if fisher.blocks is None else fisher.blocks[name]
         scale = fit_prior_scale(information) if prior_scale is None else prior_scale
-        loc, covariance = _moments(information, scale)
+        loc, covariance = gate_moments(information, scale)
         sd = covariance.diagonal().sqrt()
         site = f"{name}.gate"
         sites[site] = SiteSummary(site, loc.float(), sd.float(), ("channel",), "channel", name)
@@ -111,7 +112,7 @@ def gate_posterior(fisher: GateFisher, *, prior_scale: float | None = None, draw
             (0.5 * (sd.pow(-2) - scale**-2).clamp_min(0.0)).float(),
             "snr",
             torch.ones(len(diagonal), dtype=torch.bool),
-            evidence=-savage_dickey(loc, sd, scale).float(),
+            evidence=log_evidence(loc, sd, scale).float(),
             loc=loc.float(),
             scale=sd.float(),
             ranking=None if fisher.softened is None else 0.5 * fisher.softened[name].float(),
@@ -123,27 +124,12 @@ def gate_posterior(fisher: GateFisher, *, prior_scale: float | None = None, draw
     return Posterior(sites, channels, draws=kept, net_widths=widths)
 
 
-def _moments(information: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of gates under a N(0, s²) prior and a quadratic log-likelihood with its peak at 1."""
-    eye = torch.eye(len(information), dtype=information.dtype)
-    covariance = torch.linalg.inv(information + eye / scale**2)
-    return covariance @ information.sum(1), covariance
+def laplace(scoring: ScoringContext) -> Posterior:
+    """:func:`laplace_gates` of the network as it is; reads no posterior."""
+    net, data, table = (scoring.need(what, "laplace") for what in ("net", "data", "table"))
+    seed = int(scoring.generator(f"laplace {scoring.round + 1}").initial_seed() % 2**31)
+    likelihood = None if scoring.model is None else scoring.model.likelihood
+    return laplace_gates(net, data, table, seed=seed, likelihood=likelihood)
 
 
-def fit_prior_scale(information: Tensor) -> float:
-    """The s of N(0, s²) under which gates with this Fisher information, peak at 1, are most probable.
-
-    Args:
-        information: `[channels, channels]`.
-
-    >>> round(fit_prior_scale(1e8 * torch.eye(4, dtype=torch.float64)), 3)   # known exactly to be 1
-    1.0
-    """
-    square = 1.0
-    for _ in range(_ROUNDS):
-        loc, covariance = _moments(information, square**0.5)
-        new = float((loc.square() + covariance.diagonal()).mean())
-        if abs(new - square) < 1e-9 * square:
-            break
-        square = new
-    return float(square**0.5)
+LAPLACE = Criterion("laplace", "log evidence for keeping", "nats", laplace, 0.0, "evidence")

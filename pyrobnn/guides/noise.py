@@ -10,7 +10,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.distributions import LogUniform, TruncatedLogNormal, TwoSpike, responsibility
+from pyrobnn.distributions import ARD, LogUniform, TruncatedLogNormal, TwoSpike, responsibility
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.base import Guide, PerChannel, site_key
 from pyrobnn.guides.mean_field import MeanField
@@ -94,13 +94,14 @@ class NormalNoise(MeanField):
         Args:
             kl_weight: that the noise was fitted with (see :func:`spike_loss`).
         """
-        moments = self.moments()
-        taus = {name: _spike_width(p) for name, _, p in self._current()}
-        return {
-            group: spike_loss(*moments[name], tau, kl_weight)
-            for name, group, _ in self._current()
-            if (tau := taus[name]) is not None
-        }
+        moments, found = self.moments(), {}
+        for name, group, prior in self._current():
+            loc, scale = moments[name]
+            if isinstance(prior, ARD):
+                found[group] = ard_loss(loc.abs() / scale, kl_weight)
+            elif (tau := _spike_width(prior)) is not None:
+                found[group] = spike_loss(loc, scale, tau, kl_weight)
+        return found
 
 
 def _spike_width(prior: Any) -> float | None:
@@ -122,6 +123,17 @@ def spike_loss(loc: Tensor, scale: Tensor, tau: float, kl_weight: float = 1.0) -
         kl_weight: w, of the KL that the noise was fitted with.
     """
     return 0.5 * kl_weight * loc.square() * (scale.pow(-2) - tau**-2).clamp_min(0.01 * tau**-2)
+
+
+def ard_loss(snr: Tensor, weight: float) -> Tensor:
+    """Nats of log-likelihood lost without a channel, read off its fitted noise under a weighted ARD KL.
+
+    Where w * 1/2 log(1 + mu^2 / sigma^2) balances a likelihood of curvature h in the noise, the
+    stationary sigma gives 1/2 h mu^2 = 1/2 w SNR^4 / (1 + SNR^2). So the price in w does not count
+    twice when the loss is divided by the cost saved.
+    """
+    square = snr.square()
+    return 0.5 * weight * square.square() / (1 + square)
 
 
 WIDEST = 10.0  # noise that a start gives a channel at the most: as good as none is left of it

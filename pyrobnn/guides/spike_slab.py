@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from pyrobnn.model import BayesianModel
 
 GATE = ".gate"
-SUREST = 15.0  # log-odds that a start gives a gate at the most: further out it has no gradient to come back by
+SUREST = 15.0  # log-odds that a start gives a gate at the most: further out it has no gradient to close by
+IDLE = 1e-3  # nats: a channel that loses less is held by no data
 
 
 class SpikeSlabGuide(Guide):
@@ -214,13 +215,19 @@ class SpikeSlabGuide(Guide):
     def start_at(
         self, information: Mapping[str, Tensor], weights: Mapping[str, float], kl_weight: float = 1.0
     ) -> None:
-        """logit γ = logit λ + (½ F − K) / w, K the weighted KL of the channel's slabs, within ±:data:`SUREST`."""
+        """logit γ = logit λ + (½ F − K) / w, K the weighted KL of the channel's slabs, up to :data:`SUREST`.
+
+        K takes half of ½ F at the most where there is any: with few examples the slabs of a whole layer outweigh all that
+        the data say, and a start is not to close it.
+        """
         slabs = self.slab_kl()
         for name, (group, _) in self._gates.items():
             if group is not None and group in information:
-                gain = 0.5 * information[group].double() - kl_weight * slabs[group].double()
+                lost = 0.5 * information[group].double()
+                slab = kl_weight * slabs[group].double()
+                gain = lost - torch.where(lost < IDLE, slab, torch.minimum(slab, 0.5 * lost))
                 odds = self._prior_odds[name] + gain / weights.get(group, kl_weight)
-                self.theta[site_key(name)].copy_(odds.clamp(-SUREST, SUREST))
+                self.theta[site_key(name)].copy_(odds.clamp_max(SUREST))
 
     @torch.no_grad()
     def shares(self) -> dict[str, Tensor]:

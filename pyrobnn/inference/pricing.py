@@ -13,7 +13,7 @@ from pyrobnn.channels.planner import Budget
 from pyrobnn.errors import ConfigError
 from pyrobnn.inference.callbacks import Callback, FitState, FitUpdate
 
-MOST_NOISE = 0.05  # nats an example
+MOST_LOST = 0.05  # nats an example
 
 
 class PricedKL(Callback):
@@ -70,8 +70,9 @@ class PricedKL(Callback):
     def begin(self, model: Any, guide: Any, information: Mapping[str, Tensor], kl_weight: float = 1.0) -> None:
         """Start where a likelihood of this curvature would end: the multiplier by bisection, the guide at equilibrium.
 
-        The multiplier is the least one that leaves no more than the goal in need, or that at which noise on the
-        channels in use costs :data:`MOST_NOISE` nats an example: beyond it the likelihood is not the quadratic one.
+        The multiplier is the least one that leaves no more than the goal in need, or that at which noise and closed
+        gates cost :data:`MOST_LOST` nats an example: beyond it the likelihood is not the quadratic one, and dual ascent
+        goes on from there.
 
         Args:
             model, guide: that the fit will see; the guide's channel-level posteriors are moved in place.
@@ -93,7 +94,7 @@ class PricedKL(Callback):
         def enough(multiplier: float) -> bool:
             shares = self._budget(state).shares(at(multiplier))
             met = all(float(shares[name]) <= value for name, value in self.goal.items())
-            return met or _noise(guide, information, self.site) > MOST_NOISE * model.data_size
+            return met or _lost(guide, information, self.site) > MOST_LOST * model.data_size
 
         low, high = (math.log(value) for value in self.bounds)
         if not enough(self.bounds[0]):
@@ -156,15 +157,13 @@ class PricedKL(Callback):
         self.kl_weight = float(state["kl_weight"])
 
 
-def _noise(guide: Any, information: Mapping[str, Tensor], site: str) -> float:
-    """Nats that a likelihood of this curvature loses to the guide's spread in the channels that are in use."""
-    inclusion, moments, total = guide.inclusion(), guide.moments(), 0.0
+def _lost(guide: Any, information: Mapping[str, Tensor], site: str) -> float:
+    """Nats that a likelihood of this curvature loses to the guide's posterior: ½ F E(θ − 1)², no more than ½ F."""
+    moments, total = guide.moments(), 0.0
     for group, f in information.items():
-        if f"{group}.{site}" not in moments:
-            continue
-        mean, sd = (value.double().cpu() for value in moments[f"{group}.{site}"])
-        used = inclusion[group].double().cpu() >= 0.5 if group in inclusion else mean >= sd
-        total += float((0.5 * f.double() * (sd.square() + (1 - mean).square()) * used).sum())
+        if f"{group}.{site}" in moments:
+            mean, sd = (value.double().cpu() for value in moments[f"{group}.{site}"])
+            total += float((0.5 * f.double().cpu() * (sd.square() + (1 - mean).square()).clamp_max(1.0)).sum())
     return total
 
 

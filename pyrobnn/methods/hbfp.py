@@ -112,6 +112,7 @@ def hbfp(
     else:  # norms have to move for a history to say something: plain weights take the rate of their training
         found = recipes(
             **common,
+            infer_distillation=0.5,
             small={"infer.guide_lr": 1e-3, "infer.weight_decay": 1e-4, "kl_weight": 0.1},
             deep={"infer.optimizer": "sgd", "infer.lr": 0.01, "infer.weight_decay": 5e-4, "kl_weight": 0.01},
         )

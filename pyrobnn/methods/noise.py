@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,16 +11,21 @@ import torch
 from torch import Tensor
 
 from pyrobnn.criteria.context import ScoringContext
+from pyrobnn.criteria.laplace import training_images
 from pyrobnn.distributions import TruncatedLogNormal
-from pyrobnn.guides.noise import NormalNoise, TruncatedLogNormalNoise, stationary_loss
+from pyrobnn.guides.noise import NormalNoise, TruncatedLogNormalNoise, ard_loss, stationary_loss
 from pyrobnn.inference.callbacks import Callback
+from pyrobnn.inference.curvature import gate_fisher
 from pyrobnn.inference.pricing import PricedKL
+from pyrobnn.model import BayesianModel
 from pyrobnn.pipeline.context import Context
 from pyrobnn.pipeline.method import Method
 from pyrobnn.pipeline.recipe import recipes
 from pyrobnn.pipeline.state import State
 from pyrobnn.priors.noise import ARDNoise, LogUniformNoise
 from pyrobnn.summary.types import ChannelSummary, Posterior
+
+FISHER_IMAGES = 1000  # that a start is estimated from
 
 
 def round_goal(context: Context, state: State, number: int) -> dict[str, float]:
@@ -42,15 +47,29 @@ def priced(context: Context, state: State, number: int) -> list[Callback]:
     return [PricedKL(round_goal(context, state, number), context.dense_cost, bounds=(0.05, most))]
 
 
-def ard_loss(snr: Tensor, weight: float) -> Tensor:
-    """Nats of log-likelihood lost without a channel, read off its fitted noise under a weighted ARD KL.
+def start_at_curvature(
+    context: Context, state: State, model: BayesianModel, guide: Any, callbacks: Sequence[Callback]
+) -> None:
+    """Begin the first fit where the Laplace posterior of the gates would end it.
 
-    Where w * 1/2 log(1 + mu^2 / sigma^2) balances a likelihood of curvature h in the noise, the
-    stationary sigma gives 1/2 h mu^2 = 1/2 w SNR^4 / (1 + SNR^2). So the price in w does not count
-    twice when the loss is divided by the cost saved.
+    Widths or odds are at equilibrium with the Fisher information of the gates, and the multiplier of a priced KL is
+    that which the budget needs; an epoch of inference is then a correction, and not the whole way.
     """
-    square = snr.square()
-    return 0.5 * weight * square.square() / (1 + square)
+    net, table = state.net.to(context.device), context.table_of(state.plan)
+    images = training_images(net, context.data, FISHER_IMAGES, context.seed("curvature"))
+    fisher = gate_fisher(
+        net,
+        table,
+        images,
+        data_size=len(context.data.train),
+        likelihood=context.likelihood,
+        seed=context.seed("curvature") % 2**31,
+    )
+    price = next((found for found in callbacks if isinstance(found, PricedKL)), None)
+    if price is None:
+        guide.start_at(fisher.diagonal, {}, context.recipe.kl_weight)
+    else:
+        price.begin(model, guide, fisher.diagonal, context.recipe.kl_weight)
 
 
 def log_uniform_loss(posterior: TruncatedLogNormal, weight: float) -> Tensor:
@@ -78,7 +97,6 @@ def _unpriced(scoring: ScoringContext, loss: Callable[[Any, ChannelSummary, floa
 
 # Deep networks lose little to noise and need their epochs for tuning.
 NOISE = recipes(
-    infer_distillation=0.7,
     small={"infer.guide_lr": 1e-2, "rounds": 8, "infer_share": 0.3},
     deep={"infer.lr": 3e-4, "infer.guide_lr": 5e-3, "rounds": 4, "infer_share": 0.25},
 )
@@ -87,11 +105,13 @@ ARD = Method(
     name="ard",
     title="ARD channel noise, KL priced by cost, budget by dual ascent",
     source="ours; KL of VIBNet (Dai et al. 2018)",
-    cut_where="fewest nats per MAC (SNR < 1 without a target)",
+    cut_where="fewest nats per MAC (without a target: while the evidence rises)",
     prior=ARDNoise,
+    rule="evidence",
     guide=NormalNoise,
     recipes=NOISE.with_values({"guide.init_scale": 0.1}),
     callbacks=priced,
+    start=start_at_curvature,
     score=lambda scoring: _unpriced(scoring, lambda guide, summary, w: ard_loss(summary.snr, w)),
 )
 
@@ -104,6 +124,7 @@ SBP = Method(
     guide=TruncatedLogNormalNoise,
     recipes=NOISE.with_values({"guide.init_log_scale": -3.0}),
     callbacks=priced,
+    start=start_at_curvature,
     score=lambda scoring: _unpriced(
         scoring, lambda guide, summary, w: log_uniform_loss(guide.posterior(f"{summary.group}.noise"), w)
     ),

@@ -120,7 +120,6 @@ RBP = Method(
         guide={"init_scale": 0.1},
         kl_warmup=0.3,
         kl_rewarm=True,
-        infer_distillation=0.7,
         small={"infer.lr": 5e-4, "infer.guide_lr": 2e-2},
         deep={"infer.guide_lr": 1e-2},
     ),

@@ -6,7 +6,18 @@ import difflib
 
 from pyrobnn.errors import ConfigError
 from pyrobnn.io.objects import named_object
-from pyrobnn.methods import bayes_l1, controls, gaussian, hbfp, noise, rbp, self_compression, spike_slab, turbo_vbi
+from pyrobnn.methods import (
+    bayes_l1,
+    controls,
+    gaussian,
+    hbfp,
+    laplace,
+    noise,
+    rbp,
+    self_compression,
+    spike_slab,
+    turbo_vbi,
+)
 from pyrobnn.pipeline.method import Method
 
 METHODS: dict[str, Method] = {
@@ -14,6 +25,7 @@ METHODS: dict[str, Method] = {
     for method in (
         noise.ARD,
         noise.SBP,
+        laplace.METHOD,
         rbp.RBP,
         rbp.RBP_SPIKE,
         spike_slab.SS_IG,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pyrobnn.channels import ChannelTable, PruningPlan
 from pyrobnn.channels.planner import Limits
+from pyrobnn.criteria.registry import criterion
 from pyrobnn.data import Data
 from pyrobnn.guides.function import NoLatents
 from pyrobnn.inference.batchnorm import reestimate_batchnorm
@@ -124,8 +125,9 @@ class Context:
         """The cut line of the method's own rule, where no target sets another one."""
         if self.config.target:
             return None
-        usual = {"snr": 1.0, "inclusion": 0.5, "bmr": 0.0}
-        return usual.get(self.method.rule) if self.method.threshold is None else self.method.threshold
+        if self.method.threshold is not None or self.method.rule == "fraction":
+            return self.method.threshold
+        return {"snr": 1.0}.get(self.method.rule, criterion(self.method.rule).threshold)
 
     def seed(self, name: str) -> int:
         """A seed for a purpose, so that no stage depends on how many draws another made."""

@@ -16,6 +16,7 @@ from pyrobnn.summary.types import Posterior
 if TYPE_CHECKING:
     from pyrobnn.channels import ChannelTable
     from pyrobnn.criteria.context import ScoringContext
+    from pyrobnn.model import BayesianModel
     from pyrobnn.pipeline.context import Context
     from pyrobnn.pipeline.sparsity import Zeros
     from pyrobnn.pipeline.stages import Stage
@@ -42,6 +43,7 @@ class Method:
         settings: what the method itself was told, as plain data; two methods of one name that differ here are two.
         callbacks: makes the callbacks of one round's fit, given the round's number (from 0); what they remember goes on
             from round to round.
+        start: puts a new model, guide and callbacks, in place, where the first fit is to start from; None leaves them.
         score: scores the channels where the posterior's own statistic is not what the method reads;
             returns the posterior with its scores. None: what `summarize` found.
         usable: the groups that the method can judge, of a network and its table; the others are refused
@@ -64,6 +66,7 @@ class Method:
     threshold: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     callbacks: Callable[[Context, State, int], list[Callback]] = _no_callbacks
+    start: Callable[[Context, State, BayesianModel, Any, list[Callback]], None] | None = None
     score: Callable[[ScoringContext], Posterior] | None = None
     usable: Callable[[nn.Module, ChannelTable], ChannelTable] | None = None
     stops: bool = False

@@ -32,7 +32,9 @@ def iterative(context: Context) -> list[Stage]:
     return rounds(context, lambda context, state, number: by_rule(context, state), judged=True, kept_back=last)
 
 
-def rounds(context: Context, choice: Choose, *, judged: bool, kept_back: int = 0) -> list[Stage]:
+def rounds(
+    context: Context, choice: Choose, *, judged: bool, kept_back: int = 0, until_nothing: bool = False
+) -> list[Stage]:
     """One inference and one cut per round, then tuning.
 
     Args:
@@ -40,10 +42,12 @@ def rounds(context: Context, choice: Choose, *, judged: bool, kept_back: int = 0
         choice: which channels go.
         judged: go back when a round loses the accuracy, and tune again when tuning misses it.
         kept_back: tuning epochs that are kept for that second tuning.
+        until_nothing: a round that cuts nothing ends them.
     """
     stages = [train_dense()]
     for number in range(len(context.epochs.infer)):
-        stages += [infer(number), *([accept(number)] if judged else []), cut(number, choice)]
+        stages += [infer(number), *([accept(number)] if judged else [])]
+        stages.append(cut(number, choice, until_nothing=until_nothing))
     return [*stages, *tuning(context, judged=judged, kept_back=kept_back)]
 
 

@@ -35,12 +35,13 @@ class Recipe:
         kl_rewarm: rise anew in every round; else in the first only, and later ones go on at the weight reached.
         epochs, epochs_given: in all, where nothing else is said: of a network that must be trained, of a given one.
         dense_share: part of the epochs that trains the dense network.
-        infer_share: part of the others that fits posteriors.
+        infer_share: part of the others that fits posteriors; 0 judges the network as it is.
         rounds: of inference and cutting, at the most.
         pass_share: share of the training images that an epoch of inference shows.
         batch_size: examples per step; None is 128, or less for small data.
         distillation: weight of the dense network's answers while the compact one is tuned.
-        infer_distillation: the same during inference.
+        infer_distillation: the same while plain networks train between cuts. A posterior has the likelihood of the data
+            alone (0): T² KL at T = 4 would have many times its curvature, and no loss would be in nats.
         temperature: of these answers. What is left of a small network has no room for the finer shades of softer
             targets: LeNet-300-100 at 3 % of its weights, 20 epochs, error on validation images: 2.0 % at temperature
             4, 1.6 % at 2, 1.8 % at 1; LeNet-5 at 0.6 %: no difference between 4 and 2.
@@ -70,7 +71,7 @@ class Recipe:
     pass_share: float = 1.0
     batch_size: int | None = None
     distillation: float = 0.7
-    infer_distillation: float = 0.5
+    infer_distillation: float = 0.0
     temperature: float = 2.0
     blends: float = 0.0
     cutout: float = 0.0

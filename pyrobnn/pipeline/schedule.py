@@ -58,6 +58,7 @@ def share_out(recipe: Recipe, config: CompressionConfig, data: Data, net: nn.Mod
 
     Without `--epochs` or `--minutes`: as many as the recipe says, more where the data set is so small that this would
     be under 5,000 steps.
+    A recipe with no share for inference has rounds without epochs, unless `--max-drop` must see each cut recover.
     Two epochs cannot hold dense training, inference and tuning: an untrained network then takes three.
     """
     batch = recipe.batch_size or batch_size_for(len(data.train))
@@ -71,6 +72,8 @@ def share_out(recipe: Recipe, config: CompressionConfig, data: Data, net: nn.Mod
     dense = 0 if trained else max(1, round(total * recipe.dense_share))
     rest = max(2, total - dense)
     retune = rest // 4 if config.max_drop is not None and not config.has_budget and rest >= 8 else 0
+    if recipe.infer_share == 0 and (config.max_drop is None or config.has_budget):
+        return Epochs(dense, (0,) * recipe.rounds, rest, 0, batch)
     tune = retune or min(rest - 1, max(1, round(rest * (1 - recipe.infer_share))))
     for_rounds = max(1, rest - tune - retune)
     rounds = max(1, min(recipe.rounds, for_rounds))

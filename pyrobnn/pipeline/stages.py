@@ -86,7 +86,7 @@ def train_dense() -> Stage:
 
 
 def infer(number: int, *, epochs: float | None = None, only: str | None = None) -> Stage:
-    """Fit the posterior of the current network; read it off.
+    """Fit the posterior of the current network, if it has epochs to; read it off.
 
     Args:
         number: of the round, from 0.
@@ -99,36 +99,40 @@ def infer(number: int, *, epochs: float | None = None, only: str | None = None) 
         method, recipe = context.method, context.recipe
         model, guide = context.model_of(state, only)
         passes = float(context.epochs.infer[number]) if epochs is None else epochs
-        steps = context.data.train.steps(context.epochs.batch_size)
-        whole = math.ceil(passes)
         seed = INFER_SEED.format(number + 1)
-        config = context.fit_config(
-            recipe.infer,
-            seed,
-            whole,
-            max_steps=math.ceil(passes * steps / whole),
-            estimator=context.estimator,
-            kl_schedule=recipe.kl_schedule(number),
-            validate=False,
-        )
-        terms = context.teacher.answers(state.dense, recipe.infer_distillation)
         callbacks = method.callbacks(context, state, number)
         if state.variational is not None:
             load_states(callbacks, state.variational.callbacks)
         history = ChannelHistory()
-        result = context.fit(name, model, guide, config, terms=terms, callbacks=[*callbacks, history])
-        found = summarize(result.model, result.guide, seed=context.seed(seed))
+        if passes:
+            steps = context.data.train.steps(context.epochs.batch_size)
+            whole = math.ceil(passes)
+            config = context.fit_config(
+                recipe.infer,
+                seed,
+                whole,
+                max_steps=math.ceil(passes * steps / whole),
+                estimator=context.estimator,
+                kl_schedule=recipe.kl_schedule(number),
+                validate=False,
+            )
+            terms = context.teacher.answers(state.dense, recipe.infer_distillation)
+            if state.variational is None and method.start is not None:
+                method.start(context, state, model, guide, callbacks)
+            result = context.fit(name, model, guide, config, terms=terms, callbacks=[*callbacks, history])
+            model, guide = result.model, result.guide
+        found = summarize(model, guide, seed=context.seed(seed))
         if only is not None:
             found.channels = {only: found.channels[only]}
-        net = context.refreshed(deterministic_net(result.model, result.guide))
+        net = context.refreshed(deterministic_net(model, guide))
         posterior = found
         if method.score is not None:
             scoring = ScoringContext(
                 replace(found, channels=dict(found.channels)),
-                table=result.model.groups,
+                table=model.groups,
                 net=net,
-                model=result.model,
-                guide=result.guide,
+                model=model,
+                guide=guide,
                 data=context.data,
                 callbacks=callbacks,
                 plan=state.plan,
@@ -145,15 +149,15 @@ def infer(number: int, *, epochs: float | None = None, only: str | None = None) 
         )
         records = [{name: record[name] for name in posterior.channels} for record in history.records[:-1]]
         accuracy = context.score(net)
-        prior = result.model.prior
+        prior = model.prior
         variational = VariationalState(
-            copied(result.guide.state_dict()),
-            copied(result.model.net.state_dict()),
+            copied(guide.state_dict()),
+            copied(model.net.state_dict()),
             prior.state_dict() if isinstance(prior, Prior) else {},
             states(callbacks),
         )
         if only is None:
-            context.keep_fitted(variational, result.model, result.guide)
+            context.keep_fitted(variational, model, guide)
         return replace(
             state,
             net=context.settled(net),

@@ -76,3 +76,24 @@ def removal_cost(score: Tensor, group: ChannelGroup, shapes: Mapping[str, tuple[
         shapes: of the network's tensors.
     """
     return left_share(score) * max(1, len(producers(group, shapes)))
+
+
+def log_evidence(loc: Tensor, scale: Tensor, prior_scale: Tensor | float) -> Tensor:
+    """log p(0) − log q(0) for q = N(loc, scale²) and p = N(0, prior_scale²): the log evidence for not being 0.
+
+    The Savage-Dickey ratio, the limit of Bayesian model reduction to a prior at exactly 0: ½ loc² / scale² −
+    log(prior_scale / scale), elementwise. Negative: the data would be more probable without.
+
+    Args:
+        loc, scale: of the posterior, any shape.
+        prior_scale: a number, or of the same shape.
+
+    Returns:
+        Nats, float64.
+
+    >>> log_evidence(torch.tensor([0.0, 1.0]), torch.tensor([0.1, 0.1]), 1.0) < 0
+    tensor([ True, False])
+    """
+    mu, sigma = loc.double(), scale.double().clamp_min(1e-12)
+    prior = torch.as_tensor(prior_scale, dtype=torch.float64).to(mu.device)
+    return 0.5 * (mu / sigma).square() - torch.log(prior / sigma)

@@ -18,7 +18,7 @@ from pyrobnn.model import BayesianModel
 from pyrobnn.summary.convergence import convergence, warn_at_chance
 from pyrobnn.summary.predictive import predictive_draws
 from pyrobnn.summary.reading import independent_normals, site_draws, site_moments
-from pyrobnn.summary.saliency import removal_cost
+from pyrobnn.summary.saliency import log_evidence, removal_cost
 from pyrobnn.summary.types import ChannelSummary, Posterior, SiteSummary
 
 
@@ -147,7 +147,7 @@ def _channel_summary(
         return ChannelSummary(name, magnitude, nats, "magnitude", kept, loc=site.loc, scale=site.scale, unit="share")
     if site is not None:
         snr = site.loc.abs() / site.scale.clamp_min(1e-12)
-        evidence = log_evidence(site.loc, site.scale, priors[site.name])
+        evidence = _evidence(site.loc, site.scale, priors[site.name])
         return ChannelSummary(
             name, snr, 0.5 * snr.square(), "snr", kept, evidence=evidence, loc=site.loc, scale=site.scale
         )
@@ -181,15 +181,11 @@ def _gate_logits(
     return ChannelSummary(group.name, -torch.expm1(-total), removal_cost(total, group, shapes), "inclusion", kept)
 
 
-def log_evidence(loc: Tensor, scale: Tensor, prior: Any) -> Tensor | None:
-    """log p(0) - log q(0) by coordinate: the evidence that the Savage-Dickey ratio gives for not being 0.
-
-    None unless the prior is a Gaussian centred at 0.
-    """
+def _evidence(loc: Tensor, scale: Tensor, prior: Any) -> Tensor | None:
+    """Log evidence for not being 0 by coordinate; None unless the prior is a Gaussian centred at 0."""
     if not isinstance(prior, torch.distributions.Normal) or bool(prior.loc.any()):
         return None
-    scale = scale.clamp_min(1e-12)
-    return 0.5 * (loc / scale).square() - torch.log(prior.scale.cpu() / scale)
+    return log_evidence(loc, scale, prior.scale.cpu()).float()
 
 
 def _from_weights(
@@ -215,7 +211,7 @@ def _from_weights(
         ratio = (site.loc / site.scale.clamp_min(1e-12)).square()
         total += per_unit(ratio, member.axis, member.index)
         taps += per_unit(torch.ones_like(ratio), member.axis, member.index)
-        part = log_evidence(site.loc, site.scale, priors[site.name])
+        part = _evidence(site.loc, site.scale, priors[site.name])
         if part is None or evidence is None:
             evidence = None
         else:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from scipy.integrate import simpson
 
-from pyrobnn.criteria.evidence import bmrs_n, bmrs_u, group_savage_dickey, savage_dickey
+from pyrobnn.criteria.evidence import bmrs_n, bmrs_u
 from pyrobnn.errors import ConfigError
 
 A, B = -20.0, 0.0
@@ -58,59 +57,6 @@ def test_bmrs_decides_the_clear_cases_and_stays_finite() -> None:
         assert not torch.isnan(delta).any()
         assert (delta[[0, 1, 3]] < 0).all()
     assert (bmrs_n(loc, scale)[[2, 4]] > 0).all()
-
-
-def test_savage_dickey_is_the_limit_of_a_narrow_prior() -> None:
-    mu, sigma, s, narrow = 0.3, 0.2, 1.5, 1e-4
-    t = np.linspace(-12 * narrow, 12 * narrow, 20_001)
-    gauss = lambda x, m, sd: np.exp(-0.5 * ((x - m) / sd) ** 2) / (sd * math.sqrt(2 * math.pi))  # noqa: E731
-    expected = math.log(simpson(gauss(t, mu, sigma) * gauss(t, 0, narrow) / gauss(t, 0, s), x=t))
-    assert savage_dickey(double(mu), double(sigma), s).item() == pytest.approx(expected, abs=1e-5)
-
-
-@dataclass
-class Row:
-    tensor: str
-    axis: int
-    index: torch.Tensor
-    role: str
-
-
-@dataclass
-class Group:
-    name: str
-    channels: int
-    members: list[Row]
-
-
-def test_group_savage_dickey_sums_over_the_producers() -> None:
-    torch.manual_seed(0)
-    moments = {
-        "conv.weight": (torch.randn(4, 3, 2, 2), torch.rand(4, 3, 2, 2) + 0.1),
-        "conv.bias": (torch.randn(4), torch.rand(4) + 0.1),
-        "next.weight": (torch.randn(5, 4), torch.rand(5, 4) + 0.1),
-    }
-    prior = {"conv.weight": 0.5, "conv.bias": 2.0, "next.weight": 1.0}
-    index = torch.tensor([[0, 2], [3, -1]])  # two units: rows {0, 2} and row {3}; row 1 is locked
-    group = Group(
-        "conv",
-        2,
-        [
-            Row("conv.weight", 0, index, "out"),
-            Row("conv.bias", 0, index, "out"),
-            Row("next.weight", 1, index, "in"),
-        ],
-    )
-    got = group_savage_dickey(group, moments, prior)
-    for unit, rows in enumerate(([0, 2], [3])):
-        expected = 0.0
-        for name in ("conv.weight", "conv.bias"):
-            mean, sd = (part[rows].double() for part in moments[name])
-            p, q = torch.distributions.Normal(0.0, prior[name]), torch.distributions.Normal(mean, sd)
-            expected += float((q.log_prob(double(0.0)) - p.log_prob(double(0.0))).sum())
-        assert got[unit].item() == pytest.approx(expected, abs=1e-6)
-    with pytest.raises(ConfigError, match="random"):
-        group_savage_dickey(group, {}, prior)
 
 
 def test_nonsense_is_refused() -> None:

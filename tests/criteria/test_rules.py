@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -73,7 +74,6 @@ def test_each_statistic_has_its_own_line() -> None:
     ("options", "message"),
     [
         ({"rule": "snrr"}, "unknown rule 'snrr'.*snr"),
-        ({"rule": "bmr"}, "no Gaussian prior"),
         ({"rule": "inclusion"}, "no inclusion probability"),
         ({"target_macs": 0.5}, "groups="),
         ({"min_channels": 0}, "min_channels must be at least 1, got 0"),
@@ -84,6 +84,13 @@ def test_each_statistic_has_its_own_line() -> None:
 def test_bad_settings(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         plan(posterior(a=channel("a", [1.0, 2.0])), **options)
+
+
+def test_evidence_needs_a_prior_or_nats() -> None:
+    shares = replace(channel("a", [1.0, 2.0]), unit="share")
+    with pytest.raises(ConfigError, match="no Gaussian prior and guide, and no loss in nats"):
+        plan(posterior(a=shares), "bmr")
+    assert plan(posterior(a=channel("a", [0.5, 9.0])), "bmr").keep == {"a": [1]}
 
 
 # Budgets
