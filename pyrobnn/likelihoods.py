@@ -86,6 +86,10 @@ class PixelCategorical:
         return Pixels(output.float(), self.observations, self.ignored)
 
 
+#: These look at the main output of a network; a likelihood of the user's sees all that the network returns.
+OF_TENSORS = (Categorical, Bernoulli, Gaussian, PixelCategorical)
+
+
 class ProfiledNormal(dist.TorchDistribution):
     """Normal around `loc` `[B, ...]` whose scale is the root mean square of the residuals of the batch.
 

@@ -10,19 +10,21 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.nn import PyroModule
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.func import functional_call
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pyrobnn.channels.gates import GateMap
 from pyrobnn.channels.surgery import Sites
 from pyrobnn.errors import ConfigError, DataError
-from pyrobnn.likelihoods import Categorical, Likelihood
+from pyrobnn.likelihoods import OF_TENSORS, Categorical, Likelihood
 from pyrobnn.nets.calling import arguments, batch_for, main_output
 from pyrobnn.nets.recomputing import call_outliving, recomputed_tensor
 from pyrobnn.nets.replica import copy_net
@@ -177,12 +179,13 @@ class BayesianModel(PyroModule):
         _refuse_vectorised()
         net = self.net  # this look-up is what shows the deterministic parameters to Pyro
         values = self.values()
-        output = self.call_net(net, values, x)
+        said = self.call_net(net, values, x, whole=True)
+        output = main_output(said)
         self.seen = _first_example(x, y)
         if y is not None:
             self.last_batch = (x, y)
         size = len(y) if y is not None else len(output)
-        distribution = self.likelihood(output)
+        distribution = self.density(said)
         if y is not None and distribution.shape() != y.shape:  # it would broadcast, silently
             raise DataError(
                 f"the likelihood of this output expects targets of shape {tuple(distribution.shape())}, "
@@ -190,13 +193,18 @@ class BayesianModel(PyroModule):
             )
         # Explicit indices: pyro.plate would otherwise draw a permutation of all N at every step.
         with pyro.plate("data", self.data_size, subsample=torch.arange(size), device="cpu"):
-            pyro.sample("obs", distribution, obs=y)
+            pyro.sample("obs", distribution, obs=_as_observed(distribution, y))
         return output
 
-    def call_net(self, net: nn.Module, values: dict[str, Tensor], x: Any) -> Tensor:
+    def density(self, said: Any) -> dist.TorchDistribution:
+        """The distribution of the targets: of the main output, or of all that the network returns for a likelihood of your own."""
+        return self.likelihood(main_output(said) if isinstance(self.likelihood, OF_TENSORS) else said)
+
+    def call_net(self, net: nn.Module, values: dict[str, Tensor], x: Any, whole: bool = False) -> Any:
         """Call the network with these tensors, under autocast if set, statistics once per step.
 
-        The batch stays as it is; of several outputs the main one is returned (:func:`~pyrobnn.nets.main_output`).
+        The batch stays as it is; of several outputs the main one is returned (:func:`~pyrobnn.nets.main_output`), or
+        with `whole` all of them.
 
         Raises:
             ConfigError: values that are not plain tensors, in a network that computes its activations again in the
@@ -211,7 +219,8 @@ class BayesianModel(PyroModule):
         with cast:
             if self._recomputes is not None and torch.is_grad_enabled():
                 return self._call_recomputing(net, values, x)
-            return main_output(functional_call(net, values, arguments(batch_for(net, x))))
+            said = functional_call(net, values, arguments(batch_for(net, x)))
+        return said if whole else main_output(said)
 
     def _call_recomputing(self, net: nn.Module, values: dict[str, Tensor], x: Any) -> Tensor:
         if any(type(value) not in (Tensor, nn.Parameter) for value in values.values()):
@@ -325,6 +334,16 @@ def _refuse_vectorised() -> None:
             "a network takes one draw at a time: use Predictive(..., parallel=False), ELBOs with "
             "vectorize_particles=False, and no pyro.plate around the model"
         )
+
+
+def _as_observed(distribution: dist.TorchDistribution, y: Tensor | None) -> Tensor | None:
+    """Labels of 0 and 1 as floats where the distribution is one of them (torch's Bernoulli takes no others)."""
+    try:
+        support = distribution.support
+    except NotImplementedError:  # a distribution that does not say
+        return y
+    boolean = getattr(support, "base_constraint", support) is constraints.boolean
+    return y.float() if y is not None and boolean else y
 
 
 def _first_example(*batch: Any) -> tuple[Tensor, ...]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pyro
 import pytest
 import torch
 from torch.distributions import Normal
 
+import pyrobnn as pb
 from pyrobnn.errors import ConfigError
 from pyrobnn.likelihoods import Bernoulli, Categorical, Gaussian, PixelCategorical
 
@@ -64,3 +66,33 @@ def test_settings_that_mean_nothing() -> None:
         PixelCategorical(0)
     with pytest.raises(ConfigError, match=r"logits \[B, K, H, W\]"):
         PixelCategorical()(torch.zeros(3, 4))
+
+
+class Named(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"aux": x, "out": self.fc(x)}
+
+
+def test_a_likelihood_of_your_own_sees_all_that_the_network_returns() -> None:
+    net, x, y = Named(), torch.randn(6, 3), torch.randint(2, (6,))
+
+    def own(said: dict[str, torch.Tensor]) -> torch.distributions.Distribution:
+        return pyro.distributions.Categorical(logits=said["out"])
+
+    losses = [
+        float(pyro.poutine.trace(pb.BayesianModel(net, data_size=6, likelihood=likelihood)).get_trace(x, y).log_prob_sum().detach())
+        for likelihood in (own, Categorical())
+    ]
+    assert losses[0] == pytest.approx(losses[1])
+
+
+def test_labels_of_a_bernoulli_may_be_integers() -> None:
+    net, x, y = torch.nn.Linear(3, 1), torch.randn(6, 3), torch.randint(2, (6,))
+    model = pb.BayesianModel(net, data_size=6, likelihood=lambda out: pyro.distributions.Bernoulli(logits=out[:, 0]))
+    found = pyro.poutine.trace(model).get_trace(x, y).log_prob_sum()
+    expected = torch.distributions.Bernoulli(logits=net(x)[:, 0]).log_prob(y.float()).sum()
+    torch.testing.assert_close(found, expected)

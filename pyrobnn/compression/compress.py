@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyrobnn.channels import channel_groups
 from pyrobnn.channels.planner import Limits, plan_for_budget
@@ -21,11 +21,11 @@ from pyrobnn.errors import ConfigError
 from pyrobnn.inference.precision import choose_layout, resolve_device, resolve_precision
 from pyrobnn.inference.progress import RunProgress
 from pyrobnn.io.files import first_line
-from pyrobnn.likelihoods import Categorical, Likelihood
+from pyrobnn.likelihoods import OF_TENSORS, Categorical, Likelihood
 from pyrobnn.methods.registry import METHODS, get_method
 from pyrobnn.nets import build_spec, check_fits, load_weights, net_spec
 from pyrobnn.nets.adapter import adapted
-from pyrobnn.nets.calling import answer, set_mode
+from pyrobnn.nets.calling import arguments, batch_for, main_output, set_mode
 from pyrobnn.nets.replica import copy_net
 from pyrobnn.pipeline.config import CompressionConfig, keyword_parameters
 from pyrobnn.pipeline.context import Context
@@ -178,7 +178,13 @@ def _check_output(task: Task, net: nn.Module, data: Data) -> None:
     check_fits(net, data.example)
     net = set_mode(copy_net(net), False)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        output = answer(net, data.example)
+        said = net(*arguments(batch_for(net, data.example)))
+    if not isinstance(task.likelihood, OF_TENSORS) and not isinstance(said, Tensor):
+        raise ConfigError(
+            f"the network returns a {type(said).__name__} and the likelihood is your own: say which tensor counts with "
+            "task=Task(..., call=lambda net, batch: net(batch)[...])"
+        )
+    output = main_output(said)
     if plain and not (one_logit and tuple(output.shape) == (len(data.example), 1)):
         check_fits(net, data.example, data.num_classes)
     expected = (len(data.example), *data.train.labels.shape[1:])

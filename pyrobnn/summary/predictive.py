@@ -43,7 +43,7 @@ def predictive_draws(model: BayesianModel, guide: Any, data: Any, draws: int, se
                 tensors = poutine.replay(model.values, trace=trace)()
             row = []
             for x, y in _batches(data, reference.device):
-                density = model.likelihood(model.call_net(model.net, tensors, x)).log_prob(y)
+                density = model.density(model.call_net(model.net, tensors, x, whole=True)).log_prob(y)
                 row.append(density.float().cpu().flatten(1).sum(1) if density.dim() > 1 else density.float().cpu())
                 if number == 0:
                     observed.append(y.cpu())
