@@ -91,7 +91,8 @@ def headlines_table() -> str:
 
 
 def _asked(report: dict[str, Any]) -> str:
-    return ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in report["target"].items()) or "own rule"
+    asked = report["target"].get("asked", report["target"])
+    return ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in asked.items()) or "own rule"
 
 
 def _accuracy(reports: list[dict[str, Any]], net: str) -> str:

@@ -27,6 +27,7 @@ def compress(
         typer.Option("--from-scratch", help="Train the compact architecture of --plan from fresh weights (a control)."),
     ] = False,
     plan: Annotated[Path | None, typer.Option("--plan", help="plan.json for --from-scratch.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 where the target was missed.")] = False,
     **options: Any,
 ) -> None:
     """Train, infer, cut, tune, and write a run directory."""
@@ -49,6 +50,8 @@ def compress(
     out_console.print(
         f"written to {escape(str(out))}: report.json, report.html, compact.safetensors, plan.json", style="dim"
     )
+    if strict and result.report["target"].get("met") is False:
+        raise typer.Exit(3)
 
 
 def summary_table(report: dict[str, Any]) -> Table:

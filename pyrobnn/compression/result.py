@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pyrobnn.nets.adapter import released
 from pyrobnn.nets.calling import set_mode
 from pyrobnn.pipeline.context import Context
 from pyrobnn.pipeline.state import State
+from pyrobnn.pipeline.target import complaints, drop_interval, outcome
 from pyrobnn.posterior.bayesian_net import BayesianNet, settings
 from pyrobnn.report.report import SCHEMA, answers, measure, measure_posterior, per_class, reduction, versions
 from pyrobnn.summary.types import Posterior
@@ -134,6 +136,14 @@ def finish(
             kl_weight, seconds = settings(small)["kl_schedule"], state.extras["bayesian_seconds"]
             measured = measure_posterior(bayesian, data, draws=context.recipe.draws)  # each is a pass
             others["bayesian"] = {**measured, "kl_weight": kl_weight, "seconds": seconds}
+    interval = None
+    if config.within_drop:
+        shown = replace(data, test=data.valid)
+        valid = [answers(net, shown, context.device, task).statistics for net in (dense, small)]
+        interval = drop_interval(task.metric, *valid)
+    target = outcome(
+        config.target, figures["dense"], figures["compact"], base=state.base, tuned=state.tuned, interval=interval
+    )
     spent = {phase: round(passes, 3) for phase, passes in state.spent.items()}
     epochs = {phase: int(passes) if float(passes).is_integer() else passes for phase, passes in spent.items()}
     report = {
@@ -145,7 +155,7 @@ def finish(
         "task": task.name,
         "seed": config.seed,
         "rule": _rule(context),
-        "target": config.target,
+        "target": target,
         "validation_clean": clean,
         "trained_on": trained_on,
         "epochs": sum(epochs.values()),
@@ -170,6 +180,10 @@ def finish(
         if not context.trained and not scratch:  # else it was given, or never trained
             save_weights(dense, path / DENSE, mean=data.mean, std=data.std, trained_on="train")
         result._write(path)
+    cut = scratch or not state.plan.is_full or "zeros" in state.extras
+    figure = "points of validation accuracy" if task.names_classes else f"of validation {task.metric.name}"
+    for line in complaints(target, cut=cut, figure=figure):
+        warnings.warn(line, UserWarning, stacklevel=3)
     return result
 
 

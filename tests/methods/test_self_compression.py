@@ -15,6 +15,7 @@ from pyrobnn.methods.registry import METHODS
 from pyrobnn.pipeline.state import State
 from pyrobnn.pipeline.store import RunStore
 
+pytestmark = pytest.mark.filterwarnings("ignore:nothing was cut", "ignore:the target was missed")  # by runs this short
 SETTINGS: dict[str, Any] = {"precision": "fp32", "seed": 0, "progress": False}
 
 

@@ -23,6 +23,7 @@ from pyrobnn.pipeline.stages import reset
 from pyrobnn.pipeline.store import RunStore
 from pyrobnn.report.report import VOLATILE
 
+pytestmark = pytest.mark.filterwarnings("ignore:nothing was cut", "ignore:the target was missed")  # by runs this short
 SETTINGS: dict[str, Any] = {"epochs": 5, "precision": "fp32", "seed": 2, "progress": False}
 
 
