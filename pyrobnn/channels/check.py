@@ -46,7 +46,9 @@ def check_cut(net: nn.Module, small: nn.Module, plan: PruningPlan, table: Channe
         why = None if alone.is_full else _differs(net, compact(net, alone, None, table), alone, table, images)
         if why is not None:
             raise PlanError(f"group {name!r} cannot be cut on these images ({why}): protect it")
-    raise PlanError(f"the groups of this network cannot be cut together on these images ({reason}): protect some of them")
+    raise PlanError(
+        f"the groups of this network cannot be cut together on these images ({reason}): protect some of them"
+    )
 
 
 def _differs(net: nn.Module, small: nn.Module, plan: PruningPlan, table: ChannelTable, images: Tensor) -> str | None:

@@ -14,7 +14,18 @@ _DROPOUT = {
     *("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"),
     *("alpha_dropout", "feature_alpha_dropout"),
 }
-_DRAWS = {"rand", "rand_like", "randn", "randn_like", "uniform", "normal", "exponential", "log_normal", "cauchy", "geometric"}
+_DRAWS = {
+    "rand",
+    "rand_like",
+    "randn",
+    "randn_like",
+    "uniform",
+    "normal",
+    "exponential",
+    "log_normal",
+    "cauchy",
+    "geometric",
+}
 _NUMBERS = {"randint", "randint_like", "random", "multinomial"}
 
 

@@ -18,10 +18,36 @@ from pyrobnn.channels.labels import shrunk, varying
 _ORIGINS = "_channel_origins"
 _MOVES = {
     *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "movedim", "moveaxis"),
-    *("swapaxes", "swapdims", "t", "T", "mT", "expand", "broadcast_to", "view_as", "reshape_as", "expand_as", "getitem"),
+    *(
+        "swapaxes",
+        "swapdims",
+        "t",
+        "T",
+        "mT",
+        "expand",
+        "broadcast_to",
+        "view_as",
+        "reshape_as",
+        "expand_as",
+        "getitem",
+    ),
 }
 _SAME = {
-    *("to", "float", "double", "half", "bfloat16", "type", "contiguous", "clone", "detach", "data", "abs", "exp", "relu"),
+    *(
+        "to",
+        "float",
+        "double",
+        "half",
+        "bfloat16",
+        "type",
+        "contiguous",
+        "clone",
+        "detach",
+        "data",
+        "abs",
+        "exp",
+        "relu",
+    ),
     *("sigmoid", "tanh", "softplus", "neg", "square", "sqrt", "cpu", "cuda", "type_as", "alias", "requires_grad"),
 }
 _PAIRS = {"mul", "multiply", "div", "truediv", "true_divide", "add", "sub"}
@@ -57,7 +83,9 @@ def of_parameter(name: str, tensor: Tensor) -> Origin:
     axes = {}
     for axis, size in enumerate(tensor.shape):
         if size > 1:
-            axes[axis] = torch.arange(size).view([-1 if a == axis else 1 for a in range(tensor.dim())]).expand(tensor.shape)
+            axes[axis] = (
+                torch.arange(size).view([-1 if a == axis else 1 for a in range(tensor.dim())]).expand(tensor.shape)
+            )
     return Origin(name, axes)
 
 

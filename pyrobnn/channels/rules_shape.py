@@ -132,7 +132,8 @@ def split(tracer: Tracer, call: Call) -> None:
                 start += part.shape[dim]
         elif len(sizes) > 1:
             return tracer.refuse(
-                call, "cuts the channels into unequal parts (keep the list of sizes in an attribute of the module), which"
+                call,
+                "cuts the channels into unequal parts (keep the list of sizes in an attribute of the module), which",
             )
         else:  # parts of equal size stay equal if all lose the same offset
             size = sizes.pop()

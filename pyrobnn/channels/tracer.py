@@ -227,7 +227,11 @@ class Tracer(TorchFunctionMode):
                     return path, name
             for name, item in held.items():
                 if type(item) in (int, list, tuple, torch.Size) and not isinstance(value, bool):
-                    same = item == value if isinstance(value, int) else not isinstance(item, int) and list(item) == list(value)
+                    same = (
+                        item == value
+                        if isinstance(value, int)
+                        else not isinstance(item, int) and list(item) == list(value)
+                    )
                     if same and not name.startswith("_"):
                         return path, name
         return None

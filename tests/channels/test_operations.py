@@ -104,7 +104,9 @@ CUT: dict[str, Callable[[], nn.Module]] = {
     "transposed by keywords": lambda: Between(
         lambda net, x: net.l(torch.permute(input=x, dims=(0, 2, 3, 1))).movedim(-1, 1), l=nn.Linear(8, 8)
     ),
-    "constants of the maps' shape": lambda: Between(lambda net, x: x * torch.full(x.shape[1:], 0.5).to(x) + x.new_ones(x.shape)),
+    "constants of the maps' shape": lambda: Between(
+        lambda net, x: x * torch.full(x.shape[1:], 0.5).to(x) + x.new_ones(x.shape)
+    ),
     "features times a parameter": lambda: Between(
         lambda net, x: (x.movedim(1, -1) @ net.p).movedim(-1, 1), p=nn.Parameter(torch.randn(8, 8))
     ),
@@ -119,7 +121,13 @@ def test_cut_exactly(name: str, exact: Callable[..., ChannelTable]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "units"),
-    [("group norm", 4), ("glu over channels", 4), ("unflatten module", 4), ("split by a width", 2), ("unequal split", 8)],
+    [
+        ("group norm", 4),
+        ("glu over channels", 4),
+        ("unflatten module", 4),
+        ("split by a width", 2),
+        ("unequal split", 8),
+    ],
 )
 def test_units(name: str, units: int) -> None:
     assert channel_groups(CUT[name](), torch.randn(2, 3, 8, 8))["stem"].channels == units
@@ -163,7 +171,9 @@ COMPUTED = {
 def test_macs_of_computed_weights_are_counted(name: str) -> None:
     from pyrobnn.report.cost import count
 
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), COMPUTED[name](nn.Conv2d(8, 8, 3)), nn.Flatten(), nn.Linear(32, 5))
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), COMPUTED[name](nn.Conv2d(8, 8, 3)), nn.Flatten(), nn.Linear(32, 5)
+    )
     x = torch.randn(2, 3, 8, 8)
     net(x).sum().backward()
     table = channel_groups(net, x)
