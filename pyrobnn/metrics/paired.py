@@ -28,6 +28,7 @@ class Comparison:
         p_value: Two-sided, of no difference.
         images: Test examples.
         claim: In words, what may be claimed.
+        share: The figure is a fraction of 1.
         only_dense_right, only_compact_right: Examples that one of the two gets right (classification).
     """
 
@@ -38,6 +39,7 @@ class Comparison:
     p_value: float
     images: int
     claim: str
+    share: bool = True
     only_dense_right: int | None = None
     only_compact_right: int | None = None
 
@@ -62,7 +64,7 @@ def compare(metric: Metric, dense: Tensor, compact: Tensor) -> Comparison:
         interval, p_value = paired_interval(won, lost, len(dense)), mcnemar(won, lost)
         difference = (won - lost) / len(dense)
         claim = _claim(metric, difference, interval, p_value, len(dense), "McNemar")
-        return Comparison(metric.name, "McNemar", difference, interval, p_value, len(dense), claim, lost, won)
+        return Comparison(metric.name, "McNemar", difference, interval, p_value, len(dense), claim, True, lost, won)
     difference = float(metric.value(compact.mean(0)) - metric.value(dense.mean(0)))
     # The same seed draws the same examples for both.
     drawn = metric.value(resampled(compact, DRAWS, seed=0)) - metric.value(resampled(dense, DRAWS, seed=0))
@@ -70,7 +72,7 @@ def compare(metric: Metric, dense: Tensor, compact: Tensor) -> Comparison:
     tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     p_value = min(1.0, 2 * (tail + 1) / (DRAWS + 1))
     claim = _claim(metric, difference, (low, high), p_value, len(dense), "paired bootstrap")
-    return Comparison(metric.name, "paired bootstrap", difference, (low, high), p_value, len(dense), claim)
+    return Comparison(metric.name, "paired bootstrap", difference, (low, high), p_value, len(dense), claim, metric.share)
 
 
 def mcnemar(won: int, lost: int) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pyrobnn.report.figures import as_dict, is_number
-from pyrobnn.report.wording import DASH, flat, percent, plain, points, relative, removed, scaled, text
+from pyrobnn.report.wording import DASH, flat, percent, plain, points, relative, removed, scaled, signed, text
 
 Report = Mapping[str, Any]
 
@@ -78,7 +78,7 @@ def verdict(report: Report) -> list[dict[str, str]]:
     lines = []
     target = as_dict(report.get("target"))
     asked = as_dict(target.get("asked")) or {key: target[key] for key in (*SIZES, "max_drop") if key in target}
-    wish = "; ".join(_asked(key, value) for key, value in asked.items() if is_number(value))
+    wish = "; ".join(_asked(report, key, value) for key, value in asked.items() if is_number(value))
     if target.get("met") is not None:
         met = target["met"] is True
         reached = f" Reached: {_reached(target)}." if _reached(target) else ""
@@ -99,7 +99,12 @@ def verdict(report: Report) -> list[dict[str, str]]:
     return lines
 
 
-def _asked(key: str, value: float) -> str:
+def _asked(report: Report, key: str, value: float) -> str:
+    _, metric, _, change = figure(report)
+    if key == "max_drop" and change is not points:
+        return f"validation {metric} worse by at most {value:g}"
+    if key == "max_drop" and metric != "accuracy":
+        return f"at most {value:g}\N{NO-BREAK SPACE}points of validation {metric} lost"
     if key == "max_drop":
         unit = "point" if value == 1 else "points"
         return f"at most {value:g}\N{NO-BREAK SPACE}{unit} of validation accuracy lost"
@@ -123,6 +128,16 @@ def _reached(target: Report) -> str:
     return "; ".join(parts)
 
 
+def figure(report: Report) -> tuple[str, str, Callable[[float], str], Callable[[float, float], str]]:
+    """What the networks are judged by: key, name, how a value is written, how a change is. Accuracy without a word of it."""
+    name = as_dict(report.get("dense")).get("metric", "accuracy")
+    if name == "accuracy":
+        return "accuracy", "accuracy", percent, points
+    if as_dict(report.get("comparison")).get("share"):
+        return "value", text(name), percent, points
+    return "value", text(name), lambda v: f"{v:.4g}", lambda a, b: signed(b - a, 4)
+
+
 def cards(report: Report) -> list[dict[str, str]]:
     """The figures to see first."""
     dense, compact = as_dict(report.get("dense")), as_dict(report.get("compact"))
@@ -131,8 +146,9 @@ def cards(report: Report) -> list[dict[str, str]]:
         return f"; dense {show(dense[key])}" if is_number(dense.get(key)) else ""
 
     found = []
-    if is_number(compact.get("accuracy")):
-        found.append((percent(compact["accuracy"]), f"test accuracy{beside('accuracy', percent)}"))
+    key, metric, written, _ = figure(report)
+    if is_number(compact.get(key)):
+        found.append((written(compact[key]), f"test {metric}{beside(key, written)}"))
     for key, name in (("macs", "MACs"), ("params", "parameters")):
         if is_number(compact.get(key)):
             found.append((removed(report, key), f"{name}; {scaled(compact[key])} left"))
@@ -150,7 +166,9 @@ def cards(report: Report) -> list[dict[str, str]]:
 def numbers(report: Report, dense: Report, compact: Report) -> Section:
     """Dense beside compact."""
     rows = []
-    for key, name, show, change in FIGURES:
+    key, metric, written, changed = figure(report)
+    judged = [] if key == "accuracy" else [(key, f"Test {metric}", written, changed)]
+    for key, name, show, change in [*judged, *FIGURES]:
         a, b = dense.get(key), compact.get(key)
         if is_number(a) or is_number(b):
             both = change(a, b) if is_number(a) and is_number(b) else DASH
@@ -163,13 +181,14 @@ def numbers(report: Report, dense: Report, compact: Report) -> Section:
 
 def accuracies(report: Report, dense: Report, compact: Report) -> Section:
     """Validation beside test: what choices were made on, and what was read once."""
+    key, metric, show, change = figure(report)
     validation = as_dict(report.get("validation"))
     pairs = [
         ("Validation images, on which choices are made", validation.get("dense"), validation.get("compact")),
-        ("Test images, read once at the end", dense.get("accuracy"), compact.get("accuracy")),
+        ("Test images, read once at the end", dense.get(key), compact.get(key)),
     ]
     rows = [
-        [name, *(percent(v) if is_number(v) else DASH for v in (a, b)), points(a, b) if is_number(a) and is_number(b) else DASH]
+        [name, *(show(v) if is_number(v) else DASH for v in (a, b)), change(a, b) if is_number(a) and is_number(b) else DASH]
         for name, a, b in pairs
     ]
     if not any(is_number(value) for value in validation.values()):
@@ -178,11 +197,11 @@ def accuracies(report: Report, dense: Report, compact: Report) -> Section:
     interval = comparison.get("interval")
     if isinstance(interval, list | tuple) and len(interval) == 2 and all(map(is_number, interval)):
         after.append(
-            f"Difference on the test images: 95\N{NO-BREAK SPACE}% interval {points(0, interval[0])} to {points(0, interval[1])}"
+            f"Difference on the test images: 95\N{NO-BREAK SPACE}% interval {change(0, interval[0])} to {change(0, interval[1])}"
             + (f"; paired test p = {comparison['p_value']:.3g}." if is_number(comparison.get("p_value")) else ".")
         )
     return Section(
-        "accuracy", "Validation and test", head=["accuracy on", "dense", "compact", "change"], rows=rows, after=after
+        "accuracy", "Validation and test", head=[f"{metric} on", "dense", "compact", "change"], rows=rows, after=after
     )
 
 

@@ -234,3 +234,17 @@ def test_standard_figures_are_those_with_data() -> None:
     assert curve.get_ylabel() == "validation accuracy (%)" and len(curve.lines) == 1
     nothing = SimpleNamespace(channels={}, sites={}, draws={}, history=[], net_widths={}, trajectories=[])
     assert pages.standard_figures(nothing, {}) == {}   # type: ignore[arg-type]
+
+
+def test_other_figures_than_accuracy_are_named() -> None:
+    figures = {"metric": "RMSE", "value": 0.5, "params": 10, "macs": 20}
+    made = report(
+        dense=figures, compact={**figures, "value": 0.625}, validation={"dense": 0.51, "compact": 0.62},
+        target={"max_drop": 0.25}, comparison={"claim": "worse", "interval": [0.1, 0.2], "p_value": 0.01, "share": False},
+    )  # fmt: skip
+    text = Outline(pages.page(made)).text.replace("\N{NO-BREAK SPACE}", " ")
+    for words in ("Test RMSE", "RMSE on", "0.625", "validation RMSE worse by at most 0.25", "+0.1000 to +0.2000"):
+        assert words in text, words
+    shares = report(dense={**figures, "metric": "mean IoU"}, compact=figures, comparison={"share": True}, target={"max_drop": 2})
+    text = Outline(pages.page(shares)).text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "Test mean IoU" in text and "50.00 %" in text and "2 points of validation mean IoU lost" in text
