@@ -94,6 +94,9 @@ class TurboGuide(Guide):
             planted clustered supports (256 weights, 110 observations) the chains raise F1 from 0.61
             to 0.83 with the joint form and do nothing with the published one.
         scale_lr: factor on the guide's learning rate for log σ.
+        update_every: draws (with gradients) after which the guide makes its closed-form updates by itself, as stock SVI
+            needs; 0 leaves them to the caller. In `pb.fit`,
+            :class:`~pyrobnn.inference.turbo_updates.TurboUpdates` makes them and sets 0.
         init: initial means; default the trained weights.
 
     Attributes:
@@ -110,6 +113,7 @@ class TurboGuide(Guide):
         init_scale: float = 0.02,
         factors: str = "joint",
         scale_lr: float = 1.0,
+        update_every: int = 50,
         init: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
@@ -127,7 +131,9 @@ class TurboGuide(Guide):
             raise ConfigError(f"init_scale must be positive, got {init_scale}; 0.02 suits trained weights")
         if scale_lr <= 0:
             raise ConfigError(f"scale_lr is a factor above 0, got {scale_lr}")
-        self.scale_lr = scale_lr
+        if update_every < 0:
+            raise ConfigError(f"update_every is a number of draws, 0 for none, got {update_every}")
+        self.scale_lr, self.update_every, self._drawn = scale_lr, update_every, 0
         self.factors, self.structure, self.point = factors, prior.structure, False
         self._base = prior.precision
         self._names: dict[str, float] = dict(prior.squares)  # tensor → square of its unit
@@ -163,6 +169,11 @@ class TurboGuide(Guide):
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample every site; arguments (the batch) are ignored."""
+        if self.update_every and torch.is_grad_enabled():
+            self._drawn += 1
+            if self._drawn > self.update_every:
+                self.update(inner=1)
+                self._drawn = 1
         loc, log_scale = self.loc, self.log_scale
         draws = {}
         for name in self._names:

@@ -23,6 +23,7 @@ class TurboUpdates(Callback):
 
     Args:
         every: epochs of gradients between updates (E_w, 1 to 5).
+        per_epoch: updates per epoch, evenly spaced in its steps; more than 1 where there are few epochs.
         inner: closed-form rounds before the chains are solved (2 to 3; 1 is exact coordinate ascent).
         learn: re-estimate the transition probabilities by EM at each update (fixed ones that are too large
             empty filters that the data need).
@@ -39,6 +40,7 @@ class TurboUpdates(Callback):
         self,
         *,
         every: int = 1,
+        per_epoch: int = 1,
         inner: int = 3,
         learn: bool = True,
         off_rate_start: float | None = 1e-1,
@@ -46,14 +48,16 @@ class TurboUpdates(Callback):
         point_epochs: int = 0,
         size: Callable[[FitState], int] | None = None,
     ) -> None:
-        if every < 1 or inner < 1 or anneal < 1 or point_epochs < 0:
+        if min(every, per_epoch, inner, anneal) < 1 or point_epochs < 0:
             raise ConfigError(
-                "every, inner and anneal must be at least 1, point_epochs not negative; "
-                f"got {every}, {inner}, {anneal}, {point_epochs}"
+                "every, per_epoch, inner and anneal must be at least 1, point_epochs not negative; "
+                f"got {every}, {per_epoch}, {inner}, {anneal}, {point_epochs}"
             )
+        if every > 1 and per_epoch > 1:
+            raise ConfigError(f"updates come every so many epochs or so often per epoch, not both: got {every}, {per_epoch}")
         if off_rate_start is not None and off_rate_start <= 0:
             raise ConfigError(f"off_rate_start must be positive or None, got {off_rate_start}")
-        self.every, self.inner, self.learn = every, inner, learn
+        self.every, self.per_epoch, self.inner, self.learn = every, per_epoch, inner, learn
         self.off_rate_start, self.anneal = off_rate_start, anneal
         self.point_epochs, self.size = point_epochs, size
         self.updates = 0
@@ -66,6 +70,16 @@ class TurboUpdates(Callback):
             self._final_rate = float(after.off_rate)
             self._set_rate(after)
             after.update(inner=self.inner)
+        return _update(after, state.model.prior, settings={"guide.update_every": 0})
+
+    def on_batch_end(self, state: FitState) -> FitUpdate | None:
+        place = state.step % state.steps_per_epoch  # the last one of an epoch is made at its end
+        if place == 0 or place * self.per_epoch % state.steps_per_epoch >= self.per_epoch:
+            return None
+        after = self._guide(state).twin()
+        self.updates += 1
+        self._set_rate(after)
+        after.update(inner=self.inner, learn=self.learn)
         return _update(after, state.model.prior)
 
     def on_epoch_end(self, state: FitState) -> FitUpdate:
@@ -103,9 +117,11 @@ class TurboUpdates(Callback):
         self.updates, self._final_rate = state["updates"], state["final_rate"]
 
 
-def _update(after: TurboGuide, prior: Any, metrics: dict[str, float] | None = None) -> FitUpdate:
+def _update(
+    after: TurboGuide, prior: Any, metrics: dict[str, float] | None = None, settings: dict[str, Any] | None = None
+) -> FitUpdate:
     """From a guide with new factors to what the loop is to change; the prior takes over what the guide has learned."""
-    settings: dict[str, Any] = {"guide.point": after.point}
+    settings = {"guide.point": after.point, **(settings or {})}
     if isinstance(prior, Turbo):
         told = copy.copy(prior)
         after.share_with(told)

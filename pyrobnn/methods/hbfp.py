@@ -77,7 +77,7 @@ def hbfp(
     gradient: bool = True,
     weight: float = 0.1,
     distance: str = "norm",
-    per_epoch: int = 4,
+    per_epoch: int = 16,
     even: bool = False,
     name: str | None = None,
 ) -> Method:
@@ -90,7 +90,7 @@ def hbfp(
         gradient: False makes the regulariser a constant, as in the authors' code.
         weight: λ of the regulariser.
         distance: `"norm"`, or `"kl"` between the filters' posteriors (with `bayesian`).
-        per_epoch: records of the history.
+        per_epoch: records of the history; the paper's has one for each of two hundred epochs.
         even: with a budget, the same share of every layer goes, as in a round of the paper; else the first
             history says how the budget is shared.
         name: of the result, for reports.

@@ -10,6 +10,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
 from pyrobnn.channels import PruningPlan, channel_groups
@@ -395,6 +396,42 @@ def test_fit_cuts_and_resumes_to_the_same_bits(tmp_path: Path) -> None:
         for (name, a), b in zip(whole.guide.state_dict().items(), resumed.guide.state_dict().values(), strict=True):
             assert torch.equal(a, b), (done, name)
         assert resumed.guide.point is False
+
+
+@pytest.mark.parametrize("every", [0, 4])
+def test_stock_svi_updates_the_factors_by_itself(every: int) -> None:
+    model, guide = linear_pair("joint")
+    guide.update_every = every
+    before = guide.support["0|weight"].clone()
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.2}), Trace_ELBO())
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+    for _ in range(4):
+        svi.step(x, y)
+    assert torch.equal(guide.support["0|weight"], before)
+    wanted = guide.twin()
+    wanted.update(inner=1)
+    svi.step(x, y)
+    found = guide.support["0|weight"]
+    assert torch.equal(found, before) if every == 0 else torch.equal(found, wanted.support["0|weight"])
+    assert not torch.equal(wanted.support["0|weight"], before)
+
+
+def test_updates_are_spread_over_an_epoch() -> None:
+    """Three of twelve steps, then the one at the end; the factors are those of the weights of that step."""
+    data = load_data("digits")
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    model = BayesianModel(net, Turbo(), data_size=len(data.train))
+    guide, updates, seen = TurboGuide(model), TurboUpdates(per_epoch=4, anneal=8, learn=False), []
+
+    class Watch(Callback):
+        def on_batch_end(self, state: Any) -> None:
+            seen.append((state.step, updates.updates))
+
+    fit(model, guide, data, epochs=2, batch_size=100, validate=False, callbacks=[updates, Watch()], progress=False)
+    per_epoch = len(seen) // 2
+    changes = [step for (step, now), (_, before) in zip(seen[1:], seen[:-1], strict=True) if now > before]
+    assert updates.updates == 8 and guide.update_every == 0
+    assert len([step for step in changes if step < per_epoch]) == 3
 
 
 def test_wrong_use_is_refused() -> None:
