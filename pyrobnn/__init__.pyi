@@ -37,6 +37,7 @@ from .inference.fit import FitResult as FitResult
 from .inference.fit import fit as fit
 from .inference.predict import predict as predict
 from .inference.shrink import shrink as shrink
+from .inference.weight_start import start_widths as start_widths
 from .model import BayesianModel as BayesianModel
 from .posterior.bayesian_net import BayesianNet as BayesianNet
 from .posterior.khat import guide_khat as guide_khat

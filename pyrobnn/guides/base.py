@@ -90,9 +90,13 @@ class Guide(PyroModule):
         self.start_scales: dict[str, float] | None = None  # median σ by site at the first call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.note_start()
+        return super().__call__(*args, **kwargs)
+
+    def note_start(self) -> None:
+        """Remember the widths of now as the start, unless there is one already."""
         if self.start_scales is None:
             self.start_scales = {site: float(scale.median()) for site, (_, scale) in self.moments().items()}
-        return super().__call__(*args, **kwargs)
 
     def attach(self, model: BayesianModel) -> None:
         """Take up the model that this guide belongs to, at the start and after a cut; nothing by default."""

@@ -96,6 +96,7 @@ def start_widths(
         raise ConfigError(f"start_widths sets the widths of a MeanField guide, got {type(guide).__name__}")
     net = deterministic_net(model, guide)
     information = weight_fisher(net, batches, data_size=model.data_size, likelihood=model.likelihood, seed=seed)
+    guide.note_start()  # what moves here has moved
     means = guide.moments()
     for name, site in model.sites().items():
         if name in information:

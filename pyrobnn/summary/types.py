@@ -116,10 +116,13 @@ class Convergence:
 
     @property
     def settled(self) -> bool:
-        """Whether the KL has stopped falling, or, where it was not recorded, whether the scales have moved at all."""
-        if self.kl_fall is not None:
-            return abs(self.kl_fall) < self.FLAT
-        return self.scale_change is not None and self.scale_change >= self.MOVED
+        """Whether scales have left their start and the KL has stopped moving, as far as either is known.
+
+        A KL alone says too little: it stands still at the start too, under a small learning rate or at the end of a
+        schedule.
+        """
+        left = self.scale_change is None or self.scale_change >= self.MOVED
+        return left and (self.kl_fall is None or abs(self.kl_fall) < self.FLAT)
 
     def __str__(self) -> str:
         facts = []

@@ -99,8 +99,10 @@ def test_verdicts() -> None:
     assert not still.settled and "hardly left its start" in str(still) and "12.0% an epoch" in str(still)
     moving = Convergence(1.5, kl_fall=0.12)
     assert not moving.settled and "still moves" in str(moving)
-    assert Convergence(0.02, kl_fall=0.001).settled and Convergence(0.5).settled
-    assert not Convergence(0.01).settled
+    # A KL that stands still where it started is no sign of anything.
+    assert not Convergence(0.02, kl_fall=0.001).settled and not Convergence(0.01).settled
+    assert Convergence(0.5, kl_fall=0.001).settled and Convergence(0.5).settled
+    assert Convergence(None, kl_fall=0.001).settled
 
 
 def test_history_of_fit_is_used_kept_and_shown(tmp_path: Path) -> None:
