@@ -10,6 +10,7 @@ imported from here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -140,16 +141,7 @@ def snr_plot(posterior: Posterior, groups: Sequence[str] | None = None, *, ax: A
     group_columns(ax, [channel.group for channel in channels], notes, bands=True)
     moved = getattr(posterior, "convergence", None)
     if moved is not None:
-        ax.annotate(
-            str(moved),
-            (0, 1),
-            (2, -3),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            va="top",
-            fontsize=SMALL,
-            color=GREY if moved.settled else CUT,
-        )
+        ax.set_xlabel(fill(str(moved), 80), fontsize=SMALL, loc="left", color=LINE if moved.settled else CUT)
     legend_above(ax)
     return ax
 
