@@ -45,6 +45,7 @@ def compress(
         given["from_scratch"] = PruningPlan.load(plan)
     result = run(model, data, out=out, **given)
     out_console.print(summary_table(result.report))
+    out_console.print(spent(result.report), style="dim", soft_wrap=True)
     for line in verdict(result.report):
         out_console.print(f"[{STYLES[line['kind']]}]{escape(line['head'])}[/] {escape(line['text'])}", soft_wrap=True)
     out_console.print(
@@ -84,8 +85,10 @@ def summary_table(report: dict[str, Any]) -> Table:
         )
     if robust is not None:
         table.add_row("same answer", "", f"{100 * robust['agreement']:.2f} %", "")
-    phases = ", ".join(f"{n} {phase}" for phase, n in report["epochs_by_phase"].items())
-    table.caption = (
-        f"{report['epochs']} epochs ({phases}), {report['seconds']:.0f} s, seed {report['seed']}, {report['precision']}"
-    )
     return table
+
+
+def spent(report: dict[str, Any]) -> str:
+    """Epochs, time and settings of a run in one line."""
+    phases = ", ".join(f"{n} {phase}" for phase, n in report["epochs_by_phase"].items())
+    return f"{report['epochs']} epochs ({phases}), {report['seconds']:.0f} s, seed {report['seed']}, {report['precision']}"

@@ -276,7 +276,8 @@ def settings(report: Report) -> Section:
         "device": "Device", "validation_clean": "Validation images unseen", "settings": "Settings",
         "refused": "Not cut, and why",
     }  # fmt: skip
-    rows = [[label, flat(report[key])] for key, label in names.items() if report.get(key) is not None]
+    shown = {**report, "seconds": round(report["seconds"])} if is_number(report.get("seconds")) else report
+    rows = [[label, flat(shown[key])] for key, label in names.items() if shown.get(key) is not None]
     return Section(
         "settings", "What was done", rows=rows, text=True, code=[command(report)] if rows else [],
         after=["The command does the same again, up to the order in which other processors add."] if rows else [],
