@@ -11,6 +11,8 @@ import matplotlib.pyplot
 import pytest
 import torch
 
+from pyrobnn.methods.registry import METHODS
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -72,3 +74,9 @@ def test_the_code_of_a_page_runs_as_it_stands(page: Path, tmp_path: Path, monkey
     for block in blocks((ROOT / page).read_text(encoding="utf-8")):
         exec(compile(block, str(page), "exec"), scope)
     matplotlib.pyplot.close("all")
+
+
+def test_every_method_has_a_page() -> None:
+    pages = [p.read_text(encoding="utf-8") for p in (ROOT / "docs" / "methods").glob("*.md") if p.name != "index.md"]
+    missing = [name for name in METHODS if not any(f"`{name}`" in text for text in pages)]
+    assert not missing, "docs/methods has no page for these"
