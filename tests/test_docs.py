@@ -11,6 +11,7 @@ import matplotlib.pyplot
 import pytest
 import torch
 
+import pyrobnn as pb
 from pyrobnn.methods.registry import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -80,3 +81,11 @@ def test_every_method_has_a_page() -> None:
     pages = [p.read_text(encoding="utf-8") for p in (ROOT / "docs" / "methods").glob("*.md") if p.name != "index.md"]
     missing = [name for name in METHODS if not any(f"`{name}`" in text for text in pages)]
     assert not missing, "docs/methods has no page for these"
+
+
+def test_every_public_name_has_an_entry() -> None:
+    text = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "docs" / "api").glob("*.md"))
+    entries = set(re.findall(r"^::: pyrobnn\.(\w+)$", text, flags=re.MULTILINE))
+    errors = {name for name in pb.__all__ if name.endswith("Error")}  # on the page of pyrobnn.errors
+    described = {"data", "nets", "errors"}  # by their functions, and by that page
+    assert set(pb.__all__) - errors - described <= entries
