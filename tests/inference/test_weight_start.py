@@ -51,7 +51,6 @@ def test_widths_are_the_optimum_of_a_quadratic_likelihood(kl_weight: float) -> N
     """A Gaussian likelihood of a linear network is quadratic: the objective has no slope in log σ at the start."""
     torch.manual_seed(0)
     module, x = nn.Linear(3, 2, bias=False), torch.randn(4000, 3)
-    module(x).detach() + torch.randn(4000, 2)
 
     model = pb.BayesianModel(module, pb.priors.Gaussian(0.5), data_size=4000, likelihood=pb.likelihoods.Gaussian(1.0))
     guide = pb.guides.MeanField(model)
