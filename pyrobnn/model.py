@@ -41,7 +41,8 @@ class BayesianModel(PyroModule):
 
     `forward(x, y=None)` runs the prior, calls the network with the sampled tensors
     (`torch.func.functional_call`), and observes `y` in a plate scaled to `data_size`.
-    It is an ordinary Pyro model: `SVI`, `Predictive`, `poutine` and AutoGuides take it as is.
+    It is an ordinary Pyro model: `SVI`, `Predictive` and `poutine` take it as is, and so do AutoGuides and NUTS where
+    the prior has continuous sites (:func:`pyrobnn.guides.auto` starts an AutoGuide at the network's weights).
 
     The network is copied, the caller's stays as it was. A parameter that has a sample site is
     held as a buffer with its initial value; the other parameters are trained with the guide.

@@ -41,6 +41,12 @@ class PruningPlan:
     score: dict[str, list[float] | None] = field(default_factory=dict)
     reason: dict[str, str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """Widths; `keep` has the indices."""
+        parts = [f"{name} {len(units)} of {self.channels[name]}" for name, units in self.keep.items()]
+        more = f", and {len(parts) - 8} groups more" if len(parts) > 8 else ""
+        return f"PruningPlan({', '.join(parts[:8])}{more})"
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", {name: _units(name, units) for name, units in self.keep.items()})
         object.__setattr__(self, "channels", {name: _whole(count, name) for name, count in self.channels.items()})

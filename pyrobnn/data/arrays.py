@@ -57,6 +57,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        return f"Split({len(self):,} images of shape {tuple(self.images.shape[1:])})"
+
     def batches(
         self,
         batch_size: int,
@@ -308,6 +311,9 @@ class Data:
     task: str = "classification"
     resized: str = ""
     packing: Packing | None = None
+
+    def __repr__(self) -> str:
+        return f"Data({self.name!r}: {self.describe()})"
 
     @property
     def example(self) -> Tensor:

@@ -40,6 +40,11 @@ class FitResult:
     plan: PruningPlan | None = None
     seconds: float = 0.0
 
+    def __repr__(self) -> str:
+        last = self.history[-1] if self.history else {}
+        figures = ", ".join(f"{key} {last[key]:.4g}" for key in ("nll", "kl", "valid_accuracy") if key in last)
+        return f"FitResult({len(self.history)} epochs in {self.seconds:.0f} s{': ' if figures else ''}{figures})"
+
 
 def fit(
     model: BayesianModel,

@@ -124,4 +124,12 @@ def test_reprs_are_short() -> None:
     posterior = pb.summarize(model, guide)
     assert len(repr(posterior)) < 800 and "0.noise" not in repr(posterior)
     assert repr(posterior.sites["0.noise"]) == "SiteSummary('0.noise', channel, shape=(4,))"
+    plan = pb.plan(posterior, rule="fraction", threshold=0.5)
+    assert repr(plan) == "PruningPlan(0 2 of 4)"
+    data = pb.load_data("digits")
+    assert len(repr(data)) < 200 and len(repr(data.train)) < 80
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    digits = pb.BayesianModel(net, pb.priors.Gaussian(1.0), data_size=len(data.train))
+    fit = pb.fit(digits, pb.guides.MeanField(digits), data, epochs=1, max_steps=2, progress=False)
+    assert repr(fit).startswith("FitResult(1 epochs in ") and "valid_accuracy 0." in repr(fit) and len(repr(fit)) < 120
     assert "kept 4 of 4" in repr(posterior.channels["0"]) and len(repr(posterior.channels["0"])) < 120
