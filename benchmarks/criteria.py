@@ -8,8 +8,8 @@ that a criterion reads and BatchNorm is measured on: rows of one seed are pairs.
 
     python benchmarks/criteria.py [NETWORK [CRITERION]]      # what is missing of results/criteria/, then its summary
 
-`results/criteria/oracle-NETWORK.json` is the loss of every single removal; `NETWORK-CRITERION-sSEED.json` a criterion's
-cuts and its rank correlation with the oracle; `twoway-NETWORK-sSEED.json` widths of one criterion with the channels
+`results/criteria/oracle-NETWORK.json` is the loss of every single removal, without the noise of labels: the mean divergence of
+the outputs without a unit from those with it; `NETWORK-CRITERION-sSEED.json` a criterion's costs and cuts; `twoway-NETWORK-sSEED.json` widths of one criterion with the channels
 of another; `summary.json` means, paired t-tests with Holm's correction, correlations.
 """
 
@@ -45,7 +45,7 @@ from pyrobnn.summary.saliency import removal_cost
 RESULTS = HERE / "results" / "criteria"
 SHARES = (0.8, 0.6, 0.3, 0.1)
 SEEDS = {"resnet20": 5, "vgg16": 3, "lenet5": 5}
-NORM_IMAGES, ORACLE_IMAGES, READ_IMAGES = 2000, 500, 2000
+NORM_IMAGES, ORACLE_IMAGES, READ_IMAGES = 2000, 250, 2000
 PAIRED = ("l1", "taylor", "laplace")  # of the two-way table
 
 Costs = dict[str, Tensor]
@@ -95,12 +95,12 @@ class Bench:
 
     @torch.no_grad()
     def oracle(self) -> dict[str, list[float]]:
-        """Increase of the mean NLL on even test images without one unit at a time."""
+        """Increase of the expected NLL (labels from the whole network) on even test images without one unit at a time."""
         split = self.even.take(ORACLE_IMAGES)
-        x, y = next(split.batches(ORACLE_IMAGES, channels_last=True))
+        x, _ = next(split.batches(ORACLE_IMAGES, channels_last=True))
         gates = GateMap(self.table)
         tensors = {n: t.detach() for n, t in (*self.net.named_parameters(), *self.net.named_buffers())}
-        whole = float(F.cross_entropy(self.net(x), y))
+        whole = F.log_softmax(self.net(x), -1)
         found = {}
         for group in self.table:
             rows = []
@@ -108,7 +108,7 @@ class Bench:
                 factor = torch.ones(group.channels)
                 factor[unit] = 0.0
                 out = torch.func.functional_call(self.net, gates.apply(tensors, {group.name: factor}), (x,))
-                rows.append(float(F.cross_entropy(out, y)) - whole)
+                rows.append(float(F.kl_div(F.log_softmax(out, -1), whole, log_target=True, reduction="batchmean")))
             found[group.name] = rows
             print(f"oracle {self.name} {group.name}", flush=True)
         return found
@@ -149,19 +149,20 @@ CRITERIA: dict[str, Callable[[Bench, int], Costs]] = {
 }
 
 
-def correlation(costs: Costs, oracle: dict[str, list[float]]) -> float:
+def correlation(costs: dict[str, list[float]], oracle: dict[str, list[float]]) -> float:
     """Spearman's over all units; costs of shares are only comparable within a group, and are taken as they are spent."""
     names = [name for name in oracle if name in costs]
-    ours = np.concatenate([costs[name].double().numpy() for name in names])
+    ours = np.concatenate([costs[name] for name in names])
     return float(stats.spearmanr(ours, np.concatenate([oracle[name] for name in names])).statistic)
 
 
-def rows(bench: Bench, criterion: str, seed: int, oracle: dict[str, list[float]]) -> dict[str, Any]:
+def rows(bench: Bench, criterion: str, seed: int) -> dict[str, Any]:
     start = time.process_time()
     costs = CRITERIA[criterion](bench, seed)
     seconds = time.process_time() - start
     found: dict[str, Any] = {"network": bench.name, "criterion": criterion, "seed": seed, "tuning_epochs": 0}
-    found |= {"cpu_seconds": round(seconds, 1), "rank_correlation": correlation(costs, oracle), "cuts": {}}
+    found |= {"cpu_seconds": round(seconds, 1), "cuts": {}}
+    found["costs"] = {name: [float(f"{v:.4g}") for v in value.tolist()] for name, value in costs.items()}
     for share in SHARES:
         found["cuts"][str(share)] = bench.measure(plan_for_budget(costs, bench.table, target_macs=share), seed)
     return found
@@ -192,9 +193,10 @@ def summary() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for network, criteria in table.items():
         part = found[network] = {}
+        oracle = json.loads((RESULTS / f"oracle-{network}.json").read_text())
         for name, by_seed in criteria.items():
             part[name] = {"seeds": len(by_seed)}
-            part[name]["rank_correlation"] = float(np.mean([r["rank_correlation"] for r in by_seed.values()]))
+            part[name]["rank_correlation"] = float(np.mean([correlation(r["costs"], oracle) for r in by_seed.values()]))
             for share in map(str, SHARES):
                 for what in ("accuracy", "nll", "agreement"):
                     values = [r["cuts"][share][what] for r in by_seed.values()]
@@ -245,11 +247,11 @@ def main() -> None:
         if network not in ("", name):
             continue
         bench = Bench(name)
-        oracle = stored(f"oracle-{name}", bench.oracle)
+        stored(f"oracle-{name}", bench.oracle)
         for seed in range(seeds):
             for key in CRITERIA:
                 if criterion in ("", key):
-                    stored(f"{name}-{key}-s{seed}", partial(rows, bench, key, seed, oracle))
+                    stored(f"{name}-{key}-s{seed}", partial(rows, bench, key, seed))
             if criterion == "":
                 stored(f"twoway-{name}-s{seed}", partial(two_way, bench, seed))
     Path(RESULTS / "summary.json").write_text(json.dumps(summary(), indent=1) + "\n")
