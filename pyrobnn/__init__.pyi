@@ -39,6 +39,7 @@ from .inference.predict import predict as predict
 from .inference.shrink import shrink as shrink
 from .inference.weight_start import start_widths as start_widths
 from .model import BayesianModel as BayesianModel
+from .moments.operation import register_operation as register_operation
 from .posterior.bayesian_net import BayesianNet as BayesianNet
 from .posterior.khat import guide_khat as guide_khat
 from .summary.reading import deterministic_net as deterministic_net

@@ -26,7 +26,7 @@ _WHY = "_channel_why"
 _UNIFORM = "_channel_uniform"
 
 Rule = Callable[["Tracer", "Call"], None]
-RULES: dict[str, Rule] = {}
+RULES: dict[Any, Rule] = {}  # by name; operations that users register, by themselves
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -336,7 +336,7 @@ class Tracer(TorchFunctionMode):
             return out
         if not any(True for _ in tensors_in(out)):
             return out
-        known = RULES.get(name)
+        known = RULES.get(func) or RULES.get(name)
         if known is not None:
             try:
                 known(self, call)

@@ -45,7 +45,7 @@ def _piecewise(
     return activation(mean.to(x._loc.dtype), variance)
 
 
-def _smooth(x: Moments, f: Callable[[Tensor], Tensor]) -> Moments:
+def smooth(x: Moments, f: Callable[[Tensor], Tensor]) -> Moments:
     options = current_options()
     if options.smooth == "first_order":
         return _first_order(f, x)
@@ -133,7 +133,7 @@ def _prelu(input: Any, weight: Any) -> Any:
     return activation((slope * mu + rest * mean).to(input._loc.dtype), total)
 
 
-def _enter_smooth() -> None:
+def _entersmooth() -> None:
     for name in (
         "tanh",
         "sigmoid",
@@ -157,9 +157,9 @@ def _enter_smooth() -> None:
         base = getattr(home, name)
 
         def smooth(input: Any, *args: Any, _base: Callable[..., Any] = base, **kwargs: Any) -> Any:
-            return _smooth(input, lambda x: _base(x, *args, **kwargs))
+            return smooth(input, lambda x: _base(x, *args, **kwargs))
 
         rule(*ops(name))(smooth)
 
 
-_enter_smooth()
+_entersmooth()

@@ -149,7 +149,7 @@ def _made_anew(value: Any) -> Any:
         return value.detach().clone() if value.grad_fn is not None else None
     if type(value) in _LOCKS:
         return _LOCKS[type(value)]()
-    if isinstance(value, types.FunctionType) and any(_holds_state(inside) for inside in _held_by(value)):
+    if isinstance(value, types.FunctionType) and _holds_state(value):
         cells = tuple(types.CellType() for _ in value.__closure__ or ())
         new = types.FunctionType(value.__code__, value.__globals__, value.__name__, None, cells)
         vars(new).update(vars(value))
@@ -157,8 +157,10 @@ def _made_anew(value: Any) -> Any:
     return None
 
 
-def _holds_state(value: Any) -> bool:
+def _holds_state(value: Any, above: tuple[Any, ...] = ()) -> bool:
     """Whether sharing this would let a copy reach into the original."""
+    if isinstance(value, types.FunctionType):
+        return value not in above and any(_holds_state(inside, (*above, value)) for inside in _held_by(value))
     return not isinstance(value, type | types.ModuleType | types.BuiltinFunctionType | str | bytes | int | float | None)
 
 
