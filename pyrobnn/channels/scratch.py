@@ -88,15 +88,32 @@ class Scratch:
         return outputs if all(bool(out.isfinite().all()) for out in outputs if out.is_floating_point()) else None
 
     def _to_double(self) -> None:
-        single = self.whole
-        try:
-            self.net.double()
-            self.whole = tuple(_double(arg) for arg in self.whole)
-            self.outputs(examples(self.whole, 2))
-            self.dtype = torch.float64
-        except (RuntimeError, TypeError):  # the forward pass has a dtype written into it
+        self.net.double()
+        if self._runs_double():
+            self.whole, self.dtype = as_double(self.whole), torch.float64
+        else:
             self.net.float()
-            self.whole = single
+
+    def _runs_double(self) -> bool:
+        try:
+            self.outputs(as_double(examples(self.whole, 2)))
+        except (RuntimeError, TypeError):  # the forward pass has a dtype written into it
+            return False
+        return True
+
+    @contextmanager
+    def double(self) -> Iterator[bool]:
+        """The network in float64 for a while; False if it cannot."""
+        self.net.double()
+        precise = self._runs_double()
+        self.dtype = torch.float64 if precise else torch.float32
+        if not precise:
+            self.net.float()
+        try:
+            yield precise
+        finally:
+            self.net.float()
+            self.dtype = torch.float32
 
     def _small_input(self, wanted: list[tuple[int, ...]]) -> tuple[Any, ...]:
         two = examples(self.whole, 2)
@@ -236,5 +253,6 @@ def examples(args: tuple[Any, ...], size: int) -> tuple[Any, ...]:
     return tuple(arg[:size] if isinstance(arg, Tensor) and arg.dim() else arg for arg in args)
 
 
-def _double(arg: Any) -> Any:
-    return arg.double() if isinstance(arg, Tensor) and arg.is_floating_point() else arg
+def as_double(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Floating tensors among the arguments in float64."""
+    return tuple(arg.double() if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args)

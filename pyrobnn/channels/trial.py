@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyrobnn.channels.parts import ChannelGroup
 from pyrobnn.channels.resize import resize_to
-from pyrobnn.channels.scratch import Scratch, difference, examples, runs_double
+from pyrobnn.channels.scratch import Scratch, as_double, difference, examples, runs_double
 from pyrobnn.channels.surgery import Sites, Undo, cut_, holders, touched
 from pyrobnn.channels.table import ChannelTable
 from pyrobnn.nets.calling import main_output, own_copy, set_mode
@@ -26,8 +26,8 @@ Keep = dict[str, Tensor]
 def try_groups(net: nn.Module, args: tuple[Any, ...], table: ChannelTable) -> ChannelTable:
     """Refuse every group for which compact and mask differ, with what went wrong as the reason.
 
-    On a small input each group alone loses one unit, a random half, and all but one. In large networks groups are cut
-    several at a time, every group in all three ways and each with ever other companions; a batch that fails is
+    On a small input each group alone loses one unit, a random half, all but two, and all but one. In large networks groups are cut
+    several at a time, every group in all four ways and each with ever other companions; a batch that fails is
     halved until the groups at fault are found. Then all groups lose a half together: on inputs of the real size, in
     eval mode with three examples and with one, in train mode (with a backward pass), saved and loaded. What the uncut
     network cannot do either is not asked.
@@ -59,11 +59,11 @@ def _without(batch: Mapping[str, Tensor], names: Iterable[str]) -> Keep:
 
 
 def _cut_alone(trial: Trial, names: Iterable[str]) -> dict[str, str]:
-    """What went wrong, by name, when each of these groups loses one unit, half, and all but one."""
+    """What went wrong, by name, when each of these groups loses one unit, half, all but two, and all but one."""
     generator = torch.Generator().manual_seed(1)
     reasons: dict[str, str] = {}
     for name in names:
-        for cut in (_all_but_one, _about_half, _one_left):
+        for cut in (_all_but_one, _about_half, _two_left, _one_left):
             reason = trial.differs({name: cut(trial.table[name], generator)})
             if reason is not None:
                 reasons[name] = reason
@@ -72,12 +72,12 @@ def _cut_alone(trial: Trial, names: Iterable[str]) -> dict[str, str]:
 
 
 def _batches(table: ChannelTable) -> list[Keep]:
-    """Six cuts of many groups: each group twice a half, once one unit, once all but one, and twice not at all.
+    """Six cuts of many groups: each group twice a half, once each one unit, all but one and all but two, once not at all.
 
     The order is random for every group, so that two groups that wrongly depend on each other are cut apart.
     """
     generator = torch.Generator().manual_seed(0)
-    ways: tuple[Cut | None, ...] = (_all_but_one, _about_half, _one_left, _about_half, None, None)
+    ways: tuple[Cut | None, ...] = (_all_but_one, _about_half, _one_left, _about_half, _two_left, None)
     batches: list[Keep] = [{} for _ in ways]
     for group in table:
         for batch, way in zip(batches, torch.randperm(len(ways), generator=generator).tolist(), strict=True):
@@ -121,6 +121,12 @@ def _all_but_one(group: ChannelGroup, generator: torch.Generator) -> Tensor:
 
 def _one_left(group: ChannelGroup, generator: torch.Generator) -> Tensor:
     return ~_all_but_one(group, generator)
+
+
+def _two_left(group: ChannelGroup, generator: torch.Generator) -> Tensor:
+    keep = torch.zeros(group.channels, dtype=torch.bool)
+    keep[torch.randperm(group.channels, generator=generator)[:2]] = True
+    return keep
 
 
 def _about_half(group: ChannelGroup, generator: torch.Generator) -> Tensor:
@@ -188,9 +194,18 @@ class Trial:
         return any(not bool(flat[units].any()) for units in axes)  # refused when a plan asks for it
 
     def _compared(self, keep: Keep, args: tuple[Any, ...]) -> str | None:
+        """What is wrong with this cut on these inputs; a difference in float32 counts if float64 has it too."""
         flat = self.table.flat(keep, fill=True).bool()
         if self._leaves_nothing(flat):
             return None
+        reason = self._difference(flat, args)
+        if reason is not None and self.scratch.dtype is torch.float32 and reason.startswith("compact differs"):
+            with self.scratch.double() as precise:
+                if precise:
+                    return self._difference(flat, as_double(args))
+        return reason
+
+    def _difference(self, flat: Tensor, args: tuple[Any, ...]) -> str | None:
         masked = self._masked(flat, args)
         compact = self._compact(flat, lambda: self.scratch.outputs(args))
         if isinstance(compact, str):
