@@ -111,6 +111,11 @@ class ProfiledNormal(dist.TorchDistribution):
         scale = gap.detach().square().mean().sqrt().clamp(min=float(least))
         return dist.Normal(self.loc, scale, validate_args=False).log_prob(value).reshape(len(gap), -1).sum(1)
 
+    def beside(self, value: Tensor) -> Tensor:
+        """A draw with the scale of these targets' residuals, in the shape of `value`."""
+        scale = (value - self.loc).detach().square().mean().sqrt()
+        return self.loc.detach() + scale * torch.randn_like(self.loc)
+
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """The means: without targets there are no residuals."""
         return self.loc.detach().expand(torch.Size(sample_shape) + self.loc.shape)

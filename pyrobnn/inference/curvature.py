@@ -20,8 +20,9 @@ from torch.overrides import TorchFunctionMode
 
 from pyrobnn.channels import ChannelTable, GateMap
 from pyrobnn.errors import ConfigError
-from pyrobnn.likelihoods import Categorical, Likelihood
+from pyrobnn.likelihoods import OF_TENSORS, Categorical, Likelihood, ProfiledNormal
 from pyrobnn.metrics.evaluate import eval_mode
+from pyrobnn.nets.calling import batch_for, main_output
 from pyrobnn.nets.channel_map import ChannelMap
 
 _CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
@@ -98,7 +99,7 @@ class _ExampleGates(TorchFunctionMode):
         ]
         try:
             with self:
-                output = net(x)
+                output = net(batch_for(net, x))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -167,14 +168,15 @@ def _one_by_one(net: nn.Module, table: ChannelTable, x: Tensor, losses: Losses) 
     gates = GateMap(table)
     tensors = {name: t.detach() for name, t in (*net.named_parameters(), *net.named_buffers())}
     with torch.no_grad():
-        count = len(losses(net(x)))
+        whole = main_output(net(x))
+        count = len(losses(whole))
     rows: list[list[Tensor]] = [[] for _ in range(count)]
     for example in range(len(x)):
         factors = {g.name: x.new_ones(g.channels).requires_grad_() for g in table}
         with torch.enable_grad():
             output = functional_call(net, gates.apply(tensors, factors), (x[example : example + 1],))
             # The losses of the whole batch are known by row, so that drawn labels are the same ones.
-            found = losses(_in_row(output, example, len(x)))
+            found = losses(_in_row(main_output(output), example, whole))
             for number, loss in enumerate(found):
                 parts = torch.autograd.grad(
                     loss[example], list(factors.values()), retain_graph=number + 1 < len(found), allow_unused=True
@@ -184,11 +186,18 @@ def _one_by_one(net: nn.Module, table: ChannelTable, x: Tensor, losses: Losses) 
     return [torch.stack(row) for row in rows]
 
 
-def _in_row(output: Tensor, row: int, rows: int) -> Tensor:
-    """A batch that has this output in one row, and zeros in the others."""
-    return torch.cat(
-        [output.new_zeros(row, *output.shape[1:]), output, output.new_zeros(rows - row - 1, *output.shape[1:])]
-    )
+def _in_row(output: Tensor, row: int, whole: Tensor) -> Tensor:
+    """The outputs of the batch with this one, of which there are gradients, in its row."""
+    return torch.cat([whole[:row], output, whole[row + 1 :]])
+
+
+def _drawn(fn: Any, y: Tensor | None) -> Tensor:
+    """Targets from the predictive distribution; where its scale is that of residuals, of those of `y`."""
+    if isinstance(fn, ProfiledNormal):
+        if y is None:
+            raise ConfigError("a noise scale that is that of the residuals needs batches of inputs with targets")
+        return fn.beside(y)
+    return fn.sample()
 
 
 @dataclass(frozen=True)
@@ -244,6 +253,10 @@ def gate_fisher(
             without classes.
     """
     likelihood = Categorical() if likelihood is None else likelihood
+
+    def density(said: Any) -> Any:
+        return likelihood(main_output(said) if isinstance(likelihood, OF_TENSORS) else said)
+
     if labels not in ("model", "data"):
         raise ConfigError(f"labels of a Fisher information come from 'model' or 'data', got {labels!r}")
     if draws < 1:
@@ -255,19 +268,22 @@ def gate_fisher(
     outer = {g.name: torch.zeros(g.channels, g.channels, dtype=torch.float64) for g in table} if blocks else {}
     draws = draws if labels == "model" else 1
     seen = 0
-    with eval_mode(net), torch.random.fork_rng(devices=[]):
+    device = next((t.device for t in (*net.parameters(), *net.buffers())), torch.device("cpu"))
+    with eval_mode(net), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for batch in batches:
             x, y = batch if isinstance(batch, tuple | list) else (batch, None)
             if labels == "data" and y is None:
                 raise ConfigError("labels='data' needs batches of images with labels")
             with torch.no_grad():
-                output = net(x)
+                output = net(batch_for(net, x))
                 torch.manual_seed(seed + seen)
-                exact = [likelihood(output).sample() for _ in range(draws)] if labels == "model" else [y]
-                soft = [] if temperature is None else [likelihood(output / temperature).sample() for _ in range(draws)]
+                exact = [_drawn(density(output), y) for _ in range(draws)] if labels == "model" else [y]
+                soft = []
+                if temperature is not None:
+                    soft = [likelihood(main_output(output) / temperature).sample() for _ in range(draws)]
 
             def losses(out: Any, targets: list[Any] = [*exact, *soft]) -> list[Tensor]:  # noqa: B006
-                fn = likelihood(out)
+                fn = density(out)
                 return [fn.log_prob(target) for target in targets]
 
             gradients = gate_gradients(net, table, x, losses)

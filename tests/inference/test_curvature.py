@@ -165,3 +165,32 @@ def test_bad_settings_are_refused_in_a_line(options, message):
         gate_fisher(net, pb.channel_groups(net, x[:2]), [x], data_size=8, **options)
     with pytest.raises(ConfigError, match="at least one image"):
         gate_fisher(net, pb.channel_groups(net, x[:2]), [], data_size=8)
+
+
+def test_regression_draws_with_the_scale_of_its_residuals():
+    """A noise scale of the residuals: F is that of a Gaussian with this scale, not the 0 of targets at the means."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    x = torch.randn(400, 3)
+    y = net(x).detach() + 0.3 * torch.randn(400, 2)
+    table = pb.channel_groups(net, x[:2])
+    profiled = gate_fisher(net, table, [(x, y)], data_size=400, draws=60, likelihood=pb.likelihoods.Gaussian(None))
+    fixed = gate_fisher(net, table, [(x, y)], data_size=400, draws=60, likelihood=pb.likelihoods.Gaussian(0.3))
+    torch.testing.assert_close(profiled.diagonal["0"], fixed.diagonal["0"], rtol=0.15, atol=1.0)
+    with pytest.raises(ConfigError, match="needs batches of inputs with targets"):
+        gate_fisher(net, table, [x], data_size=400, likelihood=pb.likelihoods.Gaussian(None))
+
+
+def test_the_main_one_of_several_outputs_is_judged():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head, self.side = nn.Linear(3, 4), nn.Linear(4, 5), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            h = F.relu(self.first(x))
+            return {"side": self.side(h), "logits": self.head(h)}
+
+    net, x = Two(), torch.randn(60, 3)
+    alone = nn.Sequential(net.first, nn.ReLU(), net.head)
+    both = gate_fisher(net, pb.channel_groups(net, x[:2]), [x], data_size=60).diagonal["first"]
+    torch.testing.assert_close(both, gate_fisher(alone, pb.channel_groups(alone, x[:2]), [x], data_size=60).diagonal["0"])
