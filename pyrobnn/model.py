@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -19,7 +18,6 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.func import functional_call
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pyrobnn.channels.gates import GateMap
 from pyrobnn.channels.surgery import Sites
@@ -84,7 +82,7 @@ class BayesianModel(PyroModule):
         self._table = (groups,)
         self._gates = (GateMap(groups) if groups else None,)
         self._prior = (prior,)
-        self._last_update: tuple[Any, tuple[int, int]] | None = None
+        self._last_update: tuple[Any, int] | None = None
         self.seen: tuple[Tensor, ...] = ()  # one example, for guides that are functions of the batch
         self.last_batch: tuple[Any, Tensor] | None = None  # with targets; held by reference
         self.history: list[dict[str, Any]] = []  # rows of the last fit
@@ -101,8 +99,6 @@ class BayesianModel(PyroModule):
         self._recomputes: str | None = None
         self._probed = False
         self._has_norms = any(isinstance(m, _NORMS) and m.track_running_stats for m in net.modules())
-        if self._has_norms and not any(True for _ in net.parameters()):
-            _count_steps()
 
     # Tuples keep PyroModule from registering what is not a submodule.
     @property
@@ -179,7 +175,16 @@ class BayesianModel(PyroModule):
         """
         _refuse_vectorised()
         net = self.net  # this look-up is what shows the deterministic parameters to Pyro
-        values = self.values()
+        output, distribution, observed, size = self.observed(net, self.values(), x, y)
+        # Explicit indices: pyro.plate would otherwise draw a permutation of all N at every step.
+        with pyro.plate("data", self.data_size, subsample=torch.arange(size), device="cpu"):
+            pyro.sample("obs", distribution, obs=observed)
+        return output
+
+    def observed(
+        self, net: nn.Module, values: dict[str, Tensor], x: Any, y: Tensor | None
+    ) -> tuple[Tensor, dist.TorchDistribution, Tensor | None, int]:
+        """The network's output at these tensors, the distribution of the targets, these as it takes them, and how many."""
         said = self.call_net(net, values, x, whole=True)
         output = main_output(said)
         self.seen = _first_example(x, y)
@@ -192,10 +197,7 @@ class BayesianModel(PyroModule):
                 f"the likelihood of this output expects targets of shape {tuple(distribution.shape())}, "
                 f"got {tuple(y.shape)}: reshape the targets or the output"
             )
-        # Explicit indices: pyro.plate would otherwise draw a permutation of all N at every step.
-        with pyro.plate("data", self.data_size, subsample=torch.arange(size), device="cpu"):
-            pyro.sample("obs", distribution, obs=_as_observed(distribution, y))
-        return output
+        return output, distribution, _as_observed(distribution, y), size
 
     def density(self, said: Any) -> dist.TorchDistribution:
         """The distribution of the targets: of the main output, or of all that the network returns for a likelihood of your own."""
@@ -211,7 +213,7 @@ class BayesianModel(PyroModule):
             ConfigError: values that are not plain tensors, in a network that computes its activations again in the
                 backward pass.
         """
-        if self._has_norms and net.training and not self._may_update(x):
+        if self._has_norms and net.training and not self._may_update(x, values):
             values = {**values, **copied_statistics(net, values)}
         device = x.device.type if isinstance(x, Tensor) else "cpu"
         cast = torch.autocast(device, dtype=self.autocast) if self.autocast is not None else nullcontext()
@@ -232,16 +234,23 @@ class BayesianModel(PyroModule):
             )
         return call_outliving(net, values, x)
 
-    def _may_update(self, x: Any) -> bool:
+    def _may_update(self, x: Any, values: dict[str, Tensor]) -> bool:
+        """False in the runs of an AutoGuide's set-up and for further particles: the same batch, no parameter moved."""
         if any(isinstance(handler, InitMessenger) for handler in _PYRO_STACK):
             return False
-        step = (_steps[0], sum(p._version for p in self.net.parameters()))
+        # A network whose every parameter is random has none of its own that a step would move: its guide's then.
+        own = list(self.net.parameters())
+        step = sum(p._version for p in own or _leaves(values.values()))
         last, self._last_update = self._last_update, None
         try:
             self._last_update = (weakref.ref(x), step)
         except TypeError:
             return True
         return last is None or last[0]() is not x or last[1] != step
+
+    def forget_batch(self) -> None:
+        """The next call is of a new step, whatever its batch: BatchNorm statistics move."""
+        self._last_update = None
 
     def sites(self) -> dict[str, Any]:
         """The latent sites, `{name: Pyro site}`, from a run of the prior alone (RNG state kept)."""
@@ -366,14 +375,15 @@ def copied_statistics(net: nn.Module, values: dict[str, Tensor]) -> dict[str, Te
     return copies
 
 
-# Optimiser steps in this process, counted once a model asks. With every parameter random there is no version
-# counter in the network that would tell the next step on the same batch from another particle of this one.
-_steps = [0]
-
-
-@cache
-def _count_steps() -> None:
-    def count(*_: Any) -> None:
-        _steps[0] += 1
-
-    register_optimizer_step_post_hook(count)
+def _leaves(values: Iterable[Tensor]) -> list[Tensor]:
+    """The parameters that these tensors were computed from, read off their autograd graphs."""
+    nodes = [value.grad_fn for value in values if value.grad_fn is not None]
+    seen, found = set(nodes), []
+    while nodes:
+        node = nodes.pop()
+        if (leaf := getattr(node, "variable", None)) is not None:
+            found.append(leaf)
+        fresh = {parent for parent, _ in node.next_functions if parent is not None} - seen
+        seen |= fresh
+        nodes.extend(fresh)
+    return found

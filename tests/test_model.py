@@ -14,6 +14,7 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.infer.autoguide.initialization import init_to_value
 from torch import Tensor, nn
+from torch.optim import optimizer
 
 import pyrobnn as pb
 from pyrobnn.data import Data
@@ -278,6 +279,7 @@ def test_statistics_when_everything_is_random(data: Data) -> None:
     svi.step(x, y)
     svi.step(x, y)
     assert counts(model) == [2, 2]
+    assert not optimizer._global_optimizer_post_hooks  # nothing that other optimisers would run too
 
 
 def test_initialise_restores_buffers_and_rng(data: Data) -> None:

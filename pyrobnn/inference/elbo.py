@@ -4,6 +4,8 @@ Stock `TraceMeanField_ELBO` looks up KL(Delta, p) for the sites of a stock AutoG
 the Delta's `log_density`, the Jacobian of the constraint: on positive or bounded sites its loss is
 off by E[log |dz/du|]. Here a site whose guide distribution is a Delta (or has no registered KL)
 contributes log q - log p at the drawn value, Jacobian and auxiliary site included.
+
+Traces come from Pyro's own hooks (`_get_trace`, `_get_traces`), with its validation.
 """
 
 from __future__ import annotations
@@ -17,12 +19,16 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO as PyroELBO
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyrobnn.distributions.base import base_distribution
 from pyrobnn.errors import ConfigError, NumericalError
+from pyrobnn.moments import MomentMessenger
+from pyrobnn.moments.handler import is_unconstrained
 
 Weights = Mapping[str, float | Tensor]
 
@@ -61,6 +67,7 @@ class ELBO(PyroELBO):
             site's KL per coordinate, e.g. a price per channel.
         estimator: `"weight"` samples weights; `"local"` samples pre-activations (local
             reparameterisation, Kingma 2015); `"moments"` carries mean and variance to the output.
+        options: as for :class:`pyro.infer.ELBO` (`max_plate_nesting`, `vectorize_particles`, `retain_graph`).
 
     Raises:
         ConfigError: an unknown estimator, or a guide site that cannot be reparameterised.
@@ -74,16 +81,17 @@ class ELBO(PyroELBO):
         kl_weight: float = 1.0,
         site_weights: Weights | None = None,
         estimator: str = "weight",
+        **options: Any,
     ) -> None:
-        super().__init__(num_particles=num_particles)
+        super().__init__(num_particles=num_particles, **options)
         if estimator not in ("weight", "local", "moments"):
             raise ConfigError(f"estimator must be 'weight', 'local' or 'moments', got {estimator!r}")
-        self.kl_weight = kl_weight
+        self.kl_weight: float | Tensor = kl_weight
         self.site_weights: dict[str, float | Tensor] = dict(site_weights or {})
         self.estimator = estimator
         # Weights that the network uses more than once, found on the way: they are sampled, so that
         # their uses share one draw.
-        self._shared: set[str] = set()
+        self.shared: set[str] = set()
 
     def parts(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Parts:
         """Negative log-likelihood and KL per site, averaged over the particles."""
@@ -91,10 +99,7 @@ class ELBO(PyroELBO):
         kl: dict[str, Tensor] = {}
         closed: set[str] = set()
         output = None
-        for _ in range(self.num_particles):
-            guide_trace = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
-            replayed = self._estimated(poutine.replay(model, trace=guide_trace), guide_trace)
-            model_trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*args, **kwargs))
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             output = model_trace.nodes["_RETURN"]["value"]
             if self.estimator == "moments":
                 output = getattr(output, "loc", output)  # what terms and accuracy look at
@@ -109,12 +114,33 @@ class ELBO(PyroELBO):
         n = self.num_particles
         return Parts(nll / n, {name: value / n for name, value in kl.items()}, output, closed)
 
-    def _estimated(self, model: Callable[..., Any], guide_trace: Any) -> Callable[..., Any]:
-        if self.estimator == "weight":
-            return model
-        from pyrobnn.moments import MomentMessenger
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        """One run of the guide and of the model against it, the network seeing what the estimator hands it.
 
-        return MomentMessenger(guide_trace, mode=self.estimator, shared=self._shared)(model)  # type: ignore[arg-type]
+        Log-densities are computed where a term needs them.
+        """
+        unwrapped = poutine.unwrap(guide)
+        if isinstance(unwrapped, poutine.messenger.Messenger):  # an effect-handler guide runs the model itself
+            returned = guide(*args, **kwargs)
+            model_trace, guide_trace = unwrapped.get_traces()  # type: ignore[attr-defined]
+            model_trace.add_node("_RETURN", name="_RETURN", type="return", value=returned)
+        else:
+            guide_trace = poutine.trace(guide, graph_type="flat").get_trace(*args, **kwargs)
+            seen = model
+            if self.estimator != "weight":
+                seen = MomentMessenger(guide_trace, mode=self.estimator, shared=self.shared)(model)  # type: ignore[arg-type]
+            replayed = poutine.replay(seen, trace=guide_trace)
+            model_trace = poutine.trace(replayed, graph_type="flat").get_trace(*args, **kwargs)
+        if is_validation_enabled():
+            check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
+        model_trace, guide_trace = prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
+        if is_validation_enabled():
+            for site in (*model_trace.nodes.values(), *guide_trace.nodes.values()):
+                if site["type"] == "sample":
+                    # A log-density has the shape of the batch; that of a latent site need not be computed for it.
+                    log_prob = torch.zeros(()).expand(site["fn"].batch_shape)  # type: ignore[attr-defined]
+                    check_site_shape({**site, "log_prob": log_prob}, self.max_plate_nesting)
+        return model_trace, guide_trace
 
     def _kl_terms(self, model_trace: Any, guide_trace: Any) -> list[tuple[str, Tensor, bool]]:
         terms = []
@@ -130,7 +156,7 @@ class ELBO(PyroELBO):
             _require_rsample(name, q["fn"])  # also with a closed form: the likelihood's gradient needs it
             exact = _closed_form(q["fn"], site, auxiliary, weight)
             if exact is None:
-                if not isinstance(weight, float | int):
+                if isinstance(weight, Tensor) and weight.dim():
                     raise ConfigError(f"site {name!r}: a weight per coordinate needs a closed-form KL")
                 value = weight * (_log_prob(q) - _log_prob(site))
                 if auxiliary is not None:
@@ -154,7 +180,8 @@ class ELBO(PyroELBO):
         """Negative ELBO in nats for the whole data set, with gradients."""
         parts = self.parts(model, guide, *args, **kwargs)
         loss = parts.nll + self.kl_weight * parts.total_kl(parts.nll)
-        check_finite(parts)
+        if not torch.isfinite(loss):
+            check_finite(parts)
         return loss
 
     @torch.no_grad()
@@ -166,11 +193,8 @@ class ELBO(PyroELBO):
         """What `pyro.infer.SVI` calls: backward, then the loss as a number."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
-            loss.backward()
+            loss.backward(retain_graph=self.retain_graph)
         return float(loss.detach())
-
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:  # pragma: no cover
-        raise ConfigError("ELBO evaluates its particles in parts(); call that instead")
 
 
 def check_finite(parts: Parts) -> None:
@@ -207,7 +231,7 @@ def _closed_form(
     q = base_distribution(q)
     if isinstance(q, dist.Delta):
         # AutoNormal on a real site: identity transform, so the auxiliary Normal is the posterior.
-        if auxiliary is None or not _same(q.v, auxiliary["value"]) or not _no_jacobian(q):
+        if auxiliary is None or not is_unconstrained(outer) or not _same(q.v, auxiliary["value"]):
             return None
         q = base_distribution(auxiliary["fn"])
     try:
@@ -221,9 +245,5 @@ def _closed_form(
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a is b or (a.shape == b.shape and torch.equal(a, b))
-
-
-def _no_jacobian(q: Any) -> bool:
-    log_density = q.log_density
-    return not torch.is_tensor(log_density) or not bool(log_density.any())
+    """Whether two tensors are one, without reading them."""
+    return a is b or (a.shape == b.shape and a.data_ptr() == b.data_ptr())

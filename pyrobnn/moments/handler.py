@@ -106,13 +106,13 @@ class MomentMessenger(Messenger):
         if isinstance(fn, Normal):
             return fn
         auxiliary = nodes.get(f"{name}_unconstrained")
-        if isinstance(fn, Delta) and auxiliary is not None and _is_unconstrained(prior):
+        if isinstance(fn, Delta) and auxiliary is not None and is_unconstrained(prior):
             fn = unwrap(auxiliary["fn"])
             return fn if isinstance(fn, Normal) else None
         return None
 
 
-def _is_unconstrained(prior: Any) -> bool:
+def is_unconstrained(prior: Any) -> bool:
     """Whether the guide's real-valued auxiliary *is* the value."""
     transform = biject_to(prior.support)
     while isinstance(transform, IndependentTransform):

@@ -20,6 +20,7 @@ from pyro.infer.autoguide import (
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
+    AutoNormalMessenger,
 )
 from pyro.infer.autoguide.initialization import init_to_value
 from torch import Tensor, nn
@@ -253,3 +254,58 @@ def test_a_guide_site_without_rsample_is_refused() -> None:
 def test_unknown_estimator() -> None:
     with pytest.raises(ConfigError, match="'weight', 'local' or 'moments', got 'flipout'"):
         ELBO(estimator="flipout")
+
+
+def test_handlers_and_subclasses_reach_the_traces() -> None:
+    """What stock losses offer through Pyro's hooks holds here: poutine handlers, a subclass of its own, validation."""
+    model, x, y = regression()
+    guide = AutoDelta(model)
+    guide(x, y)
+    plain = ELBO().parts(model, guide, x, y)
+    scaled = ELBO().parts(pyro.poutine.scale(model, 0.5), pyro.poutine.scale(guide, 0.5), x, y)
+    assert torch.allclose(scaled.nll, 0.5 * plain.nll)
+    assert all(torch.allclose(scaled.kl[name], 0.5 * value) for name, value in plain.kl.items())
+
+    class Watched(ELBO):
+        seen: list[set[str]]
+
+        def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+            traces = super()._get_trace(model, guide, args, kwargs)
+            self.seen = [set(trace.stochastic_nodes) for trace in traces]
+            return traces
+
+    watched = Watched()
+    watched.loss(model, guide, x, y)
+    assert watched.seen[1] == set(plain.kl) and watched.seen[0] == set(plain.kl)
+
+    def forgetful() -> None:
+        pyro.sample("w", dist.Delta(torch.zeros(3), event_dim=1))
+
+    with pyro.validation_enabled(True), pytest.warns(UserWarning, match="in model but not guide"):
+        ELBO().loss(mixed_model, forgetful)
+
+
+def test_particles_at_once_where_the_model_is_vectorised() -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 3):
+            pyro.sample("obs", dist.Normal(z, 1.0), obs=torch.arange(3.0))
+
+    def guide() -> None:
+        pyro.sample("z", dist.Normal(torch.tensor(0.5), 0.3))
+
+    wide = ELBO(num_particles=20000, vectorize_particles=True, max_plate_nesting=1).loss(model, guide)
+    kl = 0.5 * (0.3**2 + 0.5**2 - 1) - math.log(0.3)
+    nll = sum(0.5 * ((y - 0.5) ** 2 + 0.3**2) + 0.5 * math.log(2 * math.pi) for y in range(3))
+    assert wide == pytest.approx(nll + kl, abs=0.02)
+
+
+def test_a_guide_that_is_a_handler() -> None:
+    guide = AutoNormalMessenger(mixed_model)
+    guide()
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(0.1)
+    ours, stock = many(ELBO, mixed_model, guide, 200), many(Trace_ELBO, mixed_model, guide, 200)
+    difference = ours - stock
+    assert abs(difference.mean()) < 4 * difference.std() / math.sqrt(200) + 1e-5
