@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Gamma, InverseGamma, LogNormal, Normal, kl_divergence, register_kl
+from torch.nn.functional import softplus
 
 from pyrobnn.distributions.ard import ARD
 from pyrobnn.distributions.binary import StraightThroughBernoulli, SwitchedNormal
@@ -53,7 +54,10 @@ def _normal_capped_laplace(q: Normal, p: CappedLaplace) -> Tensor:
 
 @register_kl(StraightThroughBernoulli, Bernoulli)
 def _straight_through_bernoulli(q: StraightThroughBernoulli, p: Bernoulli) -> Tensor:
-    return kl_divergence(Bernoulli(logits=q.logits, validate_args=False), p)
+    """As torch has it for two Bernoullis of probability inside (0, 1), without its look-up of those that are 0 or 1."""
+    inclusion = q.logits.sigmoid()
+    on = inclusion * (softplus(-p.logits) - softplus(-q.logits))
+    return on + (1 - inclusion) * (softplus(p.logits) - softplus(q.logits))
 
 
 @register_kl(SwitchedNormal, Normal)

@@ -19,6 +19,7 @@ from torch.distributions import constraints
 
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.base import Guide, site_key, site_layout
+from pyrobnn.guides.flat import DrawnNormal, Flat, Pack, views_like
 
 if TYPE_CHECKING:
     from pyrobnn.model import BayesianModel
@@ -50,6 +51,7 @@ class MeanField(Guide):
     ) -> None:
         super().__init__()
         self.scale_lr = scale_lr
+        self._packs: tuple[Pack | None, Pack | None] = (None, None)
         if init_scale <= 0:
             raise ConfigError(f"init_scale must be positive, got {init_scale}; 0.1 suits trained weights")
         self.loc = nn.ParameterDict()
@@ -76,11 +78,37 @@ class MeanField(Guide):
         """Sample every site; arguments (the batch) are ignored."""
         loc, log_scale = self.loc, self.log_scale
         draws = {}
-        for name, (positive, event_dim) in self._sites.items():
-            key = site_key(name)
-            family = dist.LogNormal if positive else dist.Normal
-            draws[name] = pyro.sample(name, family(loc[key], log_scale[key].exp()).to_event(event_dim))
+        for (name, (positive, event_dim)), noise in zip(self._sites.items(), self._standard_noise(), strict=True):
+            mean, scale = loc[site_key(name)], log_scale[site_key(name)].exp()
+            normal = DrawnNormal(mean, scale)
+            normal.drawn = torch.addcmul(mean, scale, noise)
+            q: Any = normal
+            if positive:
+                q = dist.LogNormal(mean, scale)
+                q.base_dist = normal
+            draws[name] = pyro.sample(name, q.to_event(event_dim))
         return draws
+
+    def _standard_noise(self) -> list[Tensor]:
+        """Standard normal noise for every site, from one draw."""
+        own: Any = self._modules["loc"]  # past __getattr__, which would announce every parameter
+        values = list(own.values())
+        noise = torch.randn(sum(v.numel() for v in values), dtype=values[0].dtype, device=values[0].device)
+        return views_like(noise, values)
+
+    def flat(self) -> Flat | None:
+        """All sites as flat vectors; None where a site is positive, or shares scales between coordinates."""
+        own: Any = self._modules
+        parameters = [list(own[part].values()) for part in ("loc", "log_scale")]
+        shared = any(m.shape != s.shape for m, s in zip(*parameters, strict=True))
+        if shared or any(positive for positive, _ in self._sites.values()):
+            return None
+        packs = [
+            pack if pack is not None and pack.holds(those) else Pack(those)
+            for pack, those in zip(self._packs, parameters, strict=True)
+        ]
+        self._packs = (packs[0], packs[1])
+        return Flat(list(self._sites), *self._packs)
 
     def lr_factor(self, parameter: str) -> float:
         return self.scale_lr if parameter.startswith("log_scale.") else 1.0

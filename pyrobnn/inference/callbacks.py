@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyrobnn.channels import PruningPlan
@@ -153,8 +154,15 @@ def read_only(rows: Iterable[dict[str, Any]]) -> tuple[Mapping[str, Any], ...]:
     return tuple(MappingProxyType(row) for row in rows)
 
 
-def assign(owners: Mapping[str, Any], name: str, value: Any, *, number: bool = True) -> None:
-    """Set what `<owner>.<attribute>` names: a tensor in place, a number as a tensor, another setting as it is.
+def assign(
+    owners: Mapping[str, Any], name: str, value: Any, *, number: bool = True, device: torch.device | None = None
+) -> bool:
+    """Set what `<owner>.<attribute>` names: a tensor in place, a number as it is, or another setting (not `number`).
+
+    On a CUDA `device` a number becomes a tensor there, which a captured step can see change.
+
+    Returns:
+        Whether the attribute now holds another object than before, that a captured step does not know.
 
     Raises:
         ConfigError: no owner or attribute of that name, or a tensor of another shape.
@@ -172,16 +180,19 @@ def assign(owners: Mapping[str, Any], name: str, value: Any, *, number: bool = T
         raise ConfigError(f"an update names {name!r}, and there is no such tensor or attribute") from error
     if not number:
         setattr(owner, leaf, value)
-    elif isinstance(current, Tensor):
+        return True
+    if isinstance(current, Tensor):
         if isinstance(value, Tensor) and value.shape != current.shape:
             raise ConfigError(
                 f"an update of {name!r} has shape {tuple(value.shape)}, expected {tuple(current.shape)}: cuts go by plan"
             )
         current.data.copy_(value) if isinstance(value, Tensor) else current.data.fill_(value)
-    elif isinstance(current, int | float) and not isinstance(current, bool):
-        setattr(owner, leaf, value)
-    else:
+        return False
+    if not isinstance(current, int | float) or isinstance(current, bool):
         raise ConfigError(f"an update names {name!r}, which is neither a tensor nor a number: give it as a setting")
+    captured = device is not None and device.type == "cuda"
+    setattr(owner, leaf, torch.as_tensor(value, device=device) if captured else value)
+    return captured
 
 
 class Temperature(Callback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ class FitConfig:
         augment: use the data's augmentation; where it mirrors, each image is mirrored in every second epoch
             (Jordan 2024, "alternating flip").
         validate: measure validation accuracy (posterior means) after each epoch.
+        capture: `auto` runs full batches as one CUDA graph on a CUDA device, `off` never.
         max_steps: steps per epoch, to stop short of a full pass over the (shuffled) data.
     """
 
@@ -53,12 +55,25 @@ class FitConfig:
     augment: bool = True
     validate: bool = True
     max_steps: int | None = None
+    capture: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.epochs < 0 or self.batch_size < 1 or self.lr < 0:
-            raise ConfigError(
-                f"epochs must be 0 or more, batch_size at least 1 and lr not negative, "
-                f"got {self.epochs}, {self.batch_size}, {self.lr}"
-            )
+        for name, least in (("epochs", 0), ("batch_size", 1), ("num_particles", 1), ("max_steps", 1)):
+            value = getattr(self, name)
+            if value is not None and (value != int(value) or value < least):
+                raise ConfigError(f"{name} must be a whole number of at least {least}, got {value}")
+        numbers: dict[str, Any] = {name: getattr(self, name) for name in ("lr", "guide_lr", "weight_decay", "momentum")}
+        for name in ("lr_schedule", "kl_schedule"):
+            value = getattr(self, name)
+            numbers[name] = value if isinstance(value, int | float) else None
+        for name, value in numbers.items():
+            if value is not None and not 0 <= value < math.inf:
+                raise ConfigError(f"{name} must be finite and not negative, got {value}")
+        if not self.momentum < 1:
+            raise ConfigError(f"momentum must be below 1, got {self.momentum}")
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise ConfigError(f"clip must be a positive number, or None for no bound, got {self.clip}")
+        if self.capture not in ("auto", "off"):
+            raise ConfigError(f"capture must be 'auto' or 'off', got {self.capture!r}")
         if self.optimizer not in ("adam", "sgd", "muon"):
             raise ConfigError(f"optimizer must be 'adam', 'sgd' or 'muon', got {self.optimizer!r}")

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import pyro
 import torch
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
 from pyrobnn.channels import PruningPlan
 from pyrobnn.data import Data
-from pyrobnn.errors import CheckpointError, NumericalError
+from pyrobnn.errors import CheckpointError, ConfigError
 from pyrobnn.guides.function import as_guide_module
 from pyrobnn.guides.local import prepare
 from pyrobnn.inference import callbacks as hooks
 from pyrobnn.inference.callbacks import Callback, FitState, FitUpdate
 from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.elbo import ELBO
+from pyrobnn.inference.failure import Unreproduced, named_failure, seeded
 from pyrobnn.inference.objective import Objective
-from pyrobnn.inference.optimisers import new_optimiser
+from pyrobnn.inference.optimisers import load_optimiser, new_optimiser
 from pyrobnn.inference.plain import plain
 from pyrobnn.inference.precision import (
     as_channels_last,
@@ -29,13 +33,18 @@ from pyrobnn.inference.precision import (
     choose_layout,
     resolve_device,
     resolve_precision,
+    weights_channels_last,
 )
 from pyrobnn.inference.schedules import schedule
 from pyrobnn.inference.shrink import shrink, shrink_optimiser
+from pyrobnn.inference.step import Sums, new_step
 from pyrobnn.inference.terms import Term
 from pyrobnn.inference.validation import validated
 from pyrobnn.model import BayesianModel
 from pyrobnn.summary.reading import deterministic_net
+
+READ_EVERY = 0.2  # seconds between looks at what the device has summed; each one waits for it
+READ_AFTER = 64  # steps, at most, between two looks: their batches are kept until then, for a step that fails
 
 
 class Loop:
@@ -80,6 +89,10 @@ class Loop:
         if module is not guide:  # so that summarize(model, function) finds what was fitted
             model.function_guides[guide] = module
         self.objective = Objective(model, module, elbo, terms)
+        self._validate = is_validation_enabled()
+        self._unread: list[tuple[int, Tensor, Tensor, Tensor | None]] = []  # seed and batch of the steps since then
+        self._rate, self._kl_weight = 1.0, self._kl(0.0)  # of the last step, on the host
+        self._good = 0  # steps of the epoch that were well, at the last look
         self._place()
 
     def _place(self) -> None:
@@ -90,8 +103,11 @@ class Loop:
         self.objective.train()
         x, y = next(iter(self.data.train.batches(min(8, len(self.data.train)), device=self.device)))
         self.model.initialise((x, y), self.guide)
-        self.objective.to(self.device)
+        weights_channels_last(self.objective.to(self.device).guide, self.model.bare_net)
         self.optimiser = new_optimiser(self.config, self.model.net, self.guide)
+        self.objective.rebuild()
+        self.device_step = new_step(self.objective, self.optimiser, self.config, self.device)
+        self._unchecked = self._validate
 
     @property
     def model(self) -> BayesianModel:
@@ -130,8 +146,8 @@ class Loop:
             step=self.step,
             steps_per_epoch=self.steps_per_epoch,
             progress=self.progress,
-            rates=tuple(group.get("lr", group["peak"]) for group in self.optimiser.param_groups),
-            kl_weight=self.objective.kl_weight,
+            rates=tuple(group["peak"] * self._rate for group in self.optimiser.param_groups),
+            kl_weight=self._kl_weight,
             kl_weights=MappingProxyType(self.objective.site_weights),
             history=hooks.read_only(self.history),
         )
@@ -139,12 +155,19 @@ class Loop:
     def apply(self, update: FitUpdate) -> None:
         """Make the change that a callback asked for."""
         owners = {"guide": self.guide, "net": self.model.net, "prior": self.model.prior}
+        new = bool(update.settings or update.terms)
         for name, value in update.tensors.items():
-            hooks.assign(owners, name, value)
+            new |= hooks.assign(owners, name, value, device=self.device)
         for name, value in update.settings.items():
             hooks.assign(owners, name, value, number=False)
-        self.objective.site_weights.update(update.kl_weights)
+        weights = self.objective.site_weights
+        for site, weight in update.kl_weights.items():
+            new |= site not in weights
+            _update(weights, site, weight, self.device)
         self.objective.terms = (*self.objective.terms, *update.terms)
+        if new:  # what a step computes is another thing now, not only its numbers
+            self.objective.rebuild()
+            self.device_step.forget()
         self._metrics.update(update.metrics)
         if update.plan is not None:
             self.cut(update.plan)
@@ -156,42 +179,64 @@ class Loop:
         self.objective.model, self.objective.guide = model, guide
         optimiser = self.optimiser
         self._place()
-        self.optimiser = shrink_optimiser(optimiser, old, (model, self.guide), self.optimiser, plan)
+        shrink_optimiser(optimiser, old, (model, self.guide), self.optimiser, plan)
         self.plan = plan if self.plan is None else self.plan.compose(plan)
         self.run_callbacks("on_cut", plan)
 
-    def train_step(self, x: Tensor, y: Tensor, view: Tensor | None = None) -> tuple[float, float, float, int]:
-        """One optimiser step; returns loss, nll, kl (per example) and the number of correct labels.
+    def train_step(self, x: Tensor, y: Tensor, view: Tensor | None = None) -> None:
+        """One optimiser step; what it gave is in the sums of `device_step`.
 
         `view` is that of the :class:`~pyrobnn.data.arrays.Batch`, for terms that know images by it.
         """
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["peak"] * self._lr(self.progress)
-        self.objective.kl_weight = self._kl(self.progress)
+        self._rate = _checked("lr_schedule", self._lr(self.progress))
+        self._kl_weight = _checked("kl_schedule", self._kl(self.progress))
+        self.device_step.set(self._rate, self._kl_weight)
         # The draws of a step depend on the loop's generator alone: resuming is exact, ranks can differ.
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=self.generator)))
-        self.optimiser.zero_grad(set_to_none=True)
-        loss = self.objective(as_channels_last(x), y, view)
-        loss.loss.backward()
-        if self.config.clip is not None:
-            parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
-            norm = nn.utils.clip_grad_norm_(parameters, self.config.clip)
-            if not torch.isfinite(norm):
-                raise NumericalError(f"gradient of {self._bad_gradient()!r} is not finite: lower the learning rate")
-        self.optimiser.step()
+        seed = int(torch.randint(2**62, (1,), generator=self.generator))
+        x = as_channels_last(x)
+        if self._unchecked:
+            self._check(seed, x, y, view)
+        self._unread.append((seed, x, y, view))
+        seeded(seed, self.device)
+        with pyro.validation_enabled(False):
+            self.device_step(x, y, view)
         self.step += 1
-        labels = loss.output.detach().argmax(-1) if y.dim() == 1 and not y.is_floating_point() else None
-        correct = int((labels == y).sum()) if labels is not None else 0
-        return float(loss.loss.detach()), float(loss.nll), float(loss.kl), correct
 
-    def _bad_gradient(self) -> str:
-        named = [*self.model.net.named_parameters(), *self.guide.named_parameters()]
-        return next((n for n, p in named if p.grad is not None and not torch.isfinite(p.grad).all()), "all parameters together")
+    def _check(self, seed: int, x: Tensor, y: Tensor, view: Tensor | None) -> None:
+        """Pyro's and torch's validation of all sites on one batch, without gradients; nothing moves."""
+        self._unchecked = False
+        with torch.no_grad(), self.model.frozen_statistics():
+            seeded(seed, self.device)
+            try:
+                self.objective.elbo.parts(self.model, self.guide, x, y)
+            except ValueError as error:  # an argument out of its range: of a number that is not finite, or the user's
+                with pyro.validation_enabled(False), torch.enable_grad():
+                    found = named_failure(self.objective, seed, x, y, view)
+                if isinstance(found, Unreproduced):
+                    raise
+                raise found from error
+
+    def read(self) -> Sums:
+        """The sums of the epoch so far.
+
+        Raises:
+            NumericalError: a loss or gradient was not finite, naming the site, term, module or parameter.
+        """
+        sums = self.device_step.read()
+        if sums.failed:
+            step = self._unread[int(sums.good) - self._good]
+            with pyro.validation_enabled(False):
+                raise named_failure(self.objective, *step)
+        self._good = sums.good
+        self._unread.clear()
+        return sums
 
     def run_epoch(self, report: Callable[[int, float], None]) -> None:
         """One pass over the training data, then the callbacks."""
-        start = time.perf_counter()
-        sums, seen = [0.0, 0.0, 0.0, 0], 0
+        start = read = time.perf_counter()
+        seen = 0
+        self.device_step.restart()
+        self._good = 0
         c = self.config
         batches = self.data.train.examples(
             c.batch_size,
@@ -203,25 +248,26 @@ class Loop:
             mirrored=self._sides ^ bool(self.epoch % 2),
         )
         for batch in itertools.islice(batches, self.steps_per_epoch):
-            size = len(batch.y)
-            if size == 1 and seen:  # a lone example has no batch statistics
+            if len(batch.y) == 1 and seen:  # a lone example has no batch statistics
                 self.step += 1
                 continue
-            sums = [
-                total + value * (1 if k == 3 else size)
-                for k, (total, value) in enumerate(zip(sums, self.train_step(*batch), strict=True))
-            ]
-            seen += size
+            self.train_step(*batch)
+            seen += len(batch.y)
             self.run_callbacks("on_batch_end")
-            report(self.step, sums[0] / seen)
+            now = time.perf_counter()
+            if now - read > READ_EVERY or len(self._unread) >= READ_AFTER:
+                report(self.step, self.read().loss / seen)
+                read = now
+        sums = self.read()
+        report(self.step, sums.loss / seen)
         self.epoch += 1
         row: dict[str, Any] = {
             "epoch": self.epoch,
-            "loss": sums[0] / seen,
-            "nll": sums[1] / seen,
-            "kl": sums[2] / seen,
-            "kl_weight": self.objective.kl_weight,
-            "train_accuracy": sums[3] / seen,
+            "loss": sums.loss / seen,
+            "nll": sums.nll / seen,
+            "kl": sums.kl / seen,
+            "kl_weight": self._kl_weight,
+            "train_accuracy": sums.correct / seen,
         }
         if self.data.train.labels.ndim > 1 or self.data.train.labels.is_floating_point():
             del row["train_accuracy"]
@@ -242,6 +288,7 @@ class Loop:
             "step": self.step,
             "seconds": self.seconds,
             "config": _settings(self.config),
+            "bf16": self.model.autocast is not None,
             "generator": self.generator.get_state(),
             "plan": None if self.plan is None else self.plan.to_json(),
             "net": self.model.net.state_dict(),
@@ -266,12 +313,13 @@ class Loop:
                 f"the checkpoint was made with {k}={state['config'][k]!r}, this fit has {mine[k]!r}: "
                 "use the same settings or start afresh"
             )
+        self.model.autocast = torch.bfloat16 if state.get("bf16") else None  # measured once, kept to
         if state["plan"] is not None:
             self.cut(PruningPlan.from_json(state["plan"]))
         try:
             self.model.net.load_state_dict(state["net"])
             self.guide.load_state_dict(state["guide"])
-            self.optimiser.load_state_dict(state["optimiser"])
+            load_optimiser(self.optimiser, state["optimiser"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(f"the checkpoint does not fit this model: {str(error).splitlines()[0]}") from error
         hooks.load_states(self.callbacks, state["callbacks"])
@@ -283,3 +331,19 @@ class Loop:
 def _settings(config: FitConfig) -> dict[str, Any]:
     """What a resumed fit must have been told alike; it may go on on another device."""
     return {name: plain(getattr(config, name)) for name in config.__dataclass_fields__ if name != "device"}
+
+
+def _update(weights: dict[str, float | Tensor], site: str, value: float | Tensor, device: torch.device) -> None:
+    """Set the weight of a site's KL: a tensor of the device, changed in place where it is one already."""
+    new = torch.as_tensor(value, dtype=torch.get_default_dtype())
+    old = weights.get(site)
+    if isinstance(old, Tensor) and old.shape == new.shape:
+        old.copy_(new)
+    else:
+        weights[site] = new.to(device, copy=True)
+
+
+def _checked(name: str, value: float) -> float:
+    if not (math.isfinite(value) and value >= 0):
+        raise ConfigError(f"{name} must give finite numbers of at least 0, got {value}")
+    return value

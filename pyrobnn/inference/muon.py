@@ -59,42 +59,69 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step on all gradients there are."""
+        """One step on all gradients there are; kernels of one shape are orthogonalised together.
+
+        As in torch's fused optimisers, gradients are divided by `grad_scale` and nothing moves where `found_inf` is 1,
+        if these attributes are set.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        scale, failed = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for group in self.param_groups:
             momentum = group["momentum"]
             lr, decay = group["lr"], 0.0 if group["orthogonal"] else group["weight_decay"]
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                grad = p.grad.add(p, alpha=decay) if decay else p.grad
-                state = self.state[p]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(p)
-                buffer = state["momentum_buffer"].mul_(momentum).add_(grad)
-                update = grad.add(buffer, alpha=momentum)
-                if group["orthogonal"]:
-                    step = orthogonalised(update.reshape(len(update), -1), group["steps"]).view_as(p)
-                    norm = p.norm().clamp_min(SMALLEST * p.numel() ** 0.5)
-                    p.sub_(step * (lr * norm / step.norm().clamp_min(1e-7)))
-                else:
-                    p.add_(update, alpha=-lr)
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            grads: Any = [p.grad for p in params]
+            if scale is not None:
+                grads = torch._foreach_div(grads, scale)
+            if decay:
+                grads = torch._foreach_add(grads, params, alpha=decay)
+            for p in params:
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            buffers: Any = [self.state[p]["momentum_buffer"] for p in params]
+            torch._foreach_mul_(buffers, momentum)
+            torch._foreach_add_(buffers, grads)
+            updates: Any = torch._foreach_add(grads, buffers, alpha=momentum)
+            steps = _kernel_steps(params, updates, group["steps"]) if group["orthogonal"] else updates
+            torch._foreach_mul_(steps, -lr)
+            if failed is not None:
+                steps = [torch.where(failed > 0, 0.0, step) for step in steps]
+            torch._foreach_add_(params, steps)
         return loss
 
 
-def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
-    """A matrix with the same singular vectors and singular values of about 1 (0.6 to 1.3 for all but the smallest).
+def _kernel_steps(kernels: list[Tensor], updates: list[Tensor], steps: int) -> list[Tensor]:
+    """Orthogonalised updates, each of the norm of its kernel; one stack for all of a shape."""
+    found: list[Tensor] = list(updates)
+    by_shape: dict[torch.Size, list[int]] = {}
+    for k, update in enumerate(updates):
+        by_shape.setdefault(update.shape, []).append(k)
+    for shape, places in by_shape.items():
+        matrices = torch.stack([updates[k].reshape(shape[0], -1) for k in places])
+        moved = orthogonalised(matrices, steps)
+        norms = torch.stack([kernels[k].norm() for k in places]).clamp_min(SMALLEST * shape.numel() ** 0.5)
+        moved = moved * (norms / moved.norm(dim=(1, 2)).clamp_min(1e-7))[:, None, None]
+        for k, one in zip(places, moved.unbind(), strict=True):
+            found[k] = one.reshape(shape)
+    return found
 
+
+def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
+    """A matrix (or a stack of them) with the same singular vectors and singular values of about 1.
+
+    From 0.6 to 1.3 for all but the smallest.
     In bfloat16 where the processor has it: the iteration corrects its own rounding.
     """
     quick = matrix.device.type != "cpu" or cpu_has_bf16()
     x = matrix.to(torch.bfloat16) if quick else matrix
-    tall = x.size(0) > x.size(1)
+    tall = x.size(-2) > x.size(-1)
     x = x.mT if tall else x
-    x = x / (x.norm() + 1e-7)
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     a, b, c = QUINTIC
     for _ in range(steps):
         gram = x @ x.mT

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.inference.elbo import ELBO, check_finite
+from pyrobnn.inference.elbo import ELBO
+from pyrobnn.inference.flat import FlatELBO, flat_elbo
 from pyrobnn.inference.terms import Step, Term
 from pyrobnn.model import BayesianModel
 
@@ -21,7 +22,6 @@ class Loss:
     loss: Tensor
     nll: Tensor
     kl: Tensor
-    kl_sites: dict[str, Tensor]
     output: Any
 
 
@@ -29,7 +29,7 @@ class Objective(nn.Module):
     """nll_weight * NLL/N + kl_weight * KL/N + terms, per example.
 
     Attributes:
-        kl_weight: current factor on the KL.
+        kl_weight: current factor on the KL; a tensor where the step is captured.
         site_weights: `{site: factor or tensor per coordinate}`, see :class:`~pyrobnn.inference.elbo.ELBO`.
     """
 
@@ -39,13 +39,18 @@ class Objective(nn.Module):
         self.guide = guide
         self.elbo = elbo
         self.terms = tuple(terms)
+        self.fast: FlatELBO | None = None
+
+    def rebuild(self) -> None:
+        """Look again for a fast evaluation: after a cut, or a change of the prior's settings."""
+        self.fast = flat_elbo(self.elbo, self.model, self.guide)
 
     @property
-    def kl_weight(self) -> float:
+    def kl_weight(self) -> float | Tensor:
         return self.elbo.kl_weight
 
     @kl_weight.setter
-    def kl_weight(self, value: float) -> None:
+    def kl_weight(self, value: float | Tensor) -> None:
         self.elbo.kl_weight = value
 
     @property
@@ -53,8 +58,8 @@ class Objective(nn.Module):
         return self.elbo.site_weights
 
     def forward(self, x: Tensor, y: Tensor, view: Tensor | None = None) -> Loss:
-        parts = self.elbo.parts(self.model, self.guide, x, y)
-        check_finite(parts)
+        fast = self.fast if self.fast is not None and self.fast.usable else None
+        parts = self.elbo.parts(self.model, self.guide, x, y) if fast is None else fast.parts(x, y)
         n = self.model.data_size
         nll, kl = parts.nll / n, parts.total_kl(parts.nll) / n
         nll_weight = 1.0
@@ -64,4 +69,4 @@ class Objective(nn.Module):
             nll_weight *= term.nll_weight
             extra = extra + term(step)
         loss = nll_weight * nll + self.kl_weight * kl + extra
-        return Loss(loss, nll.detach(), kl.detach(), parts.kl, parts.output)
+        return Loss(loss, nll.detach(), kl.detach(), parts.output)

@@ -42,6 +42,7 @@ class OffData(Distillation):
         autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__(teacher, weight, temperature, autocast)
+        self.capturable = False  # the grid's size is drawn on the host
         self.nll_weight = 1.0
 
     def __call__(self, step: Step) -> Tensor:

@@ -42,5 +42,18 @@ def new_optimiser(config: FitConfig, net: nn.Module, guide: Any) -> torch.optim.
     if config.optimizer == "muon":
         return Muon(groups, lr=config.lr, momentum=config.momentum, orthogonal=False)
     if config.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=config.lr, betas=(config.momentum, 0.999), foreach=True)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, foreach=True)
+        return torch.optim.Adam(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take up moments and peaks; how a step is computed stays as this device wants it.
+
+    Raises:
+        ValueError: a state of other parameters.
+    """
+    own = ("lr", "fused", "foreach", "capturable")
+    kept = [{name: group[name] for name in own if name in group} for group in optimiser.param_groups]
+    optimiser.load_state_dict(state)
+    for group, settings in zip(optimiser.param_groups, kept, strict=True):
+        group.update(settings)

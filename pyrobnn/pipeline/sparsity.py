@@ -49,7 +49,9 @@ class KeepZeros(Callback):
     @torch.no_grad()
     def on_batch_end(self, state: FitState) -> FitUpdate:
         tensors = dict(state.model.net.named_parameters())
-        return FitUpdate(tensors={f"net.{name}": tensors[name] * mask for name, mask in self.keep.items()})
+        # Not a product with the mask: that makes negative zeros, which sparse storage keeps.
+        zeroed = {f"net.{name}": tensors[name].masked_fill(~mask, 0.0) for name, mask in self.keep.items()}
+        return FitUpdate(tensors=zeroed)
 
 
 class SupportPrice(Callback):

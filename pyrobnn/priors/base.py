@@ -137,6 +137,17 @@ class Prior:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` returned; before a model is built with this prior."""
 
+    def independent(self, view: NetView) -> dict[str, Any] | None:
+        """The prior of every site, per coordinate, in the order of the sites; None where one depends on another's value.
+
+        Sites that share a distribution share the object.
+        """
+        return None
+
+    def place(self, view: NetView, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors to hand to the network at these values of all sites."""
+        return dict(values)
+
     def __call__(self, view: NetView) -> dict[str, Tensor]:
         """Run the sample statements; return the tensors to hand to the network."""
         raise TypeError(f"{type(self).__name__} must define __call__(view)")
@@ -163,6 +174,11 @@ class WeightPrior(Prior):
 
     def initial(self, view: NetView) -> dict[str, Tensor]:
         return {name: view.tensors[name].detach() for name in self._names}
+
+    def independent(self, view: NetView) -> dict[str, Any] | None:
+        if type(self).__call__ is not WeightPrior.__call__:
+            return None
+        return {name: self.distribution(name, view.tensors[name]) for name in self._names}
 
     def __call__(self, view: NetView) -> dict[str, Tensor]:
         import pyro

@@ -6,7 +6,7 @@ the weights stay deterministic unless a weight prior is given along with it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any
@@ -76,6 +76,19 @@ class ChannelNoise(Prior):
             return self
         small = type(self)(**{**self.__dict__, "weights": self.weights.shrink(table, plan)})
         return small
+
+    def independent(self, view: NetView) -> dict[str, Any] | None:
+        weights = self.weights.independent(view) if self.weights is not None else {}
+        if weights is None or type(self).__call__ is not ChannelNoise.__call__:
+            return None
+        one = self.distribution(_like(view))
+        return {**weights, **{f"{group.name}.noise": one for group in chosen_groups(view, self.groups)}}
+
+    def place(self, view: NetView, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        noise = {group.name: f"{group.name}.noise" for group in chosen_groups(view, self.groups)}
+        inner = {name: value for name, value in values.items() if name not in set(noise.values())}
+        tensors = self.weights.place(view, inner) if self.weights is not None else {}
+        return view.gate({group: values[site] for group, site in noise.items()}, tensors)
 
     def __call__(self, view: NetView) -> dict[str, Tensor]:
         tensors = self.weights(view) if self.weights is not None else {}
