@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from pyrobnn.channels import PruningPlan
 from pyrobnn.compression.export import Exported, export
 from pyrobnn.compression.store import DENSE, claim, write_run
+from pyrobnn.inference.measuring import milliseconds
+from pyrobnn.inference.precision import cpu_has_bf16
 from pyrobnn.metrics.paired import compare
 from pyrobnn.metrics.robustness import robustness
 from pyrobnn.metrics.scores import class_logits
@@ -162,6 +164,7 @@ def finish(
         "epochs_by_phase": epochs,
         "seconds": state.seconds,
         "precision": "fp32" if context.autocast is None else "bf16",
+        **_measured(context),
         "device": str(context.device),
         "versions": versions(),
         **figures,
@@ -195,3 +198,11 @@ def _rule(context: Context) -> str:
     if config.has_budget:
         return "budget"
     return "max-drop" if config.within_drop else context.method.rule
+
+
+def _measured(context: Context) -> dict[str, Any]:
+    """What the choice of precision was made from, where steps were timed for it."""
+    if context.config.precision != "auto" or context.device.type != "cpu" or not cpu_has_bf16():
+        return {}
+    times = milliseconds(context.template, context.data.example)
+    return {} if times is None else {"precision_ms": times}

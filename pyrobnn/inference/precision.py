@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.errors import ConfigError
+from pyrobnn.inference.measuring import faster, milliseconds
 from pyrobnn.nets.calling import answer, has_layout, mark_layout, set_mode, takes_plain_only
 from pyrobnn.nets.replica import copy_net
 
@@ -42,15 +43,16 @@ def resolve_precision(
 ) -> torch.dtype | None:
     """The autocast dtype of the network's call, or None for fp32.
 
-    `auto` means bfloat16 where the device multiplies it natively and the net is large enough to
-    gain from it (a LeNet spends more on the casts than it saves). KL, log-densities, variances and
-    BatchNorm statistics stay fp32 in every case.
+    `auto` means bfloat16 where the device multiplies it natively and the net gains from it: on a CPU, what a few
+    steps of each say (:func:`~pyrobnn.inference.measuring.milliseconds`); without an example, or for nets so small
+    that it is no matter, those with more than four convolutions. KL, log-densities, variances and BatchNorm
+    statistics stay fp32 in every case.
 
     Args:
         name: `auto`, `fp32` or `bf16`.
         device: where the network is called.
         net: the network.
-        example: a batch of its inputs. With it a network that would get wrong gradients in bfloat16 on a
+        example: a few of its inputs. With it a network that would get wrong gradients in bfloat16 on a
             CPU (see :func:`wide_strides`) stays in fp32, with a warning.
 
     Raises:
@@ -63,8 +65,11 @@ def resolve_precision(
     if device.type == "cuda" and name == "auto":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
     if name == "auto":
+        if device.type != "cpu" or not cpu_has_bf16():
+            return None
+        times = milliseconds(net, example) if net is not None and example is not None else None
         convolutions = sum(isinstance(m, nn.modules.conv._ConvNd) for m in net.modules()) if net is not None else 99
-        if device.type != "cpu" or not cpu_has_bf16() or convolutions <= 4:
+        if (faster(times) is None) if times is not None else convolutions <= 4:
             return None
     if device.type == "cpu" and net is not None and example is not None and (wrong := wide_strides(net, example)):
         warnings.warn(
@@ -139,7 +144,9 @@ def choose_layout(net: nn.Module, example: Tensor) -> None:
             except RuntimeError:
                 break
     same = len(found) == 2 and all(
-        torch.allclose(a, b, rtol=1e-2, atol=1e-3 * float(a.abs().max())) for a, b in zip(*found, strict=True)
+        # Numbers that are not finite are for the fit to find and to name.
+        torch.allclose(a, b, rtol=1e-2, atol=1e-3 * float(a.nan_to_num(0, 0, 0).abs().max()), equal_nan=True)
+        for a, b in zip(*found, strict=True)
     )
     mark_layout(net, len(found) == 1 or (len(found) == 2 and not same))
 
@@ -160,6 +167,14 @@ def channels_last(net: nn.Module) -> nn.Module:
     if any(tensor.dim() == 5 for tensor in net.parameters()):
         return net  # for volumes: torch would try that layout on tensors of five axes too
     return net.to(memory_format=torch.contiguous_format if takes_plain_only(net) else torch.channels_last)
+
+
+def weights_channels_last(guide: nn.Module, net: nn.Module) -> nn.Module:
+    """Lay a guide's 4-D parameters out as the network's, in place: convolutions are slower where layouts differ."""
+    for parameter in guide.parameters():
+        if parameter.dim() == 4 and not takes_plain_only(net):
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return guide
 
 
 def as_channels_last(x: Tensor) -> Tensor:
