@@ -6,8 +6,7 @@ rounds of the ratio to the plain step of the same precision in the same round.
 
     python benchmarks/step_cost.py --steps 12 [--networks lenet5,resnet20] [--device cpu]
 
-Peers are timed where they are installed (`pip install bayesian-torch torchbnn ivon-opt`); TyXe is not on PyPI, and stock
-Pyro's AutoNormal with Trace_ELBO is what it calls.
+Peers are timed in fp32, where they are installed (`pip install --no-deps bayesian-torch torchbnn ivon-opt tyxe`).
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -108,7 +108,7 @@ def stock(net: nn.Module, dtype: torch.dtype | None, data: Data, device: torch.d
 
 def peers(name: str, device: torch.device, size: int) -> dict[str, Kind | str]:
     """Steps of other packages in fp32, or why there is none."""
-    found: dict[str, Kind | str] = {"TyXe": "not on PyPI"}
+    found: dict[str, Kind | str] = {}
 
     def variational(convert: Callable[[nn.Module], Any], kl: Callable[[nn.Module], Any]) -> Kind:
         net = network(name)
@@ -170,6 +170,18 @@ def peers(name: str, device: torch.device, size: int) -> dict[str, Kind | str]:
         found["ivon-opt"] = step
     except Exception as error:
         found["ivon-opt"] = f"{type(error).__name__}: {error}"
+    try:
+        tyxe = importlib.import_module("tyxe")
+        bnn = tyxe.VariationalBNN(
+            network(name).to(device),
+            tyxe.priors.IIDPrior(pyro.distributions.Normal(0.0, 0.1), hide_module_types=[nn.BatchNorm2d]),
+            tyxe.likelihoods.Categorical(size),
+            partial(tyxe.guides.AutoNormal, init_scale=0.01),
+        )
+        adam = pyro.optim.Adam({"lr": 1e-4})
+        found["TyXe"] = lambda x, y: bnn.fit([(x, y)], adam, 1)
+    except Exception as error:
+        found["TyXe"] = f"{type(error).__name__}: {error}"
     return found
 
 

@@ -162,7 +162,7 @@ def assign(
     On a CUDA `device` a number becomes a tensor there, which a captured step can see change.
 
     Returns:
-        Whether the attribute now holds another object than before, that a captured step does not know.
+        Whether the attribute now holds what a captured step does not know: another object, or another setting.
 
     Raises:
         ConfigError: no owner or attribute of that name, or a tensor of another shape.
@@ -180,7 +180,7 @@ def assign(
         raise ConfigError(f"an update names {name!r}, and there is no such tensor or attribute") from error
     if not number:
         setattr(owner, leaf, value)
-        return True
+        return bool(current != value)
     if isinstance(current, Tensor):
         if isinstance(value, Tensor) and value.shape != current.shape:
             raise ConfigError(

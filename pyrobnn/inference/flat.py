@@ -162,7 +162,10 @@ def flat_elbo(elbo: ELBO, model: BayesianModel, guide: Any) -> FlatELBO | None:
     if flat is None or priors is None or list(priors) != flat.names:
         return None
     runs = _runs(flat, priors)
-    return None if runs is None else FlatELBO(elbo, model, guide, runs)
+    if runs is None:
+        return None
+    flat.loc.flat(), flat.log_scale.flat()  # packed now, before an optimiser sees how they lie
+    return FlatELBO(elbo, model, guide, runs)
 
 
 def _runs(flat: Flat, priors: dict[str, Any]) -> list[Run] | None:

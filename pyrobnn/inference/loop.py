@@ -104,8 +104,8 @@ class Loop:
         x, y = next(iter(self.data.train.batches(min(8, len(self.data.train)), device=self.device)))
         self.model.initialise((x, y), self.guide)
         weights_channels_last(self.objective.to(self.device).guide, self.model.bare_net)
+        self.objective.rebuild()  # first: it may move parameters in memory
         self.optimiser = new_optimiser(self.config, self.model.net, self.guide)
-        self.objective.rebuild()
         self.device_step = new_step(self.objective, self.optimiser, self.config, self.device)
         self._unchecked = self._validate
 
@@ -155,11 +155,11 @@ class Loop:
     def apply(self, update: FitUpdate) -> None:
         """Make the change that a callback asked for."""
         owners = {"guide": self.guide, "net": self.model.net, "prior": self.model.prior}
-        new = bool(update.settings or update.terms)
+        new = bool(update.terms)
         for name, value in update.tensors.items():
             new |= hooks.assign(owners, name, value, device=self.device)
         for name, value in update.settings.items():
-            hooks.assign(owners, name, value, number=False)
+            new |= hooks.assign(owners, name, value, number=False)
         weights = self.objective.site_weights
         for site, weight in update.kl_weights.items():
             new |= site not in weights

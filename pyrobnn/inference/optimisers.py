@@ -43,7 +43,11 @@ def new_optimiser(config: FitConfig, net: nn.Module, guide: Any) -> torch.optim.
         return Muon(groups, lr=config.lr, momentum=config.momentum, orthogonal=False)
     if config.optimizer == "adam":
         return torch.optim.Adam(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+    sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+    if config.momentum:  # the fused one cannot start a parameter later than others of its group
+        for parameter in (p for group in groups for p in group["params"]):
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -57,3 +61,13 @@ def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> N
     optimiser.load_state_dict(state)
     for group, settings in zip(optimiser.param_groups, kept, strict=True):
         group.update(settings)
+    for parameter, moments in optimiser.state.items():
+        for name, value in moments.items():
+            moments[name] = laid_out_like(parameter, value)
+
+
+def laid_out_like(parameter: Tensor, value: Any) -> Any:
+    """Moments in the memory layout of their parameter: fused optimisers walk through both as they lie."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape or value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -11,6 +11,7 @@ from pyrobnn.errors import PlanError
 from pyrobnn.guides.base import Guide, LikeTensor, cut, site_layout
 from pyrobnn.guides.function import NoLatents
 from pyrobnn.guides.mean_field import MeanField
+from pyrobnn.inference.optimisers import laid_out_like
 from pyrobnn.model import BayesianModel
 from pyrobnn.priors.base import Prior
 from pyrobnn.summary.reading import site_moments
@@ -81,5 +82,5 @@ def shrink_optimiser(
                 same = torch.is_tensor(value) and value.shape == parameter.shape
                 moved[key] = cut(value, how, table, plan).clone() if same else value
             if all(not torch.is_tensor(v) or v.dim() == 0 or v.shape == target[name].shape for v in moved.values()):
-                fresh.state[target[name]] = moved
+                fresh.state[target[name]] = {key: laid_out_like(target[name], v) for key, v in moved.items()}
     return fresh

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,10 +10,13 @@ import torch
 from torch import nn
 
 import pyrobnn as pb
-from pyrobnn.guides import NoLatents
+from pyrobnn.guides import MeanField, NoLatents
+from pyrobnn.guides.local import local_params
 from pyrobnn.inference.config import FitConfig
+from pyrobnn.inference.loop import Loop
 from pyrobnn.inference.muon import Muon
-from pyrobnn.inference.optimisers import new_optimiser
+from pyrobnn.inference.optimisers import load_optimiser, new_optimiser
+from pyrobnn.priors.gaussian import Gaussian
 
 
 class Guide(nn.Module):
@@ -61,3 +65,42 @@ def test_what_needs_no_gradient_is_left_out() -> None:
     net.weight.requires_grad_(False)
     with pytest.raises(pb.ConfigError, match="nothing to train"):
         new_optimiser(FitConfig(), net, NoLatents())
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("bayesian", [False, True])
+def test_moments_lie_in_memory_as_their_parameters_do(optimizer: str, bayesian: bool) -> None:
+    """A fused optimiser walks through parameter, gradient and moments alike, whatever their strides say."""
+    data = pb.load_data("digits")
+    data = replace(data, train=data.train.take(64))
+    torch.manual_seed(0)
+    net = pb.nets.build("small_cnn", in_channels=1, image_size=8)
+    prior = Gaussian("fan_in") if bayesian else None
+    model = pb.BayesianModel(net, prior, data_size=64, groups=pb.channel_groups(net, data.example))
+    guide = MeanField(model) if bayesian else NoLatents()
+    config = FitConfig(epochs=3, batch_size=32, optimizer=optimizer, precision="fp32", validate=False)
+
+    def check(loop: Loop) -> int:
+        seen = 0
+        for parameter, moments in loop.optimiser.state.items():
+            for value in (parameter.grad, *moments.values()):
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    assert value.stride() == parameter.stride()
+                    seen += 1
+        return seen
+
+    with local_params(model, guide), torch.random.fork_rng(devices=[]):
+        loop = Loop(model, guide, data, config)
+        loop.run_epoch(lambda step, loss: None)
+        assert check(loop) > 10
+        loop.cut(pb.PruningPlan({"conv1": [1, 4, 6], "conv2": [0, 3, 5, 8]}, {"conv1": 16, "conv2": 32}))
+        check(loop)
+        loop.run_epoch(lambda step, loss: None)
+        assert check(loop) > 10
+        state = loop.optimiser.state_dict()
+        state["state"] = {
+            k: {n: v.contiguous() if isinstance(v, torch.Tensor) else v for n, v in entry.items()}
+            for k, entry in state["state"].items()
+        }
+        load_optimiser(loop.optimiser, state)
+        check(loop)
