@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyrobnn.errors import CheckpointError, PlanError
-from pyrobnn.io.files import read_bytes, write_text
+from pyrobnn.io.files import is_short, read_bytes, write_text
 
 if TYPE_CHECKING:
     from pyrobnn.channels.table import ChannelTable
@@ -176,7 +176,7 @@ class PruningPlan:
             PlanError: there is no such file, or it holds no plan.
         """
         try:
-            text = read_bytes(path).decode("utf-8")
+            text = read_bytes(path, starts_right=is_short).decode("utf-8")
         except (CheckpointError, UnicodeDecodeError) as error:
             raise PlanError(f"cannot read the plan {path}: {error}") from None
         return cls.from_json(text)

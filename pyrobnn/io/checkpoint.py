@@ -11,7 +11,7 @@ import io
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -44,7 +44,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}: start without --resume")
-    data = read_bytes(path)
+    data = read_bytes(path, starts_right=_ends_right)
     if not is_sealed(data) and not _is_whole(data):
         raise CheckpointError(f"checkpoint {path} is damaged: delete it and start afresh")
     check_archive(data, path)
@@ -68,6 +68,12 @@ def is_sealed(data: bytes) -> bool:
     """Whether bytes are what :func:`seal` returned, unchanged."""
     body, comment = data[:-_LENGTH], data[-_LENGTH:]
     return body[-_END_SIZE:].startswith(_END) and hashlib.sha256(body).hexdigest().encode() == comment
+
+
+def _ends_right(file: BinaryIO, size: int) -> bool:
+    """Whether an open file ends like an archive, sealed or not."""
+    file.seek(max(0, size - _END_SIZE - _LENGTH))
+    return _END in file.read()
 
 
 def _is_whole(data: bytes) -> bool:

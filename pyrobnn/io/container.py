@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -51,6 +51,19 @@ def read_header(data: bytes, path: str | Path) -> tuple[dict[str, tuple[int, ...
         return shapes, {str(key): str(value) for key, value in metadata.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _unreadable(path, error) from error
+
+
+def starts_right(file: BinaryIO, size: int) -> bool:
+    """Whether an open file is as long as a safetensors header at its start says."""
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= size - 8:
+        return False
+    try:
+        header = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        return size == 8 + length + max(ends, default=0)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        return False
 
 
 def from_bytes(data: bytes, path: str | Path) -> dict[str, Tensor]:

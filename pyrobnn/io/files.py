@@ -10,11 +10,13 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pyrobnn.errors import CheckpointError
 
+_LONGEST_JSON = 2**26
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
@@ -98,8 +100,15 @@ def parse_json(data: bytes, path: str | Path) -> dict[str, Any]:
     return content
 
 
-def read_bytes(path: str | Path, hint: str = "check the path") -> bytes:
+def read_bytes(
+    path: str | Path, hint: str = "check the path", *, starts_right: Callable[[BinaryIO, int], bool] | None = None
+) -> bytes:
     """The content of an ordinary file.
+
+    Args:
+        path: the file.
+        hint: what to do if it cannot be read.
+        starts_right: told the open file and its size, whether it is worth reading: a file of holes has any size.
 
     Raises:
         CheckpointError: no such file, another kind of file (a pipe would block for ever), or no permission.
@@ -108,9 +117,21 @@ def read_bytes(path: str | Path, hint: str = "check the path") -> bytes:
     try:
         if not path.is_file():
             raise CheckpointError(f"{path} is not a file: {hint}" if path.exists() else f"{path} not found: {hint}")
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if starts_right is not None and not starts_right(file, size):
+                raise CheckpointError(f"{path} is damaged: copy it again")
+            file.seek(0)
+            return file.read()
+    except (OSError, ValueError, MemoryError) as error:  # ValueError: a null byte in the path
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(f"{path} cannot be read ({first_line(error)}): {hint}") from error
+
+
+def is_short(file: BinaryIO, size: int) -> bool:
+    """Whether a file has a size that JSON of ours has."""
+    return size <= _LONGEST_JSON
 
 
 def first_line(error: BaseException) -> str:

@@ -13,13 +13,19 @@ import hashlib
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pyrobnn.errors import CheckpointError
-from pyrobnn.io.files import is_temporary, parse_json, read_bytes, write_json
+from pyrobnn.io.container import starts_right
+from pyrobnn.io.files import is_short, is_temporary, parse_json, read_bytes, write_json
 from pyrobnn.io.lock import LOCK
 
 MANIFEST = "manifest.json"
+_STARTS = {
+    ".json": is_short,
+    ".safetensors": starts_right,
+    ".nc": lambda file, size: file.read(4) in (b"\x89HDF", b"CDF\x01", b"CDF\x02"),
+}
 _SCHEMA = 1
 
 
@@ -87,9 +93,23 @@ class RunFiles:
             CheckpointError: missing, or not as it was when the run was written.
         """
         path = self.folder / name
-        data = read_bytes(path, "expected a run directory written by pyrobnn compress")
-        if self._entries is not None and self._entries.get(name) != _entry(data):
-            what = "changed since the run was written" if name in self._entries else f"not in {MANIFEST}"
+        said = None if self._entries is None else self._entries.get(name)
+        listed = said.get("bytes") if isinstance(said, dict) else None
+
+        def worth_reading(file: BinaryIO, size: int) -> bool:
+            if self._entries is not None:
+                return size == listed
+            return _STARTS.get(path.suffix, lambda file, size: True)(file, size)
+
+        try:
+            data = read_bytes(path, "expected a run directory written by pyrobnn compress", starts_right=worth_reading)
+            changed = self._entries is not None and said != _entry(data)
+        except CheckpointError:
+            if self._entries is None or not path.is_file():
+                raise
+            changed = True
+        if changed:
+            what = "changed since the run was written" if said is not None else f"not in {MANIFEST}"
             raise CheckpointError(f"{path} is damaged or was edited ({what}): copy the directory again")
         return data
 
@@ -103,7 +123,7 @@ class RunFiles:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    content = parse_json(read_bytes(path), path)
+    content = parse_json(read_bytes(path, starts_right=is_short), path)
     if content.get("schema") != _SCHEMA or not isinstance(content.get("files"), dict):
         raise CheckpointError(f"{path} is damaged (no files of schema {_SCHEMA}): delete it to load without checking")
     return content

@@ -7,14 +7,14 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pyrobnn.errors import CheckpointError, NetError
 from pyrobnn.io.checkpoint import check_archive
-from pyrobnn.io.container import to_bytes
+from pyrobnn.io.container import starts_right, to_bytes
 from pyrobnn.io.files import first_line, read_bytes, write_bytes
 from pyrobnn.io.sparse import parse_tensors, stated_shapes
 from pyrobnn.nets.channel_map import ChannelMap
@@ -65,7 +65,11 @@ def load_weights(net: nn.Module, path: str | Path) -> WeightsInfo:
             finite. The net is unchanged.
     """
     own = net.state_dict()
-    data = read_bytes(path, "expected a weights file, such as one written by pyrobnn.nets.save_weights")
+    data = read_bytes(
+        path,
+        "expected a weights file, such as one written by pyrobnn.nets.save_weights",
+        starts_right=None if is_torch_file(path) else _has_header,
+    )
     metadata: dict[str, str] = {}
     if is_torch_file(path):
         tensors = _own_names(_torch_tensors(data, path), own)
@@ -94,6 +98,11 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         CheckpointError: The file is missing or damaged.
     """
     return parse_tensors(read_bytes(path, "expected a .safetensors file"), path)
+
+
+def _has_header(file: BinaryIO, size: int) -> bool:
+    # A file that is no safetensors file at all is read, as far as it is short, for the reason to be named.
+    return size < 2**26 or starts_right(file, size)
 
 
 def is_torch_file(path: str | Path) -> bool:
