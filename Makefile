@@ -2,6 +2,7 @@
 # make check          lint, types, floors, the tests of what changed: under a minute
 # make test           check's static part, the documentation, and all tests that are not marked slow
 # make test-all       the slow tests too
+# make trust          random networks, kills, damaged files, bad input, calibration: thousands of cases, counted
 # make docs           build the documentation into site/; make docs-serve shows it while it is written
 # make bench NAME=channel_noise   one script of benchmarks/; more arguments in ARGS="..."
 # make test-oldest    fast tests with the oldest supported versions; make test-py312, make test-py313 likewise
@@ -15,7 +16,7 @@ CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(RUN)/pytest -n $(CORES) --dist worksteal
 FAST := -m "not slow"
 
-.PHONY: demo check test test-all lint docs docs-serve bench test-oldest test-py312 test-py313 release-check clean install
+.PHONY: demo check test test-all trust lint docs docs-serve bench test-oldest test-py312 test-py313 release-check clean install
 
 install: $(STAMP)
 
@@ -42,6 +43,10 @@ lint: $(STAMP)
 check: lint
 	@tests="$$(.ci/changed-tests)"; \
 	if [ -z "$$tests" ]; then echo "check: no test belongs to what changed"; else $(PYTEST) -q $(FAST) $$tests; fi
+
+# The long form of tests/trust; its short form is part of make test.
+trust: $(STAMP)
+	PYROBNN_TRUST=full $(PYTEST) -q tests/trust
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict --quiet

@@ -23,7 +23,7 @@ from pyrobnn.inference.progress import RunProgress
 from pyrobnn.io.files import first_line
 from pyrobnn.likelihoods import OF_TENSORS, Categorical, Likelihood
 from pyrobnn.methods.registry import METHODS, get_method
-from pyrobnn.nets import build_spec, check_fits, load_weights, net_spec
+from pyrobnn.nets import build_spec, check_fits, check_precision, load_weights, net_spec
 from pyrobnn.nets.adapter import adapted
 from pyrobnn.nets.calling import arguments, batch_for, main_output, set_mode
 from pyrobnn.nets.replica import copy_net
@@ -159,6 +159,7 @@ def _network(net: nn.Module | str, data: Data, seed: int, task: Task) -> tuple[n
     if len(data.image_shape) == 3:
         sizes["image_size"] = data.image_shape[1:]
     if isinstance(net, nn.Module):
+        check_precision(net, (data.example,))
         made, spec = copy_net(net).cpu(), find_spec(net, sizes)
     else:
         spec = dict(net_spec(net, **sizes))

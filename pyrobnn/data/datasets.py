@@ -152,6 +152,8 @@ def _from_arrays(sources: dict[str, Any], task: str | None, image_size: int | No
 
 def tensor_pixels(images: Tensor, where: str, notes: Notes, signals: bool = False) -> np.ndarray:
     """A tensor of images ``[N, C, ...]`` (or grey ones ``[N, H, W]``) as uint8, uint16 or float32."""
+    if images.layout != torch.strided or images.is_meta:
+        raise DataError(f"{where}: expected an ordinary tensor of images, got a sparse one or one without values: use .to_dense()")
     if images.ndim == 3 and not signals:
         images = images[:, None]
     if images.ndim < 3:

@@ -141,7 +141,7 @@ def choose_layout(net: nn.Module, example: Tensor) -> None:
             scratch = set_mode(copy_net(net), False).to(memory_format=layout)
             try:
                 found.append(_pass(scratch, x.contiguous(memory_format=layout)))
-            except RuntimeError:
+            except Exception:  # the network is the user's own code; what it cannot do is said where it is tried
                 break
     same = len(found) == 2 and all(
         # Numbers that are not finite are for the fit to find and to name.

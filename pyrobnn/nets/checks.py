@@ -46,7 +46,9 @@ def check_fits(net: nn.Module, example: Tensor, num_classes: int | None = None) 
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             net.eval()
             output = answer(net, example)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+    except Exception as error:  # the network is the user's own code
+        if isinstance(error, NetError):
+            raise
         raise NetError(
             f"images of {shape} do not fit the net at {entered}: {first_line(error)}; "
             "choose a net made for these images, or resize them"
@@ -68,7 +70,7 @@ def check_fits(net: nn.Module, example: Tensor, num_classes: int | None = None) 
 
 
 def check_precision(net: nn.Module, args: Iterable[Any]) -> None:
-    """Refuses networks of half or double precision for images of another one.
+    """Refuses networks of half or double precision for images of another one, and those without values.
 
     Args:
         net: Any network.
@@ -77,6 +79,8 @@ def check_precision(net: nn.Module, args: Iterable[Any]) -> None:
     Raises:
         NetError: Names the parameter, and says to call ``.float()``.
     """
+    if empty := [name for name, value in net.named_parameters() if value.is_meta]:
+        raise NetError(f"parameter {empty[0]!r} has no values (it is on the meta device): load the weights first")
     given = {value.dtype for value in args if isinstance(value, Tensor) and value.is_floating_point()}
     if len(given) != 1:
         return

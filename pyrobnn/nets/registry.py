@@ -73,6 +73,8 @@ def net_spec(
     >>> net_spec("resnet20")
     {'model': 'resnet20', 'kwargs': {'num_classes': 10, 'in_channels': 3}}
     """
+    if not isinstance(name, str):
+        raise NetError(f"expected a torch.nn.Module or the name of a network, got {type(name).__name__}")
     height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": height}
     if width != height:

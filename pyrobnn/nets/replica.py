@@ -29,8 +29,12 @@ def unwrap(net: nn.Module) -> nn.Module:
     """The network inside `DataParallel`, `DistributedDataParallel`, `AveragedModel` and `torch.compile`.
 
     Raises:
-        NetError: a TorchScript module or an exported program, which run past everything that reads a network.
+        NetError: no network, or a TorchScript module or an exported program, which run past everything that reads a
+            network.
     """
+    if not isinstance(net, nn.Module):
+        what = f"the class {net.__name__}" if isinstance(net, type) else type(net).__name__
+        raise NetError(f"expected a torch.nn.Module, got {what}: pass a network, or build one with pyrobnn.nets.build(name)")
     inner = _inner(net)
     while inner is not net:
         net, inner = inner, _inner(inner)

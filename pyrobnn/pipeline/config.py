@@ -57,6 +57,9 @@ def _said(kind: type, help: str, **how: Any) -> dict[str, Option]:
     return {"option": Option(help, kind, **how)}
 
 
+_KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", Path: "a path"}
+
+
 @dataclass(frozen=True)
 class CompressionConfig:
     """Everything that a run can be told, as plain values, checked.
@@ -159,6 +162,7 @@ class CompressionConfig:
     )
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         self._settle()
         for name in ("target_macs", "target_params", "target_nonzero"):
             value = getattr(self, name)
@@ -195,6 +199,24 @@ class CompressionConfig:
                 f"--from-scratch trains the widths of its plan, so {' and '.join(self.target)} would do nothing: leave out "
                 + " and ".join("--" + name.replace("_", "-") for name in self.target)
             )
+
+    def _check_kinds(self) -> None:
+        for option in self.options():
+            value, kind = _plain(getattr(self, option.name)), option.kind
+            if option.many:
+                ok = isinstance(value, str | Mapping) or (
+                    isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)
+                )
+            elif value is None:
+                ok = option.default is None
+            elif kind is Path:
+                ok = option.name == "from_scratch" or isinstance(value, str | Path)
+            elif kind is str:
+                ok = option.default is None or isinstance(value, str)
+            else:
+                ok = isinstance(value, int | float if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+            if not ok:
+                raise ConfigError(f"{option.flag} expected {_KINDS[kind]}, got {value!r}")
 
     def _settle(self) -> None:
         """Numbers of NumPy become Python's, which a file can hold; patterns a tuple; `NAME=VALUE` a mapping."""
