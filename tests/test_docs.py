@@ -51,6 +51,7 @@ def test_the_code_of_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch: p
     assert scope["removed"]["macs"] > 0.55
     assert scope["smaller"](scope["data"].example).shape == (len(scope["data"].example), 10)
     exec(compile(second, "README.md", "exec"), scope)
+    assert scope["posterior"].convergence.settled
     assert isinstance(scope["small"], torch.nn.Module)
     assert sum(p.numel() for p in scope["small"].parameters()) < sum(p.numel() for p in scope["net"].parameters())
     matplotlib.pyplot.close("all")
