@@ -34,6 +34,7 @@ class FitConfig:
             (Jordan 2024, "alternating flip").
         validate: measure validation accuracy (posterior means) after each epoch.
         capture: `auto` runs full batches as one CUDA graph on a CUDA device, `off` never.
+        save_minutes: how often a fit that is saved is saved in the middle of an epoch, beside its end.
         max_steps: steps per epoch, to stop short of a full pass over the (shuffled) data.
     """
 
@@ -56,6 +57,7 @@ class FitConfig:
     validate: bool = True
     max_steps: int | None = None
     capture: str = "auto"
+    save_minutes: float = 10.0
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 0), ("batch_size", 1), ("num_particles", 1), ("max_steps", 1)):
@@ -69,6 +71,8 @@ class FitConfig:
         for name, value in numbers.items():
             if value is not None and not 0 <= value < math.inf:
                 raise ConfigError(f"{name} must be finite and not negative, got {value}")
+        if not self.save_minutes >= 0:
+            raise ConfigError(f"save_minutes must be 0 or more, got {self.save_minutes}")
         if not self.momentum < 1:
             raise ConfigError(f"momentum must be below 1, got {self.momentum}")
         if self.clip is not None and not 0 < self.clip < math.inf:

@@ -104,7 +104,7 @@ def fit(
         loop.run_callbacks("on_start")
         with Progress(title, config.epochs * loop.steps_per_epoch, loop.step, enabled=progress) as bar:
             while loop.epoch < config.epochs:
-                loop.run_epoch(bar.update)
+                loop.run_epoch(bar.update, save)
                 bar.epoch(loop.history[-1], config.epochs)
                 if save is not None:
                     save(loop.state_dict())

@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -47,6 +48,23 @@ READ_EVERY = 0.2  # seconds between looks at what the device has summed; each on
 READ_AFTER = 64  # steps, at most, between two looks: their batches are kept until then, for a step that fails
 
 
+@dataclass
+class Pass:
+    """A pass over the training data that is under way.
+
+    Attributes:
+        begun: state of the generator when it began, which its order comes from.
+        done: batches so far.
+        seen: examples so far.
+        seconds: spent on it when it was last saved.
+    """
+
+    begun: Tensor
+    done: int = 0
+    seen: int = 0
+    seconds: float = 0.0
+
+
 class Loop:
     """The state of a running fit; callbacks see the part of it that :class:`FitState` shows.
 
@@ -81,6 +99,8 @@ class Loop:
         self._metrics: dict[str, Any] = {}  # of the epoch that is under way
         self.plan: PruningPlan | None = None
         self.seconds = 0.0
+        self._pass: Pass | None = None  # the one under way, also where a checkpoint was written in its middle
+        self._saved = time.perf_counter()
         self._lr = schedule(config.lr_schedule)
         self._kl = schedule(config.kl_schedule)
         model.autocast = resolve_precision(config.precision, self.device, model.net, data.example)
@@ -231,12 +251,19 @@ class Loop:
         self._unread.clear()
         return sums
 
-    def run_epoch(self, report: Callable[[int, float], None]) -> None:
-        """One pass over the training data, then the callbacks."""
-        start = read = time.perf_counter()
-        seen = 0
-        self.device_step.restart()
-        self._good = 0
+    def run_epoch(
+        self, report: Callable[[int, float], None], save: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
+        """One pass over the training data, or the rest of one, then the callbacks.
+
+        `save` is called with the state every `save_minutes` of the configuration.
+        """
+        read = time.perf_counter()
+        if self._pass is None:
+            self.device_step.restart()
+            self._good = 0
+            self._pass = Pass(self.generator.get_state())
+        now, start = self._pass, read - self._pass.seconds
         c = self.config
         batches = self.data.train.examples(
             c.batch_size,
@@ -246,20 +273,28 @@ class Loop:
             channels_last=True,
             # In turns: two epochs show both sides of every image, where drawing would show half of them one side twice.
             mirrored=self._sides ^ bool(self.epoch % 2),
+            resume=(now.begun, now.done) if now.done else None,
         )
-        for batch in itertools.islice(batches, self.steps_per_epoch):
-            if len(batch.y) == 1 and seen:  # a lone example has no batch statistics
+        for batch in itertools.islice(batches, self.steps_per_epoch - now.done):
+            now.done += 1
+            if len(batch.y) == 1 and now.seen:  # a lone example has no batch statistics
                 self.step += 1
                 continue
             self.train_step(*batch)
-            seen += len(batch.y)
+            now.seen += len(batch.y)
             self.run_callbacks("on_batch_end")
-            now = time.perf_counter()
-            if now - read > READ_EVERY or len(self._unread) >= READ_AFTER:
-                report(self.step, self.read().loss / seen)
-                read = now
-        sums = self.read()
+            clock = time.perf_counter()
+            if clock - read > READ_EVERY or len(self._unread) >= READ_AFTER:
+                report(self.step, self.read().loss / now.seen)
+                read = clock
+            if save is not None and clock - self._saved >= 60 * c.save_minutes and now.done < self.steps_per_epoch:
+                self.read()
+                now.seconds = clock - start
+                save(self.state_dict())
+                self._saved = time.perf_counter()
+        sums, seen = self.read(), now.seen
         report(self.step, sums.loss / seen)
+        self._pass = None
         self.epoch += 1
         row: dict[str, Any] = {
             "epoch": self.epoch,
@@ -296,7 +331,12 @@ class Loop:
             "optimiser": self.optimiser.state_dict(),
             "callbacks": hooks.states(self.callbacks),
             "history": self.history,
+            "pass": None if self._pass is None else {**vars(self._pass), **self._middle()},
         }
+
+    def _middle(self) -> dict[str, Any]:
+        """What the epoch under way has summed and noted."""
+        return {"sums": self.device_step.sums.clone(), "metrics": dict(self._metrics)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a saved fit: cut as it was cut, then load tensors and counters.
@@ -326,11 +366,16 @@ class Loop:
         self.generator.set_state(state["generator"])
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.history = list(state["history"])
+        if (middle := state.get("pass")) is not None:
+            self._pass = Pass(**{name: middle[name] for name in ("begun", "done", "seen", "seconds")})
+            self.device_step.sums.copy_(middle["sums"])
+            self._metrics = dict(middle["metrics"])
+            self._good = self.read().good
 
 
 def _settings(config: FitConfig) -> dict[str, Any]:
     """What a resumed fit must have been told alike; it may go on on another device."""
-    return {name: plain(getattr(config, name)) for name in config.__dataclass_fields__ if name != "device"}
+    return {name: plain(getattr(config, name)) for name in config.__dataclass_fields__ if name not in ("device", "save_minutes")}
 
 
 def _update(weights: dict[str, float | Tensor], site: str, value: float | Tensor, device: torch.device) -> None:

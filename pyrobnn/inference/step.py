@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.objective import Objective
+from pyrobnn.metrics.scores import class_logits
 
 WARM_UP = 3  # eager steps before a capture: libraries choose their kernels in them
 SUMMED = ("loss", "nll", "kl", "correct", "good")
@@ -76,7 +77,7 @@ class Step:
         self.optimiser.step()
         with torch.no_grad():
             labels = y.dim() == 1 and not y.is_floating_point()
-            correct = (loss.output.detach().argmax(-1) == y).sum() if labels else torch.zeros_like(norm)
+            correct = (class_logits(loss.output.detach()).argmax(-1) == y).sum() if labels else torch.zeros_like(norm)
             size = len(y)
             parts = (size * loss.loss.detach(), size * loss.nll, size * loss.kl, correct, 1 - self.failed)
             self.sums += torch.stack([part.to(self.sums.dtype) for part in parts])
