@@ -235,12 +235,25 @@ def _cell(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def step_cost_table() -> str:
+    """Cost of a training step relative to the plain one, by network and precision; as many columns as are measured."""
+    found = json.loads((HERE / "results" / "step_cost.json").read_text())
+    networks = {name: entry for name, entry in found.items() if name != "versions"}
+    rows = list(dict.fromkeys(name for entry in networks.values() for name in entry["steps"]))
+    lines = ["| step | " + " | ".join(networks) + " |", "|---" * (len(networks) + 1) + "|"]
+    for row in rows:
+        cells = [entry["steps"].get(row) for entry in networks.values()]
+        lines.append(f"| {row} | " + " | ".join(f"{c['ms']:.0f} ms, × {c['ratio']:.2f}" if c else "–" for c in cells) + " |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[str], str]] = {
     "methods": lambda _: methods_table(),
     "settings": settings_table,
     "results": results_table,
     "headlines": lambda _: headlines_table(),
     "uncertainty": lambda _: uncertainty.all_tables(),
+    "step_cost": lambda _: step_cost_table(),
     "equal_macs": lambda _: equal_macs_table(),
 }
 
