@@ -330,7 +330,7 @@ class Data:
 
         >>> from pyrobnn.data import load_data
         >>> load_data("digits").describe()
-        '1,797 images (1,078 train, 120 valid, 599 test), 10 classes of 105 to 110 training images, 1x8x8'
+        '1,797 images (1,078 train, 120 valid, 599 test), 10 classes of 104 to 110 training images, 1x8x8'
         """
         parts = {"train": self.train, "valid": self.valid, "test": self.test}
         counts = ", ".join(f"{len(part):,} {name}" for name, part in parts.items())

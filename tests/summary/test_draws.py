@@ -124,8 +124,7 @@ def test_reprs_are_short() -> None:
     posterior = pb.summarize(model, guide)
     assert len(repr(posterior)) < 800 and "0.noise" not in repr(posterior)
     assert repr(posterior.sites["0.noise"]) == "SiteSummary('0.noise', channel, shape=(4,))"
-    plan = pb.plan(posterior, rule="fraction", threshold=0.5)
-    assert repr(plan) == "PruningPlan(0 2 of 4)"
+    assert repr(pb.PruningPlan({"0": [0, 2]}, {"0": 4})) == "PruningPlan(0 2 of 4)"
     data = pb.load_data("digits")
     assert len(repr(data)) < 200 and len(repr(data.train)) < 80
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
