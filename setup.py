@@ -64,7 +64,7 @@ setup(
     package_data={"pyrobnn": ["py.typed", "*.pyi", "report/templates/*"]},
     install_requires=DEPENDENCIES,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["pyrobnn = pyrobnn.cli.main:main"]},
+    entry_points={"console_scripts": ["pyrobnn = pyrobnn.__main__:main"]},
     zip_safe=False,
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pyrobnn.channels import PruningPlan
@@ -166,6 +167,7 @@ def finish(
         "precision": "fp32" if context.autocast is None else "bf16",
         **_measured(context),
         "device": str(context.device),
+        "threads": torch.get_num_threads(),
         "versions": versions(),
         **figures,
         "reduction": reduction(figures["dense"], figures["compact"]),

@@ -20,7 +20,7 @@ from pyrobnn.io.sparse import parse_tensors, stated_shapes
 from pyrobnn.nets import OnPixels, build_saved, build_spec
 from pyrobnn.nets.storage import save_compact
 from pyrobnn.nets.weights import save_tensors
-from pyrobnn.posterior.bayesian_net import LOG_SCALE, BayesianNet
+from pyrobnn.posterior.bayesian_net import BayesianNet, scale_prefix
 from pyrobnn.report.page import standard_figures, write_page
 from pyrobnn.report.report import SCHEMA
 from pyrobnn.summary.types import Posterior
@@ -126,8 +126,8 @@ def load_bayesian(path: str | Path, factory: Callable[[], nn.Module] | None = No
     if not (size.isascii() and size.isdigit() and int(size[:16]) > 0 and len(size) <= 15):
         raise CheckpointError(f"{where} is damaged (no data_size): run pyrobnn compress again")
     own = net.state_dict()
-    scales = {name: value for name, value in state.items() if name.removeprefix(LOG_SCALE) in own}
-    _check_tensors(scales, {name: own[name.removeprefix(LOG_SCALE)] for name in scales}, where)
+    prefix = scale_prefix(own)
+    _check_tensors(state, {**own, **{prefix + name: value for name, value in own.items()}}, where)
     return BayesianNet.from_state(net, state, data_size=int(size))
 
 

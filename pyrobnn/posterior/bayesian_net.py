@@ -10,7 +10,7 @@ dependence is not kept, and the refit decides how wide each weight is without it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -39,7 +39,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "deep": {"lr": 1e-4, "guide_lr": 1e-4, "lr_schedule": "cosine", "kl_schedule": 0.01, "estimator": "weight"},
 }
 SCALE_LR = {"small": 10.0, "deep": 25.0}
-LOG_SCALE = "log_scale."  # prefix of the posterior's tensors in a state
+
+
+def scale_prefix(names: Iterable[str]) -> str:
+    """What the posterior's tensors have before the name of theirs in a state, for a network with these names.
+
+    >>> scale_prefix(["conv.weight"]), scale_prefix(["log_scale.weight"])
+    ('log_scale.', '_log_scale.')
+    """
+    prefix, names = "log_scale.", list(names)
+    while any(name.startswith(prefix) for name in names):
+        prefix = "_" + prefix
+    return prefix
 
 
 @dataclass
@@ -147,8 +158,9 @@ class BayesianNet:
     def state(self) -> dict[str, Tensor]:
         """The tensors of the mean network, and `log_scale.<tensor>` of every random one."""
         found = {name: value.detach().cpu().contiguous() for name, value in self.mean_net().state_dict().items()}
+        prefix = scale_prefix(found)
         for name in self.guide.moments():
-            found[LOG_SCALE + name] = self.guide.log_scale[site_key(name)].detach().cpu().contiguous()
+            found[prefix + name] = self.guide.log_scale[site_key(name)].detach().cpu().contiguous()
         return found
 
     @classmethod
@@ -161,12 +173,13 @@ class BayesianNet:
         Raises:
             CheckpointError: tensors are missing or have other shapes.
         """
-        means = {name: value for name, value in state.items() if not name.startswith(LOG_SCALE)}
+        prefix = scale_prefix(net.state_dict())
+        means = {name: value for name, value in state.items() if not name.startswith(prefix)}
         try:
             found = cls.around(net, data_size=data_size, likelihood=likelihood)
             for name in found.guide.moments():
                 found.guide.loc[site_key(name)].copy_(means[name])
-                found.guide.log_scale[site_key(name)].copy_(state[LOG_SCALE + name])
+                found.guide.log_scale[site_key(name)].copy_(state[prefix + name])
             found.model.net.load_state_dict(means)
         except (RuntimeError, KeyError) as error:
             raise CheckpointError(f"the posterior does not fit this network: {str(error).splitlines()[0]}") from error

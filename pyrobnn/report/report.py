@@ -27,7 +27,7 @@ SCHEMA = 1
 _PACKAGES = ("pyrobnn", "torch", "torchvision", "pyro-ppl", "numpy", "arviz")
 
 # What may differ between two measurements of the same network.
-VOLATILE = ("seconds", "latency_ms", "versions")
+VOLATILE = ("seconds", "latency_ms", "versions", "threads")
 
 
 def versions() -> dict[str, str]:

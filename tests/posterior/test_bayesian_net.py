@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import pyrobnn as pb
 from pyrobnn import cli
 from pyrobnn.data import Data
 from pyrobnn.guides import NoLatents
 from pyrobnn.guides.noise import NormalNoise
-from pyrobnn.posterior.bayesian_net import settings
+from pyrobnn.posterior.bayesian_net import BayesianNet, settings
 from pyrobnn.posterior.draws import draw_tensors, surviving_scales
 from pyrobnn.priors.noise import ARDNoise
 
@@ -241,3 +241,25 @@ def test_a_finished_run_can_be_given_one(data: Data, tmp_path: Path) -> None:
         torch.equal(a, b)
         for a, b in zip(whole.bayesian.state().values(), second.bayesian.state().values(), strict=True)
     )
+
+
+def test_a_module_called_log_scale() -> None:
+    """Its tensors are not taken for scales of others."""
+    torch.manual_seed(0)
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 4))
+            self.log_scale = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.log_scale(nn.functional.linear(x, self.weight))
+
+    net = Named()
+    first = BayesianNet.around(net, data_size=10)
+    state = first.state()
+    again = BayesianNet.from_state(net, state, data_size=10)
+    assert all(torch.equal(value, again.state()[name]) for name, value in state.items())
+    for name, (loc, scale) in first.guide.moments().items():
+        assert all(torch.equal(a, b) for a, b in zip((loc, scale), again.guide.moments()[name], strict=True))
