@@ -4,6 +4,7 @@ from . import guides as guides
 from . import likelihoods as likelihoods
 from . import nets as nets
 from . import priors as priors
+from . import tasks as tasks
 from .channels import ChannelGroup as ChannelGroup
 from .channels import ChannelTable as ChannelTable
 from .channels import PruningPlan as PruningPlan
@@ -45,5 +46,6 @@ from .posterior.khat import guide_khat as guide_khat
 from .summary.reading import deterministic_net as deterministic_net
 from .summary.summarize import summarize as summarize
 from .summary.types import Posterior as Posterior
+from .tasks import Task as Task
 
 __version__: str

@@ -125,6 +125,7 @@ OPTIONS
         epochs = Epochs.of(store.once("epochs", lambda: share_out(recipe, config, data, net, trained=trained).data()))
         context = Context(config, chosen, recipe, epochs, data, net, table, store, trained, chosen_task)
         planned = {"dense": epochs.dense, "infer": sum(epochs.infer), "tune": epochs.tune + epochs.retune}
+        context.say(data.describe(), "")
         with RunProgress(
             {**planned, "bayesian": config.bayesian_epochs},
             done=None if store.newest is None else store.state(store.newest[1]).spent,
