@@ -45,6 +45,7 @@ from pyrobnn.report.report import versions
 
 RESULT = Path(__file__).parent / "results" / "step_cost.json"
 SIZES = {"lenet5": (1, 28), "resnet20": (3, 32), "resnet56": (3, 32), "vgg16": (3, 32)}
+KINDS = ("tuning", "teacher", "noise", "weight", "local", "moments", "peers")
 Kind = Callable[[Tensor, Tensor], None]
 
 
@@ -185,8 +186,8 @@ def peers(name: str, device: torch.device, size: int) -> dict[str, Kind | str]:
     return found
 
 
-def kinds(name: str, data: Data, device: torch.device) -> dict[str, Kind | str]:
-    """Every kind of step for one network; `bf16` ones under autocast."""
+def kinds(name: str, data: Data, device: torch.device, wanted: list[str]) -> dict[str, Kind | str]:
+    """The kinds of step for one network beside the plain step and stock Pyro; `bf16` ones under autocast."""
     gaussian = pb.priors.Gaussian("fan_in")
     makers: dict[str, Callable[[dict[str, Any]], Kind]] = {
         "tuning": lambda s: ours(network(name), None, lambda m: NoLatents(), data, device, **s),
@@ -202,9 +203,11 @@ def kinds(name: str, data: Data, device: torch.device) -> dict[str, Kind | str]:
         found[f"plain {precision}"] = plain(network(name), dtype, device)
         found[f"stock Pyro {precision}"] = stock(network(name), dtype, data, device)
         for kind, make in makers.items():
-            found[f"{kind} {precision}"] = make({"precision": precision})
-    found["tuning with teacher fp32"] = makers["tuning"]({"precision": "fp32", "terms": [Distillation(network(name))]})
-    return {**found, **peers(name, device, len(data.train))}
+            if kind in wanted:
+                found[f"{kind} {precision}"] = make({"precision": precision})
+    if "teacher" in wanted:
+        found["tuning with teacher fp32"] = makers["tuning"]({"precision": "fp32", "terms": [Distillation(network(name))]})
+    return {**found, **(peers(name, device, len(data.train)) if "peers" in wanted else {})}
 
 
 def timed(step: Kind, x: Tensor, y: Tensor) -> float:
@@ -217,10 +220,12 @@ def timed(step: Kind, x: Tensor, y: Tensor) -> float:
     return clock() - start
 
 
-def measure(name: str, data: Data, device: torch.device, steps: int, batch: int) -> dict[str, Any]:
+def measure(
+    name: str, data: Data, device: torch.device, steps: int, batch: int, wanted: list[str]
+) -> dict[str, Any]:
     x, y = next(iter(data.train.batches(batch, device=device, channels_last=True)))
     steppers, absent = {}, {}
-    for kind, step in kinds(name, data, device).items():
+    for kind, step in kinds(name, data, device, wanted).items():
         if isinstance(step, str):
             absent[kind] = step
             continue
@@ -248,6 +253,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--networks", default=",".join(SIZES))
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="beside the plain step and stock Pyro")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     pyro.enable_validation(False)
@@ -258,7 +264,7 @@ def main() -> None:
         data = pb.load_data("mnist" if name == "lenet5" else "cifar10")
         data = replace(data, train=data.train.take(2 * args.batch))
         found[name] = {
-            **measure(name, data, device, args.steps, args.batch),
+            **measure(name, data, device, args.steps, args.batch, args.kinds.split(",")),
             "batch": args.batch, "rounds": args.steps, "threads": torch.get_num_threads(), "device": args.device,
         }  # fmt: skip
         found["versions"] = versions()

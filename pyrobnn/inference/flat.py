@@ -24,6 +24,8 @@ from pyrobnn.model import BayesianModel
 from pyrobnn.moments import Moments
 from pyrobnn.priors.base import Prior
 
+CHUNK = 1 << 16  # entries
+
 
 @dataclass(frozen=True)
 class Run:
@@ -54,8 +56,13 @@ class FlatELBO:
     def __init__(self, elbo: ELBO, model: BayesianModel, guide: MeanField | None, runs: list[Run]) -> None:
         self.elbo, self.model, self.guide, self.runs = elbo, model, guide, runs
         like = next(iter(guide.parameters())) if guide is not None else torch.zeros(())
-        self._counts = [torch.tensor(run.sizes, dtype=like.dtype, device=like.device) for run in runs]
-        self._ones = [torch.ones_like(count) for count in self._counts]
+        self._ones = [torch.ones(len(run.sizes), dtype=like.dtype, device=like.device) for run in runs]
+        # On a CPU large sites are worked on in pieces that fit a core's cache.
+        self._pieces = [_pieces(run.sizes, CHUNK if like.device.type == "cpu" else None) for run in runs]
+        self._rows = [torch.tensor([row for row, _ in rows], device=like.device) for rows in self._pieces]
+        self._counts = [
+            torch.tensor([size for _, size in rows], dtype=like.dtype, device=like.device) for rows in self._pieces
+        ]
 
     @property
     def usable(self) -> bool:
@@ -117,8 +124,10 @@ class FlatELBO:
             weight = torch.stack([_number(weighted.get(site, 1.0), loc) for site in run.sites])
         if run.gaussian:
             centres, widths = ([_scalar(getattr(priors[s], part)) for s in run.sites] for part in ("loc", "scale"))
-            table = torch.stack([torch.stack(centres), torch.stack(widths), weight, self._counts[k]])
-            drawn, total = _Gaussian.apply(loc, log_scale, noise, table, run)
+            by_site = torch.stack([torch.stack(centres), torch.stack(widths), weight])
+            table = torch.cat([by_site.index_select(1, self._rows[k]), self._counts[k][None]])
+            sizes = tuple(size for _, size in self._pieces[k])
+            drawn, total = _Gaussian.apply(loc, log_scale, noise, table, sizes, run.centred)
         else:
             mean, scale = loc, log_scale.exp()
             drawn = scale.square() if noise is None else torch.addcmul(mean, scale, noise)
@@ -208,28 +217,52 @@ def _number(weight: float | Tensor, like: Tensor) -> Tensor:
     return weight if isinstance(weight, Tensor) else torch.full((), weight, dtype=like.dtype, device=like.device)
 
 
-class _Gaussian(torch.autograd.Function):
-    """A draw of N(μ, σ²), or σ² where there is no noise, and Σ_j w_j KL(N(μ, σ²) ‖ N(m_j, s_j²)) over the sites j.
+def _pieces(sizes: tuple[int, ...], chunk: int | None) -> list[tuple[int, int]]:
+    """`(site, entries)` of each piece; without a chunk a site is one."""
+    found = []
+    for row, size in enumerate(sizes):
+        whole, rest = divmod(size, chunk or size)
+        found += [(row, chunk or size)] * whole + [(row, rest)] * (rest > 0)
+    return found
 
-    Written out, with its gradient, because at a hundred examples a step passes over the weights are what it costs.
-    `table` holds m, s, w and the number of entries, `[4, sites]`; σ = exp(log σ).
+
+class _Gaussian(torch.autograd.Function):
+    """A draw of N(μ, σ²), or σ² where there is no noise, and Σ_j w_j KL(N(μ, σ²) ‖ N(m_j, s_j²)) over the pieces j.
+
+    Written out, with its gradient, and piece by piece, because at a hundred examples a step passes over the weights are
+    what it costs. `table` holds m, s, w and the number of entries, `[4, pieces]`; σ = exp(log σ).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, loc: Tensor, log_scale: Tensor, noise: Tensor | None, table: Tensor, run: Run
+        ctx: Any,
+        loc: Tensor,
+        log_scale: Tensor,
+        noise: Tensor | None,
+        table: Tensor,
+        sizes: tuple[int, ...],
+        centred: bool,
     ) -> tuple[Tensor, Tensor]:
         centre, width, weight, count = table
-        sizes = run.sizes
-        scale = log_scale.exp()
-        far = [torch.dot(part, part) - m * (2 * part.sum() - m * n) for part, m, n in _by_site(loc, sizes, centre, count)]
-        wide = [torch.dot(part, part) for part, *_ in _by_site(scale, sizes)]
-        logs = torch.stack([part.sum() for part, *_ in _by_site(log_scale, sizes)])
-        squares = (torch.stack(far) + torch.stack(wide)) / (2 * width.square())
-        kl = (weight * (count * (width.log() - 0.5) - logs + squares)).sum()
+        scale, drawn = torch.empty_like(loc), torch.empty_like(loc)
+        far, wide, logs = [], [], []
+        parts = zip(*(v.split(sizes) for v in (loc, log_scale, scale, drawn, loc if noise is None else noise)), strict=True)
+        for mean, log_sd, sd, out, epsilon in parts:
+            torch.exp(log_sd, out=sd)
+            if noise is None:
+                torch.mul(sd, sd, out=out)
+            else:
+                torch.addcmul(mean, sd, epsilon, out=out)
+            far.append(torch.stack([torch.dot(mean, mean), mean.sum()]))
+            wide.append(torch.dot(sd, sd))
+            logs.append(log_sd.sum())
+        square, total = torch.stack(far).unbind(1)
+        distance = square - centre * (2 * total - centre * count)  # Σ (μ − m)²
+        squares = (distance + torch.stack(wide)) / (2 * width.square())
+        kl = (weight * (count * (width.log() - 0.5) - torch.stack(logs) + squares)).sum()
         ctx.save_for_backward(loc, scale, table, *([] if noise is None else [noise]))
-        ctx.run = run
-        return scale.square() if noise is None else torch.addcmul(loc, scale, noise), kl
+        ctx.sizes, ctx.centred = sizes, centred
+        return drawn, kl
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_kl: Tensor) -> Any:
@@ -237,21 +270,19 @@ class _Gaussian(torch.autograd.Function):
         centre, width, weight, _ = table
         lost = grad_kl * weight
         factors = lost / width.square()
-        # σ (g ε + w σ / s²) − w for a draw; σ² (2 g + w / s²) − w for a variance
-        to_scale = grad * noise[0] if noise else 2 * grad * scale
-        to_loc = torch.empty_like(loc)
-        pieces = (loc, scale, to_loc, to_scale, grad)
-        rows = zip(*(piece.split(ctx.run.sizes) for piece in pieces), factors.unbind(), lost.unbind(), centre.unbind(), strict=True)
-        for mean, sd, here, there, own, factor, weighted, m in rows:
-            away = mean if ctx.run.centred else mean - m
+        to_loc, to_scale = torch.empty_like(loc), torch.empty_like(loc)
+        vectors = (loc, scale, to_loc, to_scale, grad, noise[0] if noise else scale)
+        columns = (factors, lost, centre)
+        parts = zip(*(v.split(ctx.sizes) for v in vectors), *(c.unbind() for c in columns), strict=True)
+        for mean, sd, here, there, own, epsilon, factor, weighted, m in parts:
+            away = mean if ctx.centred else mean - m
             if noise:
                 torch.addcmul(own, away, factor, out=here)
             else:
                 torch.mul(away, factor, out=here)
+            # σ (g ε + w σ / s²) − w for a draw; σ² (2 g + w / s²) − w for a variance
+            torch.mul(own, epsilon, out=there)
+            if not noise:
+                there.mul_(2.0)
             there.addcmul_(sd, factor).mul_(sd).sub_(weighted)
-        return to_loc, to_scale, None, None, None
-
-
-def _by_site(vector: Tensor, sizes: tuple[int, ...], *columns: Tensor) -> Any:
-    """The part of each site, with its entries of the columns."""
-    return zip(vector.split(sizes), *(column.unbind() for column in columns), strict=True)
+        return to_loc, to_scale, None, None, None, None

@@ -14,6 +14,7 @@ from torch import Tensor
 import pyrobnn as pb
 from pyrobnn.guides import KernelMeanField, MeanField
 from pyrobnn.guides.flat import Pack
+from pyrobnn.inference import flat
 from pyrobnn.inference.elbo import ELBO, Parts
 from pyrobnn.inference.flat import flat_elbo
 from pyrobnn.inference.precision import weights_channels_last
@@ -102,10 +103,13 @@ def test_equals_the_traced_elbo(name: str, estimator: str, same_noise: None) -> 
     assert float((found - wanted).norm() / wanted.norm()) < 1e-6
 
 
-def test_layouts_and_particles_change_nothing() -> None:
-    model, guide, x, y = pair(Gaussian("fan_in"))
+@pytest.mark.parametrize("chunk", [100, 1 << 16])
+@pytest.mark.parametrize("prior", [lambda: Gaussian("fan_in"), Shifted])
+def test_layouts_pieces_and_particles_change_nothing(prior: Any, chunk: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr(flat, "CHUNK", chunk)
+    model, guide, x, y = pair(prior())
     weights_channels_last(guide, model.net)
-    elbo = ELBO(num_particles=3)
+    elbo = ELBO(num_particles=3, site_weights={"conv2.weight": 2.0})
     fast = flat_elbo(elbo, model, guide)
     assert fast is not None and not guide.loc["conv2|weight"].is_contiguous()
     traced, wanted = evaluated(lambda: elbo.parts(model, guide, x, y), model, guide)
