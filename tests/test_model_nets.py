@@ -108,6 +108,8 @@ def test_what_is_computed_again_is_found() -> None:
     x = torch.randn(2, 1, 6, 6)
     assert recomputed_tensor(Checkpointed("plain"), x) is None
     assert recomputed_tensor(Checkpointed("closure"), x) == "body.0.weight"
+    shortcuts = pb.nets.build("resnet20", in_channels=3, image_size=32)  # their gradient reads an index of the network
+    assert recomputed_tensor(shortcuts, torch.randn(2, 3, 32, 32)) is None
     thrifty = torchvision.models.DenseNet(4, (2, 2), 8, memory_efficient=True, num_classes=5)
     assert "denselayer" in (recomputed_tensor(thrifty, torch.randn(2, 3, 32, 32)) or "")
 

@@ -37,7 +37,9 @@ def recomputed_tensor(net: nn.Module, x: Any) -> str | None:
 
 def _try(net: nn.Module, x: Any) -> str | None:
     scratch = copy_net(net).cpu()
-    own = {id(t): name for name, t in [*scratch.named_parameters(), *scratch.named_buffers()]}
+    # Indices are never given, and the backward pass of an indexing operation may read the network's own.
+    tensors = [*scratch.named_parameters(), *scratch.named_buffers()]
+    own = {id(t): name for name, t in tensors if t.is_floating_point()}
     floating = {n: t.detach().clone() for n, t in _tensors(scratch).items() if t.is_floating_point()}
     given = {name: value.requires_grad_(not name.endswith(_STATISTICS)) for name, value in floating.items()}
     seen = _Reads(own)
