@@ -139,8 +139,13 @@ class BayesianNet:
         """
         result = fit(self.model, self.guide, data, config=config or FitConfig(**settings(self.model.net)), **options)
         self.model = result.model.cpu()
-        self.model.autocast = None  # figures are measured in fp32
         self.guide.cpu()
+        # In the memory layout that a loaded one has, so that a seed draws the same; and figures are measured in fp32.
+        plain = self.mean_net().to(memory_format=torch.contiguous_format)
+        again = self.from_state(
+            plain, self.state(), data_size=self.model.data_size, likelihood=self.model.likelihood
+        )
+        self.model, self.guide = again.model, again.guide
         return self
 
     def predict(
