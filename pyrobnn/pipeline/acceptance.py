@@ -9,6 +9,7 @@ import math
 SLACK = 0.4  # what tuning with plain weights still adds to the posterior mean, in points
 # A round of inference brings back what the last cut lost; how much it may lose before that, in points.
 LOSS_PER_CUT = 5.0
+SURE = 2.0  # standard errors of an accuracy that is called lost: nine rounds are judged, and one ends them all
 
 
 def floor(base: float, drop: float | None, slack: float = 0.0) -> float:
@@ -41,7 +42,7 @@ def recovered(accuracy: float, base: float, drop: float | None, error: float, po
         error: standard error of a score, in the units of `drop`.
         point: what a point of accuracy is in these units.
     """
-    return accuracy >= floor(base, drop, SLACK * point + error)
+    return accuracy >= floor(base, drop, SLACK * point + SURE * error)
 
 
 def holds(accuracy: float, base: float, drop: float | None) -> bool:

@@ -163,6 +163,8 @@ class Context:
     def model_of(self, state: State, only: str | None = None) -> tuple[BayesianModel, Any]:
         """Model and guide of the current network, where the last round left them; with latents on one group `only`."""
         past = state.variational
+        if only is None and past is not None and past.guide is not None:
+            only = past.only
         prior: Any = self.method.prior()
         if past is not None and prior is not None:
             prior.load_state_dict(past.prior)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pyrobnn.channels import PruningPlan
 from pyrobnn.pipeline.choices import by_rule, choose
 from pyrobnn.pipeline.context import Context
+from pyrobnn.pipeline.search import search
 from pyrobnn.pipeline.stages import Choose, Stage, accept, cut, infer, retune, train_dense, train_from_scratch, tune
 
 
@@ -56,6 +57,8 @@ def tuning(context: Context, *, judged: bool, kept_back: int = 0) -> list[Stage]
     epochs = context.epochs
     if not judged:
         return [tune(epochs.tune)]
+    if context.config.within_drop:
+        return [tune(epochs.tune), *search(epochs.retune)]
     return [tune(epochs.tune - kept_back), retune(epochs.retune + kept_back)]
 
 

@@ -155,6 +155,7 @@ def infer(number: int, *, epochs: float | None = None, only: str | None = None) 
             copied(model.net.state_dict()),
             prior.state_dict() if isinstance(prior, Prior) else {},
             states(callbacks),
+            only,
         )
         if only is None:
             context.keep_fitted(variational, model, guide)
@@ -203,6 +204,8 @@ def back_to(context: Context, state: State, name: str) -> State:
         extras=state.extras,
         accepted=state.accepted,
         held=state.held,
+        best=state.best,
+        missed=state.missed,
         stopped=state.stopped,
     )
 
@@ -218,57 +221,64 @@ def cut(number: int, choose: Choose, *, fold: bool = False, until_nothing: bool 
     """
 
     def run(context: Context, state: State) -> State:
-        assert state.latest is not None
-        before, plan = state.plan, choose(context, state, number)
-        after = before.compose(plan)
-        latest = state.latest.decide(plan, context.threshold, round=number)
-        merged = latest if not state.posterior.channels else state.posterior.merge(latest, before)
-        read = {name: channel.snr for name, channel in latest.channels.items()}
-        records = [in_original(record, before) for record in (*state.records, read)]
-        merged = replace(merged, history=[*state.posterior.history, *records])
-        variational = state.variational
-        if variational is not None and fold:
-            variational = replace(variational, guide=None, net=None)
-        elif variational is not None:
-            small, guide = shrink(*context.fitted(state), plan)
-            variational = replace(variational, guide=copied(guide.state_dict()), net=copied(small.net.state_dict()))
-        table = context.table_of(before)
-        net = compact(state.net, plan, None, groups=table)
-        check_cut(state.net, net, plan, table, context.data.example.to(context.device))
-        net = context.refreshed(net)
-        left, dense, accuracy = context.left(after), context.dense_cost, context.score(net)
-        entry: dict[str, Any] = {
-            "round": number + 1,
-            "params": round(left["params"] * dense[0]),
-            "macs": round(left["macs"] * dense[1]),
-            **context.validation_entry(accuracy),
-            "widths": after.widths(),
-            "epochs": dict(state.spent),
-        }
-        context.say(cut_line(number + 1, before.widths(), entry["widths"], left, context.words(accuracy)), "cyan")
-        stopped = until_nothing and plan.is_full
-        if stopped:
-            context.say(f"round {number + 1}: nothing is redundant")
-        return replace(
-            state,
-            net=context.settled(net),
-            plan=after,
-            posterior=merged,
-            variational=variational,
-            rounds=(*state.rounds, entry),
-            stopped=stopped,
-        )
+        plan = choose(context, state, number)
+        after = cut_to(context, state, plan, number, fold=fold)
+        if not (until_nothing and plan.is_full):
+            return after
+        context.say(f"round {number + 1}: nothing is redundant")
+        return replace(after, stopped=True)
 
     return Stage(f"cut {number + 1}", run, number)
 
 
+def cut_to(context: Context, state: State, plan: PruningPlan, number: int, *, fold: bool = False) -> State:
+    """The state after a cut to `plan`, which was chosen from the scores in `latest`; arguments as for :func:`cut`."""
+    assert state.latest is not None
+    before, after = state.plan, state.plan.compose(plan)
+    latest = state.latest.decide(plan, context.threshold, round=number)
+    merged = latest if not state.posterior.channels else state.posterior.merge(latest, before)
+    read = {name: channel.snr for name, channel in latest.channels.items()}
+    records = [in_original(record, before) for record in (*state.records, read)]
+    merged = replace(merged, history=[*state.posterior.history, *records])
+    variational = state.variational
+    if variational is not None and (fold or variational.only is not None):
+        variational = replace(variational, guide=None, net=None)
+    elif variational is not None and variational.guide is not None:
+        small, guide = shrink(*context.fitted(state), plan)
+        variational = replace(variational, guide=copied(guide.state_dict()), net=copied(small.net.state_dict()))
+    table = context.table_of(before)
+    net = compact(state.net, plan, None, groups=table)
+    check_cut(state.net, net, plan, table, context.data.example.to(context.device))
+    net = context.refreshed(net)
+    left, dense, accuracy = context.left(after), context.dense_cost, context.score(net)
+    entry: dict[str, Any] = {
+        "round": len(state.rounds) + 1,
+        "params": round(left["params"] * dense[0]),
+        "macs": round(left["macs"] * dense[1]),
+        **context.validation_entry(accuracy),
+        "widths": after.widths(),
+        "epochs": dict(state.spent),
+    }
+    context.say(cut_line(entry["round"], before.widths(), entry["widths"], left, context.words(accuracy)), "cyan")
+    return replace(
+        state,
+        net=context.settled(net),
+        plan=after,
+        latest=None,
+        records=(),
+        posterior=merged,
+        variational=variational,
+        rounds=(*state.rounds, entry),
+    )
+
+
 def tune(epochs: int) -> Stage:
     """Fine-tune the current plain network with distillation from the dense one."""
-    return Stage("tune", lambda context, state: _tuned(context, state, "tune", TUNE_SEED, epochs))
+    return Stage("tune", lambda context, state: tuned(context, state, "tune", TUNE_SEED, epochs))
 
 
-def _tuned(context: Context, state: State, name: str, seed: str, epochs: int) -> State:
-    """What the method zeroes weight by weight is zeroed first and stays so."""
+def tuned(context: Context, state: State, name: str, seed: str, epochs: int) -> State:
+    """The state after tuning. What the method zeroes weight by weight is zeroed first and stays so."""
     zeros = None if context.method.zeros is None else context.method.zeros(context, state)
     callbacks = [] if zeros is None else [KeepZeros(zeros.keep)]
     net = context.train_plain(
@@ -305,7 +315,7 @@ def retune(epochs: int) -> Stage:
             else:
                 context.say("tuning missed the accuracy: back to a larger network, which inference had brought back")
                 state = back_to(context, state, name)
-            state = _tuned(context, state, "retune", RETUNE_SEED, epochs)
+            state = tuned(context, state, "retune", RETUNE_SEED, epochs)
         assert state.tuned is not None
         if not acceptance.holds(state.tuned, base, drop):
             short = 100 * (acceptance.floor(base, drop) - state.tuned)

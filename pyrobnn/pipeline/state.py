@@ -25,12 +25,14 @@ class VariationalState:
         net: tensors of the model's network, the random ones at their initial values; None with `guide`.
         prior: what the prior has read from the first network, `{}` for nothing.
         callbacks: what the callbacks remember, by name.
+        only: the group that latents were placed on, where it was one alone; its noise is over with the cut.
     """
 
     guide: Tensors | None
     net: Tensors | None
     prior: Mapping[str, Any] = field(default_factory=dict)
     callbacks: Mapping[str, Any] = field(default_factory=dict)
+    only: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class State:
         extras: tensors or plain values that a method adds.
         accepted: stage to go back to when a later network is lost: the last whose accuracy could still come back.
         held: the last stage that held the allowed drop before any tuning.
+        best: stage of the smallest network that held the drop after tuning.
+        missed: share of the MACs that the largest network left that did not; 0 before there was one.
         stopped: the rounds are over.
         seconds: wall-clock time of the run up to here.
     """
@@ -74,6 +78,8 @@ class State:
     extras: Mapping[str, Any] = field(default_factory=dict)
     accepted: str | None = None
     held: str | None = None
+    best: str | None = None
+    missed: float = 0.0
     stopped: bool = False
     seconds: float = 0.0
 
@@ -86,7 +92,7 @@ class State:
         return replace(self, extras={**self.extras, **extras})
 
 
-PLAIN = ("base", "base_error", "spent", "recovered", "tuned", "accepted", "held", "stopped", "seconds")
+PLAIN = ("base", "base_error", "spent", "recovered", "tuned", "accepted", "held", "best", "missed", "stopped", "seconds")
 
 
 def to_data(state: State, tensors_of: Any) -> dict[str, Any]:

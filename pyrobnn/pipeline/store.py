@@ -85,7 +85,7 @@ class RunStore:
         if self.folder is not None:
             self._write(number, name, state)
         self.newest, self._fit = (number, name), None
-        wanted = {name, state.accepted, state.held}
+        wanted = {name, state.accepted, state.held, state.best}
         self._states = {key: kept for key, kept in self._states.items() if key in wanted}
         self._save()
         self._clean({self._number(key) for key in wanted if key is not None})

@@ -63,7 +63,7 @@ def test_the_interval_covers_the_drop_and_is_wide_on_few_images() -> None:
 
 
 def test_a_missed_target_is_in_the_report_and_warned_of(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "_tuned", lambda context, state, *rest: replace(state, tuned=0.05))
+    monkeypatch.setattr(stages, "tuned", lambda context, state, *rest: replace(state, tuned=0.05))
     options: dict[str, Any] = {"max_drop": 1.0, "epochs": 8, "precision": "fp32", "progress": False}
     with pytest.warns(UserWarning, match="the target was missed"):
         report = pb.compress("small_cnn", data, "gaussian", **options).report

@@ -1,0 +1,165 @@
+"""After the first tuning under `--max-drop`: the smallest network that holds the drop, looked for in both directions.
+
+A network that holds it is cut further, one that misses it makes room for a larger one, by halves of the way (in the
+logarithm of the MACs) between the smallest that held and the largest that did not. Each attempt cuts the network that
+held by the scores of its last fit, and tunes. What held is what is returned, however the last attempt went.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+
+from pyrobnn.channels import PruningPlan
+from pyrobnn.channels.planner import plan_for_budget
+from pyrobnn.errors import PlanError
+from pyrobnn.pipeline import acceptance
+from pyrobnn.pipeline.context import Context
+from pyrobnn.pipeline.stages import Stage, back_to, cut_to, tuned
+from pyrobnn.pipeline.state import State
+from pyrobnn.summary.types import ChannelSummary, Posterior
+
+ATTEMPT_SEED = "attempt {}"
+MOST_ATTEMPTS = 4
+LEAST_EPOCHS = 2  # of an attempt
+FURTHER = 0.7  # share of the MACs that an attempt keeps as long as none has missed
+CLOSE = 0.95  # two sizes that are no two
+TELLING = 1.001  # a size above one that missed, whatever rounding does
+
+
+def search(epochs: int) -> list[Stage]:
+    """Attempts that share so many epochs, and the choice among what they left."""
+    count = min(MOST_ATTEMPTS, epochs // LEAST_EPOCHS)
+    shares = [epochs // count + (k < epochs % count) for k in range(count)]
+    return [*(attempt(number, share) for number, share in enumerate(shares)), settle()]
+
+
+def attempt(number: int, epochs: int) -> Stage:
+    """Cut and tune once more, from the smallest network that held the drop."""
+    name = f"attempt {number + 1}"
+
+    def run(context: Context, state: State) -> State:
+        state = judged(context, state, "tune" if number == 0 else f"attempt {number}")
+        for source in _sources(context, state):
+            small = _smaller(context, source, state.missed, held=state.best is not None)
+            if small is not None:
+                left = context.left(small.plan)["macs"]
+                context.say(f"{name}: {100 * left:.1f} % of the MACs", "cyan")
+                return tuned(context, small, name, ATTEMPT_SEED.format(number + 1), epochs)
+        return state
+
+    return Stage(name, run)
+
+
+def settle() -> Stage:
+    """The smallest network that held the drop; the dense one, as it was, where none did."""
+
+    def run(context: Context, state: State) -> State:
+        state = judged(context, state, None if context.store.newest is None else context.store.newest[1])
+        if state.best is not None:
+            chosen = _source(context, state)
+        else:
+            context.say("no smaller network held the drop: the dense one is left as it is")
+            full = PruningPlan.full(context.table)
+            extras = {key: value for key, value in state.extras.items() if key != "zeros"}
+            posterior = state.posterior.decide(full)
+            chosen = replace(
+                state, net=state.dense, plan=full, variational=None, posterior=posterior, rounds=(), tuned=state.base, extras=extras
+            )
+        return replace(chosen, spent=state.spent, accepted=None, held=None, best=None)
+
+    return Stage("settle", run)
+
+
+def judged(context: Context, state: State, name: str | None) -> State:
+    """The state of a stage that has just tuned, with the bounds moved by how its network did."""
+    assert state.base is not None and state.tuned is not None
+    if name is None or name in (state.best, state.accepted, state.held):
+        return state
+    size = context.left(state.plan)["macs"]
+    if not acceptance.holds(state.tuned, state.base, context.config.max_drop):
+        return replace(state, missed=max(state.missed, size))
+    smaller = state.best is None or size < context.left(context.store.state(state.best).plan)["macs"]
+    return replace(state, best=name) if smaller else state
+
+
+def next_size(upper: float, missed: float, *, held: bool) -> float | None:
+    """Share of the MACs that the next attempt leaves; None where there is nothing between the bounds.
+
+    Args:
+        upper: share of the smallest network that held the drop.
+        missed: of the largest that did not, 0 if there is none.
+        held: a tuned network has held it; else `upper` is of one that is not tuned.
+
+    >>> next_size(0.5, 0.0, held=True), next_size(0.4, 0.1, held=False), next_size(0.4, 0.39, held=True)
+    (0.35, 0.2, None)
+    """
+    if not missed:
+        return FURTHER * upper if held else None
+    size = math.sqrt(upper * missed)
+    return size if missed < CLOSE * upper else None
+
+
+def _sources(context: Context, state: State) -> list[State]:
+    """Networks to cut from, in the order in which they are tried: none of a size that missed.
+
+    The smallest that held the drop after tuning; before there is one, the last that held it untuned, then the dense one
+    with the last score of every channel (not where single weights are zeroed, which takes a posterior).
+    """
+    if state.best is not None or context.method.zeros is not None:
+        return [_source(context, state)]
+    full = PruningPlan.full(context.table)
+    decided = state.posterior.decide(full)
+    dense = replace(
+        state, net=state.dense, plan=full, variational=None, latest=None, records=(), posterior=decided, rounds=()
+    )
+    return [_source(context, state), dense]
+
+
+def _smaller(context: Context, source: State, missed: float, *, held: bool) -> State | None:
+    """The source cut to the next size; as it is, where no size is left between it and what missed; else None."""
+    upper = context.left(source.plan)["macs"]
+    size = next_size(upper, missed, held=held)
+    current = _scored(source)
+    assert current.latest is not None
+    try:
+        if size is not None:
+            plan = plan_for_budget(
+                current.latest.costs(),
+                context.table_of(current.plan),
+                target_macs=size,
+                limits=context.limits,
+                dense=context.dense_cost,
+            )
+            if context.left(current.plan.compose(plan))["macs"] > missed * TELLING:
+                return None if plan.is_full else cut_to(context, current, plan, len(current.rounds))
+    except PlanError:  # below what the limits leave
+        return None
+    # One unit may be all that lies between them.
+    return source if not held and source.rounds and upper > missed * TELLING else None
+
+
+def _source(context: Context, state: State) -> State:
+    """The smallest network that held the drop after tuning; before there is one, the last that held it untuned."""
+    name = state.best or state.held
+    assert name is not None
+    earlier = context.store.state(name)
+    return replace(back_to(context, state, name), tuned=earlier.tuned, extras=earlier.extras)
+
+
+def _scored(state: State) -> State:
+    """The state with a score for every channel that has one: of the last fit, else of the last decision."""
+    channels = {}
+    for name, summary in state.posterior.channels.items():
+        units = torch.as_tensor(state.plan.keep[name], dtype=torch.long)
+        channels[name] = _part(summary, units)
+    latest = state.latest or Posterior({}, {})
+    return replace(state, latest=replace(latest, channels={**channels, **latest.channels}))
+
+
+def _part(summary: ChannelSummary, units: torch.Tensor) -> ChannelSummary:
+    columns = ("snr", "nats", "kept", "evidence", "loc", "scale", "ranking")
+    values = {name: getattr(summary, name) for name in columns}
+    return replace(summary, **{name: value[units] for name, value in values.items() if value is not None})
