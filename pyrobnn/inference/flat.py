@@ -102,7 +102,7 @@ class FlatELBO:
     def _likelihood(self, tensors: dict[str, Tensor], x: Any, y: Any) -> tuple[Tensor, Tensor]:
         """The network's output, and the negative log-likelihood scaled to all examples."""
         model = self.model
-        output, distribution, targets, size = model.observed(model.net, tensors, x, y)
+        output, distribution, targets, size = model.observed(model.bare_net, tensors, x, y)
         assert targets is not None
         if self.elbo.estimator == "moments":
             output = getattr(output, "loc", output)
