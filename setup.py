@@ -43,6 +43,7 @@ EXTRAS = {
         "torch-pruning>=1.5,<2",  # only the oracle of the tests of pyrobnn.channels
     ],
     "notebooks": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],
+    "timm": ["timm>=1.0"],  # benchmarks/any_net.py: every CNN family, what of it can be cut
     "export": [  # pyrobnn export --format onnx
         "onnx>=1.17",
         "onnxscript>=0.2",
