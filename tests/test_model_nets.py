@@ -294,3 +294,9 @@ def test_the_layout_is_tried(name: str) -> None:
     choose_layout(net, x)
     assert takes_plain_only(net) == wanted
     assert all(torch.equal(v, state[n]) for n, v in net.state_dict().items())
+
+
+def test_a_gradient_that_is_not_finite_is_no_matter_of_layout() -> None:
+    net = Flat(lambda x: (x.relu() * 0).sqrt().flatten(1))
+    choose_layout(net, torch.randn(4, 3, 6, 6))
+    assert not takes_plain_only(net)
