@@ -36,12 +36,12 @@ efficientnet_es efficientnetv2_rw_t mixnet_s hardcorenas_a ghostnet_050 ghostnet
 repghostnet_050 regnetx_002 regnety_002 regnetz_b16 nf_regnet_b0 nf_resnet26 eca_nfnet_l0 dm_nfnet_f0 convnext_atto
 convnextv2_atto cspresnet50 cs3darknet_s darknet17 ese_vovnet19b_slim_dw selecsls42 hrnet_w18_small rexnet_100 dpn48b
 gernet_s hgnet_tiny hgnetv2_b0 tresnet_m rdnet_tiny starnet_s1 fasternet_t0 repvit_m0_9
-""".split()
+"""
 TORCHVISION = """
 alexnet vgg11_bn resnet18 resnext50_32x4d wide_resnet50_2 densenet121 googlenet inception_v3 mobilenet_v2
 mobilenet_v3_small shufflenet_v2_x0_5 squeezenet1_1 mnasnet0_5 efficientnet_b0 efficientnet_v2_s regnet_y_400mf
 convnext_tiny
-""".split()
+"""
 
 
 def build(name: str) -> nn.Module | None:
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, nargs="*", default=list(PIXELS))
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    names = args.only or [f"timm/{name}" for name in TIMM] + [f"torchvision/{name}" for name in TORCHVISION]
+    names = args.only or [f"timm/{name}" for name in TIMM.split()] + [f"torchvision/{name}" for name in TORCHVISION.split()]
     found = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": {}}
     for name in names:
         if name in found["rows"] and not args.only:
