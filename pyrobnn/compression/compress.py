@@ -32,7 +32,7 @@ from pyrobnn.pipeline.context import Context
 from pyrobnn.pipeline.identity import identity
 from pyrobnn.pipeline.method import Method
 from pyrobnn.pipeline.pipelines import common, from_scratch
-from pyrobnn.pipeline.refit import refit
+from pyrobnn.pipeline.refit import check_refit, refit
 from pyrobnn.pipeline.schedule import Epochs, share_out
 from pyrobnn.pipeline.stages import Stage, run_stages
 from pyrobnn.pipeline.store import RunStore
@@ -133,6 +133,8 @@ OPTIONS
             enabled=config.progress,
         ):
             state = run_stages(context, _stages(context))
+        if config.bayesian_epochs:
+            check_refit(state, config.bayesian_epochs)  # a stage that was finished before is not run again
         return finish(context, state, spec, source, path, trained_on, clean)
 
 

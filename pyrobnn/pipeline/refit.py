@@ -41,7 +41,6 @@ def refit(epochs: int) -> Stage:
     """
 
     def run(context: Context, state: State) -> State:
-        check_refit(state, epochs)
         net, scales = state.net, None
         if state.variational is not None and state.variational.guide is not None:
             model, guide = context.model_of(state)
