@@ -133,7 +133,7 @@ def _prelu(input: Any, weight: Any) -> Any:
     return activation((slope * mu + rest * mean).to(input._loc.dtype), total)
 
 
-def _entersmooth() -> None:
+def _enter_smooth() -> None:
     for name in (
         "tanh",
         "sigmoid",
@@ -156,10 +156,10 @@ def _entersmooth() -> None:
         home = F if hasattr(F, name) and name not in ("tanh", "sigmoid") else torch
         base = getattr(home, name)
 
-        def smooth(input: Any, *args: Any, _base: Callable[..., Any] = base, **kwargs: Any) -> Any:
+        def apply(input: Any, *args: Any, _base: Callable[..., Any] = base, **kwargs: Any) -> Any:
             return smooth(input, lambda x: _base(x, *args, **kwargs))
 
-        rule(*ops(name))(smooth)
+        rule(*ops(name))(apply)
 
 
-_entersmooth()
+_enter_smooth()
