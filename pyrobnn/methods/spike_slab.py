@@ -13,6 +13,7 @@ images, and only the price of the weights behind it would close gates, largest r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -24,7 +25,9 @@ from pyrobnn.distributions.base import base_distribution
 from pyrobnn.guides.spike_slab import SpikeSlabGuide
 from pyrobnn.inference.callbacks import Callback
 from pyrobnn.inference.pricing import PricedKL
-from pyrobnn.methods.noise import round_goal
+from pyrobnn.inference.recipe import kind_of
+from pyrobnn.methods.noise import round_goal, start_at_curvature
+from pyrobnn.model import BayesianModel
 from pyrobnn.pipeline.context import Context
 from pyrobnn.pipeline.method import Method
 from pyrobnn.pipeline.recipe import recipes
@@ -57,6 +60,18 @@ def _priced(context: Context, state: State, number: int) -> list[Callback]:
             bounds=(1.0, 1e6),
         )
     ]
+
+
+def _start(
+    context: Context, state: State, model: BayesianModel, guide: SpikeSlabGuide, callbacks: Sequence[Callback]
+) -> None:
+    """Deep networks start where the curvature of the gates would leave them.
+
+    A small network on few images is better off with open gates: half of them closed is more than it has learnt to do
+    without.
+    """
+    if kind_of(state.net) == "deep":
+        start_at_curvature(context, state, model, guide, callbacks)
 
 
 def gate_loss(nats: Tensor, prior_logit: Tensor, weight: float, slab: Tensor | float = 0.0) -> Tensor:
@@ -122,6 +137,7 @@ SS_IG = Method(
         },
     ),
     callbacks=_priced,
+    start=_start,
     score=_unpriced,
 )
 
@@ -154,6 +170,7 @@ SS_EDGE = replace(
     cut_where="no weight of the channel included; single weights: inclusion < 1/2, zeroed",
     prior=partial(EdgeSpikeSlab, 0.5, relative=True),
     callbacks=_edge_callbacks,
+    start=None,
     score=None,
     zeros=choose_zeros,
 )
