@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from pyrobnn.channels import ChannelTable, GateMap
-from pyrobnn.errors import ConfigError
+from pyrobnn.errors import ConfigError, NumericalError
 from pyrobnn.likelihoods import OF_TENSORS, Categorical, Likelihood, ProfiledNormal
 from pyrobnn.metrics.evaluate import eval_mode
 from pyrobnn.nets.calling import batch_for, main_output
@@ -276,6 +276,8 @@ def gate_fisher(
                 raise ConfigError("labels='data' needs batches of images with labels")
             with torch.no_grad():
                 output = net(batch_for(net, x))
+                if not bool(torch.isfinite(main_output(output)).all()):
+                    raise NumericalError("the network answers NaN or infinity: its weights are too large, or it did not converge")
                 torch.manual_seed(seed + seen)
                 exact = [_drawn(density(output), y) for _ in range(draws)] if labels == "model" else [y]
                 soft = []
