@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
+
+import numpy as np
 
 from pyrobnn.errors import ConfigError
 
@@ -81,3 +83,24 @@ class FitConfig:
             raise ConfigError(f"capture must be 'auto' or 'off', got {self.capture!r}")
         if self.optimizer not in ("adam", "sgd", "muon"):
             raise ConfigError(f"optimizer must be 'adam', 'sgd' or 'muon', got {self.optimizer!r}")
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed fit must have been told alike, as plain values; it may go on on another device.
+
+        A schedule of the package is its class with its settings, another function its name alone.
+
+        >>> FitConfig(kl_schedule=max).identity()["kl_schedule"]
+        ['max']
+        """
+        free = ("device", "save_minutes")
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self) if field.name not in free}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        return [type(value).__qualname__, {name: _plain(setting) for name, setting in asdict(value).items()}]
+    return [getattr(value, "__qualname__", type(value).__qualname__)]

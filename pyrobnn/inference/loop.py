@@ -27,7 +27,6 @@ from pyrobnn.inference.elbo import ELBO
 from pyrobnn.inference.failure import Unreproduced, named_failure, seeded
 from pyrobnn.inference.objective import Objective
 from pyrobnn.inference.optimisers import load_optimiser, new_optimiser
-from pyrobnn.inference.plain import plain
 from pyrobnn.inference.precision import (
     as_channels_last,
     channels_last,
@@ -322,7 +321,7 @@ class Loop:
             "epoch": self.epoch,
             "step": self.step,
             "seconds": self.seconds,
-            "config": _settings(self.config),
+            "config": self.config.identity(),
             "bf16": self.model.autocast is not None,
             "generator": self.generator.get_state(),
             "plan": None if self.plan is None else self.plan.to_json(),
@@ -346,7 +345,7 @@ class Loop:
         """
         if missing := {"epoch", "config", "net", "guide", "optimiser", "callbacks"} - state.keys():
             raise CheckpointError(f"the checkpoint is not one of a fit (no {min(missing)}): give one that fit() has written")
-        mine = _settings(self.config)
+        mine = self.config.identity()
         if changed := [k for k in mine if k in state["config"] and state["config"][k] != mine[k]]:
             k = changed[0]
             raise CheckpointError(
@@ -371,11 +370,6 @@ class Loop:
             self.device_step.sums.copy_(middle["sums"])
             self._metrics = dict(middle["metrics"])
             self._good = self.read().good
-
-
-def _settings(config: FitConfig) -> dict[str, Any]:
-    """What a resumed fit must have been told alike; it may go on on another device."""
-    return {name: plain(getattr(config, name)) for name in config.__dataclass_fields__ if name not in ("device", "save_minutes")}
 
 
 def _update(weights: dict[str, float | Tensor], site: str, value: float | Tensor, device: torch.device) -> None:
