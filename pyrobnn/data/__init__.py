@@ -1,8 +1,9 @@
 """Images in memory and the ways they get there."""
 
-from pyrobnn.data.arrays import Data, Split
+from pyrobnn.data.arrays import Data
 from pyrobnn.data.augment import Augment
 from pyrobnn.data.named import NAMES, cache_dir
 from pyrobnn.data.sources import load_data
+from pyrobnn.data.split import Split
 
 __all__ = ["NAMES", "Augment", "Data", "Split", "cache_dir", "load_data"]

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from pyrobnn.data.arrays import Data, Split, channel_statistics, fingerprint, stratified_split
+from pyrobnn.data.arrays import Data
 from pyrobnn.data.augment import Augment
-from pyrobnn.data.datasets import is_array, read_torch, resize_all
+from pyrobnn.data.datasets import read_torch
 from pyrobnn.data.folder import read_folder
 from pyrobnn.data.inputs import several
 from pyrobnn.data.loader import LoaderImages, read_loader
@@ -23,7 +23,10 @@ from pyrobnn.data.named import AUGMENTATION, NAMES, read_named
 from pyrobnn.data.notes import Notes
 from pyrobnn.data.npz import read_npz
 from pyrobnn.data.raw import Part, Raw, check
+from pyrobnn.data.split import Split
+from pyrobnn.data.statistics import channel_statistics, fingerprint, stratified_split
 from pyrobnn.data.stream import StreamedImages
+from pyrobnn.data.tensors import is_array, resize_all
 from pyrobnn.errors import DataError
 
 Source: TypeAlias = str | os.PathLike[str] | Dataset[Any] | DataLoader[Any] | tuple[Any, ...] | Data

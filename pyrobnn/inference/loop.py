@@ -205,7 +205,7 @@ class Loop:
     def train_step(self, x: Tensor, y: Tensor, view: Tensor | None = None) -> None:
         """One optimiser step; what it gave is in the sums of `device_step`.
 
-        `view` is that of the :class:`~pyrobnn.data.arrays.Batch`, for terms that know images by it.
+        `view` is that of the :class:`~pyrobnn.data.split.Batch`, for terms that know images by it.
         """
         self._rate = _checked("lr_schedule", self._lr(self.progress))
         self._kl_weight = _checked("kl_schedule", self._kl(self.progress))

@@ -17,7 +17,7 @@ from pyrobnn.model import BayesianModel
 from pyrobnn.summary.reading import find_guide, run_guide
 
 if TYPE_CHECKING:
-    from pyrobnn.data.arrays import Split
+    from pyrobnn.data.split import Split
 
 ESTIMATORS = ("weight", "local", "moments")
 _POINTS = 256  # of the integral over logits, in antithetic pairs

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyrobnn.data.arrays import Split
+from pyrobnn.data.split import Split
 from pyrobnn.errors import ConfigError
 from pyrobnn.model import BayesianModel
 from pyrobnn.nets.calling import answer, set_mode
@@ -21,7 +21,7 @@ from pyrobnn.tasks import Divergence
 class Step:
     """What a term may look at in one step: the batch, the model and guide, and the logits.
 
-    `view` says which training images the batch holds (see :class:`~pyrobnn.data.arrays.Batch`), if it is known.
+    `view` says which training images the batch holds (see :class:`~pyrobnn.data.split.Batch`), if it is known.
     """
 
     x: Tensor

@@ -20,7 +20,7 @@ from pyrobnn.metrics.scores import Metrics, PredictiveAccumulator, Reliability, 
 from pyrobnn.nets.calling import answer
 
 if TYPE_CHECKING:
-    from pyrobnn.data.arrays import Split
+    from pyrobnn.data.split import Split
 
 __all__ = [
     "Metrics",

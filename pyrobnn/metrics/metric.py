@@ -18,7 +18,7 @@ from pyrobnn.metrics.evaluate import iter_logits
 from pyrobnn.metrics.scores import class_logits
 
 if TYPE_CHECKING:
-    from pyrobnn.data.arrays import Split
+    from pyrobnn.data.split import Split
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pyrobnn.data import Augment, Data, Split, load_data
-from pyrobnn.data.arrays import channel_statistics, fingerprint, stratified_split
+from pyrobnn.data.statistics import channel_statistics, fingerprint, stratified_split
 from pyrobnn.errors import DataError
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pyrobnn.data import Augment, Data, Split, load_data, memory
-from pyrobnn.data.arrays import Batch
+from pyrobnn.data.split import Batch
 from pyrobnn.data.stream import StreamedImages
 from pyrobnn.errors import DataError
 

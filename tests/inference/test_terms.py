@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import pyrobnn as pb
 from pyrobnn.data import Augment
-from pyrobnn.data.arrays import Split
+from pyrobnn.data.split import Split
 from pyrobnn.errors import ConfigError
 from pyrobnn.inference.terms import Distillation, Step, answers
 

@@ -1,0 +1,114 @@
+"""Single items of torch data sets and loaders: which there are, their image and their target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, default_collate
+
+from pyrobnn.data.notes import Notes
+from pyrobnn.data.pictures import channels_first, pixels
+from pyrobnn.data.raw import is_channels_first
+from pyrobnn.data.tensors import checked_layout, image_values
+from pyrobnn.errors import DataError
+
+
+def is_pair(source: Any) -> bool:
+    """Whether this is ``(images, targets)``."""
+    return isinstance(source, tuple | list) and len(source) == 2
+
+
+def dataset_of(source: Any) -> Any:
+    """The data set of a loader; a data set itself."""
+    return source.dataset if isinstance(source, DataLoader) else source
+
+
+def items_of(source: Any, part: str, notes: Notes) -> Iterable[Any]:
+    """The items of a data set; of a loader those that its sampler visits, each once and in the order of the data set."""
+    dataset = dataset_of(source)
+    if isinstance(source, DataLoader) and hasattr(dataset, "__len__"):
+        if source.collate_fn not in (default_collate, None) and source.batch_size is not None:
+            notes.add("the collate_fn of a DataLoader is not used: stream=True takes the loader as it is", part)
+        rows = rows_of(source, notes, part)
+        return (dataset[row] for row in rows)
+    if hasattr(dataset, "__len__"):
+        return (dataset[row] for row in range(len(dataset)))
+    return iter(dataset)  # an IterableDataset
+
+
+def rows_of(loader: DataLoader[Any], notes: Notes, part: str) -> Iterable[int]:
+    """The rows that the sampler of a loader visits, each once and in order."""
+    sampler = loader.sampler
+    whole = range(len(loader.dataset))  # type: ignore[arg-type]
+    plain = isinstance(sampler, SequentialSampler) or (isinstance(sampler, RandomSampler) and not sampler.replacement)
+    if plain or sampler is None:
+        return whole
+    with torch.random.fork_rng(devices=[]):
+        visited = [int(row) for row in sampler]
+    rows = sorted(set(visited))
+    if len(rows) < len(visited):
+        notes.add("a sampler that repeats images is not used: stream=True takes the DataLoader as it is", part)
+    if len(rows) < len(whole):
+        notes.add(f"{len(whole) - len(rows):,} images that the sampler of the DataLoader leaves out are left out", part)
+    return rows
+
+
+def pair_of(item: Any, number: int, where: str) -> tuple[Any, Any]:
+    """An item as (image, target)."""
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise DataError(f"{where}: expected (image, label) from the data set, got {type(item).__name__} at number {number}")
+    return item[0], item[1]
+
+
+def image_of(image: Any, where: str, notes: Notes, signals: bool = False) -> tuple[np.ndarray, bool]:
+    """One image ``[C, H, W]`` of uint8, uint16 or float32, and whether it is a picture (of any size and colour)."""
+    if signals and isinstance(image, np.ndarray):
+        image = torch.from_numpy(image)
+    if isinstance(image, Tensor):
+        if image.ndim == 2 and not signals:
+            image = image[None]
+        if image.ndim < 2:
+            raise DataError(f"{where}: expected images [C, H, W], got shape {tuple(image.shape)}")
+        return image_values(checked_layout(image, image.shape, where, notes).detach().cpu(), where), False
+    if hasattr(image, "convert") and hasattr(image, "mode"):
+        try:
+            return pixels(image, where, notes), True
+        except DataError:
+            raise
+        except Exception as error:  # Pillow reads the file only now
+            raise DataError(f"{where}: an image is damaged ({reason(error)})") from error
+    array = np.asarray(image)
+    if array.ndim not in (2, 3):
+        raise DataError(f"{where}: expected images [C, H, W], got shape {array.shape}")
+    if array.ndim == 3 and is_channels_first(array.shape, f"{where}: a picture of shape {array.shape}", notes):
+        return image_values(torch.from_numpy(np.ascontiguousarray(array)), where), False
+    return channels_first(image_values(torch.from_numpy(np.ascontiguousarray(array)), where)), False
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def target_of(target: Any, where: str) -> Any:
+    """The target of an item as an array."""
+    if isinstance(target, Tensor):
+        return target.detach().cpu().numpy()
+    if hasattr(target, "convert") and hasattr(target, "mode"):  # a mask as a picture: palette indices are the classes
+        return np.asarray(target)
+    try:
+        return np.asarray(target)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: expected a class number as label, got {target!r:.60}") from error
+
+
+def stacked(targets: list[Any], where: str) -> np.ndarray:
+    """Targets of all items as one array, checked to be numbers of one shape."""
+    odd = next((t for t in targets if t.dtype.kind not in "iufb" or t.shape != targets[0].shape), None)
+    if odd is not None:
+        raise DataError(f"{where}: expected a class number as label, got {odd.tolist()!r:.60} (of shape {odd.shape})")
+    return np.stack(targets)
