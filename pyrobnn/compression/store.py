@@ -24,7 +24,7 @@ from pyrobnn.posterior.bayesian_net import BayesianNet, scale_prefix
 from pyrobnn.report.page import standard_figures, write_page
 from pyrobnn.report.report import SCHEMA
 from pyrobnn.summary.types import Posterior
-from pyrobnn.views.arviz import save_netcdf
+from pyrobnn.views.netcdf import save_netcdf
 
 COMPACT = "compact.safetensors"
 COMPACT_JSON = "compact.json"

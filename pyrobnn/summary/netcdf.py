@@ -1,4 +1,4 @@
-"""From a netCDF file that :func:`~pyrobnn.views.arviz.save_netcdf` wrote back to a `Posterior`."""
+"""From a netCDF file that :func:`~pyrobnn.views.netcdf.save_netcdf` wrote back to a `Posterior`."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from pyrobnn.summary.convergence import kl_fall
 from pyrobnn.summary.netcdf import read_posterior
 from pyrobnn.summary.state import from_state, to_state
 from pyrobnn.summary.types import Convergence
-from pyrobnn.views.arviz import save_netcdf
+from pyrobnn.views.netcdf import save_netcdf
 
 
 def separable() -> tuple[Tensor, Tensor]:
