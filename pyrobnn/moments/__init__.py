@@ -1,6 +1,8 @@
 """Random tensors as (mean, variance): local reparameterisation and moment propagation."""
 
 from pyrobnn.moments import (
+    full_layers,
+    full_rules,
     rules_activation,
     rules_affine,
     rules_arithmetic,
@@ -37,6 +39,8 @@ __all__ = [
 ]
 
 _RULES = (
+    full_layers,
+    full_rules,
     rules_activation,
     rules_affine,
     rules_arithmetic,

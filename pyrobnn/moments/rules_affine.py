@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyrobnn.moments import full
+from pyrobnn.moments import full_layers
 from pyrobnn.moments.local import TINY, can_fuse, perturbed, standard_noise
 from pyrobnn.moments.options import current_options
 from pyrobnn.moments.registry import rule
@@ -71,7 +71,7 @@ def _affine(
     if local and not isinstance(weight, Moments):
         return func(x, weight, plain(bias), *rest)
     if not local and current_options().covariance != "diagonal":
-        return full.affine(func, x, weight, bias, rest)
+        return full_layers.affine(func, x, weight, bias, rest)
     (mu, v), (m, s2), (b, b2) = parts(x), parts(weight), parts(bias)
     if local and s2 is not None and can_fuse(func, mu, rest) and not per_filter(func, s2):
         return perturbed(func, mu, m, s2, b, b2, rest, weight.sources[0].generator)

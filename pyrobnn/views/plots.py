@@ -3,21 +3,20 @@
 Every function takes an optional matplotlib ``ax`` and returns it. With ``ax``
 given nothing of pyplot's global state is touched; without it a new pyplot
 figure is made, so that a notebook shows it. Views of the network (filters,
-widths, accuracy, calibration) are in `pyrobnn.views.plots_net` and can be
-imported from here.
+widths, accuracy, calibration) are in `pyrobnn.views.plots_net`, histories in
+`pyrobnn.views.plots_history`; both can be imported from here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from pyrobnn.errors import ConfigError, DataError
-from pyrobnn.views.plots_history import snr_lines, trajectories
+from pyrobnn.views.plots_history import snr_lines, snr_ridge, trajectories
 from pyrobnn.views.plots_net import accuracy_macs, filter_maps, reliability_diagram, width_graph
 from pyrobnn.views.plots_style import (
     CUT,
@@ -226,84 +225,6 @@ def _moments(channel: ChannelSummary, posterior: Posterior) -> tuple[np.ndarray,
             values = to_numpy(draws)
             return values.mean(0), values.std(0, ddof=1)
     return to_numpy(channel.snr), np.zeros(n)
-
-
-def snr_ridge(
-    history: Sequence[Mapping[str, Tensor]],
-    group: str | None = None,
-    *,
-    threshold: float | None = 1.0,
-    max_rows: int = 14,
-    step: str = "epoch",
-    ax: Axes | None = None,
-) -> Axes:
-    """How the distribution of the channel SNRs moved during the fit, record by record.
-
-    One smoothed density of log SNR per epoch or round, the first at the top, all
-    on one height scale; evenly chosen ones when there are more than `max_rows`.
-    NaN (a channel that was already cut) is left out.
-
-    Args:
-        history: one ``{group: SNR [channels]}`` per record, as in ``posterior.history``.
-        group: one group; all together by default.
-        threshold: where to draw the cut line; None for no line.
-        max_rows: at most so many records are drawn.
-        step: what a record is, for the axis.
-        ax: axes to draw into.
-
-    Raises:
-        DataError: nothing was recorded for the group.
-    """
-    epochs = []
-    for number, record in enumerate(history, start=1):
-        parts = [to_numpy(v) for name, v in record.items() if group in (None, name)]
-        values = np.concatenate([p.ravel() for p in parts]) if parts else np.empty(0)
-        values = values[np.isfinite(values)]
-        if values.size:
-            epochs.append((number, np.log10(values.clip(1e-3, 1e6))))
-    if not epochs:
-        raise DataError(f"expected an SNR history of {group or 'any group'}, got none; fit with a history")
-    pick = np.unique(np.linspace(0, len(epochs) - 1, min(max_rows, len(epochs))).round().astype(int))
-    epochs = [epochs[i] for i in pick]
-    values = np.concatenate([v for _, v in epochs])
-    width = max(0.06, 0.9 * values.std() * len(epochs[0][1]) ** -0.2)  # Scott's rule, one for all epochs
-    grid = np.linspace(values.min() - 3 * width, values.max() + 3 * width, 240)
-    curves = [_density(v, grid, width) for _, v in epochs]
-    top = max(curve.max() for curve in curves)
-    ax = get_axes(ax, 6.4, 1.2 + 0.3 * len(epochs))
-    from matplotlib import colormaps
-
-    shades = colormaps["cividis"](np.linspace(0.05, 0.85, len(epochs)))
-    for row, (curve, colour) in enumerate(zip(curves, shades, strict=True)):
-        ax.fill_between(
-            10**grid,
-            -row,
-            -row + 1.7 * curve / top,
-            facecolor=colour,
-            edgecolor="white",
-            linewidth=0.8,
-            zorder=2 + row,
-        )
-    if threshold is not None:
-        ax.axvline(threshold, color=LINE, linestyle="--", linewidth=1, zorder=len(epochs) + 3, label="cut line")
-    ax.set_xscale("log")
-    # Without this, one dead channel stretches the axis by decades.
-    shown = grid[np.max(curves, axis=0) > 0.004 * top]
-    ax.set_xlim(10 ** shown[0], 10 ** shown[-1])
-    tidy(ax, f"signal-to-noise ratio of {group or 'all channels'}", step)
-    ax.set_yticks([-r for r in range(len(epochs))], [str(number) for number, _ in epochs])
-    ax.set_ylim(-len(epochs) + 0.8, 1.9)
-    legend_above(ax)
-    return ax
-
-
-def _density(values: np.ndarray, grid: np.ndarray, width: float) -> np.ndarray:
-    """Gaussian kernel density; binned first, so that the cost does not grow with the channels."""
-    step = grid[1] - grid[0]
-    edges = np.append(grid, grid[-1] + step) - step / 2
-    counts = np.histogram(values, edges)[0]
-    kernel = np.exp(-0.5 * ((grid[:, None] - grid[None, :]) / width) ** 2)
-    return kernel @ counts / (counts.sum() * width * np.sqrt(2 * np.pi))
 
 
 def inclusion_histogram(posterior: Posterior, bins: int = 20, *, ax: Axes | None = None) -> Axes:

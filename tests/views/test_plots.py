@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from pyrobnn.errors import ConfigError, DataError
 from pyrobnn.metrics.evaluate import Tally
 from pyrobnn.views import plots
+from pyrobnn.views.plots_history import _density
 
 
 def posterior(groups: dict[str, int], statistic: str = "snr", seed: int = 0) -> Any:
@@ -154,7 +155,7 @@ def test_ridge_draws_every_epoch_or_an_even_choice() -> None:
 def test_ridge_density_is_a_density() -> None:
     values = np.random.default_rng(0).normal(0, 1, 5000)
     grid = np.linspace(-6, 6, 400)
-    curve = plots._density(values, grid, 0.2)
+    curve = _density(values, grid, 0.2)
     assert curve.sum() * (grid[1] - grid[0]) == pytest.approx(1, abs=1e-3)
     exact = np.exp(-0.5 * grid**2 / 1.04) / np.sqrt(2 * np.pi * 1.04)   # N(0,1) smoothed by N(0, 0.2²)
     assert np.abs(curve - exact).max() < 0.03
