@@ -27,10 +27,15 @@ from pyrobnn.distributions.chains import SupportMessages, two_level_messages
 from pyrobnn.distributions.crossing import crossing_messages
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.base import Guide, LikeTensor, site_key
+from pyrobnn.guides.buffers import BufferDict
+from pyrobnn.guides.price import lowest_price
+from pyrobnn.guides.producers import any_live, producers_of, shares_of
 from pyrobnn.guides.turbo_factors import (
     HeldFactor,
-    gamma_kl,
     joint_evidence,
+    joint_kl,
+    mean_field_kl,
+    mixture_precision,
     support_evidence,
     update_precision,
 )
@@ -39,28 +44,6 @@ from pyrobnn.priors.turbo import PrecisionPrior, Transitions, Turbo, matrix_shap
 if TYPE_CHECKING:
     from pyrobnn.channels import ChannelTable
     from pyrobnn.model import BayesianModel
-
-
-class _Tensors(nn.Module):
-    """Buffers by key, as a ParameterDict holds parameters."""
-
-    @classmethod
-    def of(cls, other: _Tensors) -> _Tensors:
-        """The same tensors in a module of its own: assigning to one leaves the other."""
-        made = cls()
-        made._buffers = dict(other._buffers)
-        return made
-
-    def __setitem__(self, key: str, value: Tensor) -> None:
-        if key in self._buffers and self._buffers[key] is not None:
-            self._buffers[key] = value.to(self._buffers[key])
-        else:
-            self.register_buffer(key, value)
-
-    def __getitem__(self, key: str) -> Tensor:
-        value = self._buffers[key]
-        assert value is not None
-        return value
 
 
 @dataclass(frozen=True)
@@ -139,7 +122,7 @@ class TurboGuide(Guide):
         self._names: dict[str, float] = dict(prior.squares)  # tensor → square of its unit
         self.loc, self.log_scale = nn.ParameterDict(), nn.ParameterDict()
         for part in ("support", "extrinsic", "shape", "rate", "filters", "transitions", "divergence"):
-            setattr(self, part, _Tensors())
+            setattr(self, part, BufferDict())
         self.register_buffer("off_rate", torch.tensor(prior.precision.b_off))
         self.register_buffer("price", torch.zeros(()))
         start = {**model.initial_values(), **(init or {})}
@@ -164,7 +147,7 @@ class TurboGuide(Guide):
             self.support[key] = (math.log(odds) + self._evidence(name, square)).sigmoid()
             for part in ("loc", "log_scale", "support", "extrinsic", "shape", "rate"):
                 self.layout[f"{part}.{key}"] = LikeTensor(name)
-        self._producers = _producers(model.groups, self._names)
+        self._producers = producers_of(model.groups, self._names)
         self.update(inner=1)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -196,7 +179,7 @@ class TurboGuide(Guide):
         """A guide with the same parameters and factors of its own, so that an update here is not one there."""
         twin = copy.copy(self)
         twin._modules = {
-            name: _Tensors.of(part) if isinstance(part, _Tensors) else part for name, part in self._modules.items()
+            name: BufferDict.of(part) if isinstance(part, BufferDict) else part for name, part in self._modules.items()
         }
         twin._buffers = {name: None if b is None else b.clone() for name, b in self._buffers.items()}
         return twin
@@ -233,11 +216,13 @@ class TurboGuide(Guide):
         if self.factors == "mean-field":
             self.shape[key], self.rate[key] = update_precision(inclusion, square, prior)
             return
-        # ã/b̃ keeps the mean of the mixture, which is all that the weights see.
-        on, off = (a + 0.5 for a in (prior.a, prior.a_off))
-        mean = inclusion * on / (prior.b + square / 2) + (1 - inclusion) * off / (prior.b_off + square / 2)
-        shape = inclusion * on + (1 - inclusion) * off
-        self.shape[key], self.rate[key] = shape, shape / mean
+        self.shape[key], self.rate[key] = mixture_precision(inclusion, square, prior)
+
+    def _precision_kl(self, name: str, square: Tensor) -> Tensor:
+        prior, key = self.precision_prior(name), site_key(name)
+        if self.factors == "joint":
+            return joint_kl(self.support[key], self.shape[key], self.rate[key], square, prior)
+        return mean_field_kl(self.support[key], self.shape[key], self.rate[key], prior)
 
     def messages(self, name: str, evidence: Tensor, price: float | None = None) -> SupportMessages:
         """Module B for one tensor: sum-product on its chains, evidence (before the price) of the tensor's shape."""
@@ -303,45 +288,13 @@ class TurboGuide(Guide):
             The price, never negative: a bound that does not bind costs nothing.
         """
         evidence = self.weight_evidence()
-        low: float | None = None
-        high: float | None = None
-        trial, step = float(self.price), 2.0
-        for _ in range(tries):
-            posteriors = (self.messages(name, own, trial).posterior for name, own in evidence.items())
-            size = sum(int((odds > 0).sum()) for odds in posteriors)
-            if size > count:
-                low = trial
-            else:
-                high = trial
-                if size >= (1 - tolerance) * count or trial <= 0:
-                    break
-            if high is None:
-                trial, step = trial + step, 2 * step
-            elif low is None:
-                trial, step = max(0.0, trial - step), 2 * step
-            else:
-                trial = (low + high) / 2
-        self.price.fill_(trial if high is None else high)
+
+        def size(price: float) -> int:
+            posteriors = (self.messages(name, own, price).posterior for name, own in evidence.items())
+            return sum(int((odds > 0).sum()) for odds in posteriors)
+
+        self.price.fill_(lowest_price(size, count, float(self.price), tolerance, tries))
         return float(self.price)
-
-    def _precision_kl(self, name: str, square: Tensor) -> Tensor:
-        """⟨KL(q(ρ) ‖ p(ρ|s))⟩ + ½Σ(ln⟨ρ⟩ − ⟨ln ρ⟩).
-
-        The second term turns KL(N(μ, σ²) ‖ N(0, 1/⟨ρ⟩)), which the weight's site contributes, into
-        the expected KL under q(ρ): all sites together give the exact ELBO.
-        """
-        prior, key = self.precision_prior(name), site_key(name)
-        inclusion, shape, rate = self.support[key], self.shape[key], self.rate[key]
-        log_mean = (shape / rate).log()
-        total = 0.5 * log_mean
-        for share, a, b in ((inclusion, prior.a, prior.b), (1 - inclusion, prior.a_off, prior.b_off)):
-            if self.factors == "joint":
-                shape, rate = square.new_tensor(a + 0.5), b + square / 2
-                total = total - 0.5 * share * (torch.digamma(shape) - rate.log())
-            total = total + share * gamma_kl(shape, rate, a, b)
-        if self.factors == "mean-field":
-            total = total - 0.5 * (torch.digamma(shape) - rate.log())
-        return total.flatten(1).sum(-1).sum()
 
     @torch.no_grad()
     def set_off_rate(self, value: float) -> None:
@@ -376,15 +329,8 @@ class TurboGuide(Guide):
         That is P(t_f = 1) less the part in which the filter is live but empty. A channel with
         several producers (a residual sum) lives while one of them does.
         """
-        found = {}
-        for group, producers in self._producers.items():
-            dead = torch.ones(())
-            for name, index in producers:
-                off = 1 - self.filters[site_key(name)].sigmoid()
-                rows = off[index.clamp_min(0).to(off.device)].masked_fill(index.to(off.device) < 0, 1.0)
-                dead = dead.to(off) * rows.prod(-1)
-            found[group] = 1 - dead
-        return found
+        live = {name: self.filters[site_key(name)].sigmoid() for name in self._names}
+        return {group: any_live(members, live) for group, members in self._producers.items()}
 
     @torch.no_grad()
     def shares(self) -> dict[str, Tensor]:
@@ -393,16 +339,8 @@ class TurboGuide(Guide):
         A filter's evidence is the sum over its weights of what each says for being on. Filters of
         different length are not comparable by it (it grows with their number of weights), shares are.
         """
-        found = {}
         filters = {name: softplus(odds).flatten(1).sum(-1) for name, odds in self.weight_odds().items()}
-        for group, producers in self._producers.items():
-            total = torch.zeros(())
-            for name, index in producers:
-                odds = filters[name]
-                rows = odds[index.clamp_min(0).to(odds.device)].masked_fill(index.to(odds.device) < 0, 0.0)
-                total = total.to(odds) + rows.sum(-1)
-            found[group] = total / total.sum().clamp_min(1e-12)
-        return found
+        return {group: shares_of(members, filters) for group, members in self._producers.items()}
 
     @torch.no_grad()
     def weight_odds(self) -> dict[str, Tensor]:
@@ -430,19 +368,8 @@ class TurboGuide(Guide):
         """A copy cut to `plan`; the shorter chains are solved again."""
         small = super().shrink(table, plan)
         assert isinstance(small, TurboGuide)
-        small._producers = _producers(table.after(plan), small._names)
+        small._producers = producers_of(table.after(plan), small._names)
         for key, value in small.loc.items():
             small.filters._buffers[key] = value.new_zeros(len(value))
         small.update(inner=0)
         return small
-
-
-def _producers(table: Any, names: Mapping[str, float]) -> dict[str, list[tuple[str, Tensor]]]:
-    """Per group the tensors whose filters write it, with `index [channels, k]` on axis 0."""
-    found: dict[str, list[tuple[str, Tensor]]] = {}
-    for group in table or []:
-        rows = [m for m in group.members if m.role == "out" and m.axis == 0]
-        members = [(m.tensor, m.index) for m in rows if m.tensor in names]
-        if members:
-            found[group.name] = members
-    return found

@@ -113,3 +113,34 @@ def _held_kl(q: HeldFactor, p: Any) -> Tensor:
 
 for _prior in (TwoLevelChain, CrossingChains, GatedGamma):
     register_kl(HeldFactor, _prior)(_held_kl)
+
+
+def mixture_precision(inclusion: Tensor, square: Tensor, prior: PrecisionPrior) -> tuple[Tensor, Tensor]:
+    """(ã, b̃) of the joint form: ã/b̃ keeps the mean of q(ρ)'s mixture, which is all that the weights see."""
+    on, off = (a + 0.5 for a in (prior.a, prior.a_off))
+    mean = inclusion * on / (prior.b + square / 2) + (1 - inclusion) * off / (prior.b_off + square / 2)
+    shape = inclusion * on + (1 - inclusion) * off
+    return shape, shape / mean
+
+
+def mean_field_kl(inclusion: Tensor, shape: Tensor, rate: Tensor, prior: PrecisionPrior) -> Tensor:
+    """⟨KL(q(ρ) ‖ p(ρ|s))⟩ + ½Σ(ln⟨ρ⟩ − ⟨ln ρ⟩) of q(ρ)q(s).
+
+    The second term turns KL(N(μ, σ²) ‖ N(0, 1/⟨ρ⟩)), which the weight's site contributes, into
+    the expected KL under q(ρ): all sites together give the exact ELBO.
+    """
+    total = 0.5 * (shape / rate).log()
+    for share, a, b in ((inclusion, prior.a, prior.b), (1 - inclusion, prior.a_off, prior.b_off)):
+        total = total + share * gamma_kl(shape, rate, a, b)
+    total = total - 0.5 * (torch.digamma(shape) - rate.log())
+    return total.flatten(1).sum(-1).sum()
+
+
+def joint_kl(inclusion: Tensor, shape: Tensor, rate: Tensor, square: Tensor, prior: PrecisionPrior) -> Tensor:
+    """As :func:`mean_field_kl`, of q(s)q(ρ|s); (ã, b̃) is that of :func:`mixture_precision`."""
+    total = 0.5 * (shape / rate).log()
+    for share, a, b in ((inclusion, prior.a, prior.b), (1 - inclusion, prior.a_off, prior.b_off)):
+        own, own_rate = square.new_tensor(a + 0.5), b + square / 2
+        total = total - 0.5 * share * (torch.digamma(own) - own_rate.log())
+        total = total + share * gamma_kl(own, own_rate, a, b)
+    return total.flatten(1).sum(-1).sum()
