@@ -54,6 +54,7 @@ class BayesianModel(PyroModule):
         data_size: number of training examples N; the log-likelihood of a batch is scaled by N / B.
         groups: the channel table; needed by priors that act on channels and for cutting.
         likelihood: maps outputs to a distribution; categorical by default.
+        copy: False gives the network itself to the model, which changes it; for one that was made for the model.
 
     Raises:
         ConfigError: `data_size` below 1, or a prior that returns tensors the network does not have.
@@ -70,11 +71,13 @@ class BayesianModel(PyroModule):
         data_size: int,
         groups: ChannelTable | None = None,
         likelihood: Likelihood | None = None,
+        copy: bool = True,
     ) -> None:
         super().__init__()
         if data_size < 1:
             raise ConfigError(f"data_size must be the number of training examples (at least 1), got {data_size}")
-        net = copy_net(net)
+        if copy:
+            net = copy_net(net)
         self.net = net
         self.data_size = int(data_size)
         self.likelihood: Likelihood = likelihood or Categorical()
@@ -329,8 +332,10 @@ class BayesianModel(PyroModule):
         return net
 
     def with_net(self, net: nn.Module, groups: ChannelTable | None, prior: Any) -> BayesianModel:
-        """The same model around another (smaller) network."""
-        model = BayesianModel(net, prior, data_size=self.data_size, groups=groups, likelihood=self.likelihood)
+        """The same model around another (smaller) network, which is its own from now on."""
+        model = BayesianModel(
+            net, prior, data_size=self.data_size, groups=groups, likelihood=self.likelihood, copy=False
+        )
         model.autocast, model.seen, model.last_batch = self.autocast, self.seen, self.last_batch
         model._probed, model._recomputes = self._probed, self._recomputes
         model.train(self.training)

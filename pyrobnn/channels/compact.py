@@ -19,6 +19,8 @@ def compact(
     plan: PruningPlan,
     example: Tensor | tuple[Any, ...] | None,
     groups: ChannelTable | None = None,
+    *,
+    copy: bool = True,
 ) -> nn.Module:
     """A copy of `net` without the removed channels: the same function as :func:`~pyrobnn.channels.mask.mask`.
 
@@ -30,13 +32,14 @@ def compact(
         plan: what is kept.
         example: an input batch, to read the channel groups; not needed with `groups`.
         groups: the network's channel table.
+        copy: False cuts `net` itself, for one that nobody needs any more.
 
     Raises:
         PlanError: the plan names groups or units that the network does not have, or keeps nothing.
     """
     table = table_for(net, plan, example, groups)
     keep = table.keep_vector(plan)
-    small = copy_net(net)
+    small = copy_net(net) if copy else net
     sites = Sites(small)
     check_net(table, sites)
     cut_(sites, table, keep)

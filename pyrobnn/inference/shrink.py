@@ -17,7 +17,9 @@ from pyrobnn.priors.base import Prior
 from pyrobnn.summary.reading import site_moments
 
 
-def shrink(model: BayesianModel, guide: Any, plan: PruningPlan) -> tuple[BayesianModel, Any]:
+def shrink(
+    model: BayesianModel, guide: Any, plan: PruningPlan, *, copy: bool = True
+) -> tuple[BayesianModel, Any]:
     """The smaller (model, guide) pair; the given pair is not touched.
 
     The package's guides are sliced by their layout and go on where they were. A foreign guide
@@ -27,6 +29,7 @@ def shrink(model: BayesianModel, guide: Any, plan: PruningPlan) -> tuple[Bayesia
         model: a model built with channel groups.
         guide: its guide.
         plan: in the coordinates of `model.net`.
+        copy: False gives the network of `model` to the smaller one, for a pair that nobody needs any more.
 
     Raises:
         PlanError: the model has no channel groups, or the plan does not fit them.
@@ -34,7 +37,8 @@ def shrink(model: BayesianModel, guide: Any, plan: PruningPlan) -> tuple[Bayesia
     if model.groups is None:
         raise PlanError("shrink needs the channel groups: build the model with groups=pb.channel_groups(net, example)")
     table = model.groups
-    net = compact(model.bare_net, plan, None, groups=table)
+    ours = isinstance(guide, Guide | NoLatents)  # the moments of others are read from the whole network
+    net = compact(model.bare_net, plan, None, groups=table, copy=copy or not ours)
     net = model.released(net, {})  # BayesianModel expects a plain network and turns these into buffers again
     prior = model.prior.shrink(table, plan) if isinstance(model.prior, Prior) else model.prior
     small = model.with_net(net, table.after(plan), prior)

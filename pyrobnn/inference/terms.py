@@ -61,7 +61,7 @@ class Distillation:
     The loss is (1 - weight) * NLL + weight * T^2 * KL(teacher_T || student_T).
 
     Args:
-        teacher: a trained network, copied, used in eval mode.
+        teacher: a trained network, used in eval mode.
         weight: share of the distillation loss, in [0, 1].
         temperature: T, above 0.
         autocast: dtype of the teacher's pass, None for fp32.
@@ -69,6 +69,7 @@ class Distillation:
             asked again: a shifted image is taught what the teacher says of the image itself.
         compare: `(teacher's output, student's output, targets, temperature)` to a mean per example, for outputs that
             are no logits of classes (see :mod:`pyrobnn.tasks`).
+        copy: False takes the teacher itself, and freezes it.
     """
 
     def __init__(
@@ -79,10 +80,11 @@ class Distillation:
         autocast: torch.dtype | None = None,
         logits: Tensor | None = None,
         compare: Divergence | None = None,
+        copy: bool = True,
     ) -> None:
         if not 0 <= weight <= 1 or temperature <= 0:
             raise ConfigError(f"distillation needs weight in [0, 1] and temperature > 0, got {weight}, {temperature}")
-        self.teacher = set_mode(copy_net(teacher), False).requires_grad_(False)
+        self.teacher = set_mode(copy_net(teacher) if copy else teacher, False).requires_grad_(False)
         self.weight, self.temperature, self.autocast = weight, temperature, autocast
         self.logits, self.compare = logits, compare
         self.nll_weight = 1.0 - weight

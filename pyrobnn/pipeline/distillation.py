@@ -65,7 +65,7 @@ class Teacher:
         if weight not in self._terms:
             temperature, dtype = self.recipe.temperature, self.inference_dtype
             compare = None if self.task.softens else self.task.divergence
-            self._terms[weight] = Distillation(fast, weight, temperature, dtype, self._logits, compare)
+            self._terms[weight] = Distillation(fast, weight, temperature, dtype, self._logits, compare, copy=False)
         return [self._terms[weight]]
 
     def between(self, dense: nn.Module) -> list[Blends]:

@@ -244,7 +244,7 @@ def cut_to(context: Context, state: State, plan: PruningPlan, number: int, *, fo
     if variational is not None and (fold or variational.only is not None):
         variational = replace(variational, guide=None, net=None)
     elif variational is not None and variational.guide is not None:
-        small, guide = shrink(*context.fitted(state), plan)
+        small, guide = shrink(*context.fitted(state), plan, copy=False)
         variational = replace(variational, guide=copied(guide.state_dict()), net=copied(small.net.state_dict()))
     table = context.table_of(before)
     net = compact(state.net, plan, None, groups=table)

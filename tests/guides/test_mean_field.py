@@ -146,6 +146,10 @@ def test_the_cut_pair_computes_what_the_masked_one_computes() -> None:
     x = torch.randn(3, 1, 4, 4)
     masked = pb.mask(pb.deterministic_net(model, guide), plan, None, groups=model.groups)
     assert torch.allclose(pb.deterministic_net(shrunk, small_guide)(x), masked(x), atol=1e-6)
+    again, other = pb.shrink(model, guide, plan, copy=False)
+    assert again.net is model.net and shrunk.net is not model.net
+    for one, two in ((shrunk, again), (small_guide, other)):
+        assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0])
