@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyrobnn.moments.full import FullMoments, full, full_rule
-from pyrobnn.moments.gaussian import _hermite, normal_cdf, quadrature_moments, relu_moments
+from pyrobnn.moments.gaussian import _hermite, normal_cdf, quadrature_moments
 from pyrobnn.moments.options import current_options
 from pyrobnn.moments.registry import ops
+from pyrobnn.moments.relu import relu_moments
 from pyrobnn.moments.tensor import Moments, is_weight
 from pyrobnn.moments.variances import square, wide
 

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyrobnn.moments.gaussian import piecewise_moments, quadrature_moments, relu_moments
+from pyrobnn.moments.gaussian import piecewise_moments, quadrature_moments
 from pyrobnn.moments.options import current_options
 from pyrobnn.moments.registry import ops, rule
+from pyrobnn.moments.relu import relu_moments
 from pyrobnn.moments.tensor import Moments, activation
 from pyrobnn.moments.variances import wide
 

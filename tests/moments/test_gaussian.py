@@ -10,7 +10,8 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from pyrobnn.moments.gaussian import max_moments, piecewise_moments, quadrature_moments, relu_moments
+from pyrobnn.moments.gaussian import max_moments, piecewise_moments, quadrature_moments
+from pyrobnn.moments.relu import relu_moments
 
 POINTS = [(0.0, 1.0), (1.3, 0.5), (-2.0, 1.5), (6.0, 1.0), (-4.0, 1.0), (50.0, 0.01), (3.0, 1e-6), (-0.02, 1e-4)]
 
