@@ -10,6 +10,8 @@ import numpy as np
 
 from pyrobnn.errors import ConfigError
 
+LARGEST_RATE = 1e4  # a slip of the pen beyond it: the first step would leave single precision
+
 
 @dataclass(frozen=True)
 class FitConfig:
@@ -73,6 +75,9 @@ class FitConfig:
         for name, value in numbers.items():
             if value is not None and not 0 <= value < math.inf:
                 raise ConfigError(f"{name} must be finite and not negative, got {value}")
+        for name in ("lr", "guide_lr"):
+            if numbers[name] is not None and numbers[name] > LARGEST_RATE:
+                raise ConfigError(f"{name} must be at most {LARGEST_RATE:g}, got {numbers[name]:g}: usual rates are 1e-4 to 1")
         if not self.save_minutes >= 0:
             raise ConfigError(f"save_minutes must be 0 or more, got {self.save_minutes}")
         if not self.momentum < 1:

@@ -199,7 +199,7 @@ def test_settings_are_refused_by_name() -> None:
         "kl_schedule": -1, "lr": math.nan, "guide_lr": -1e-3, "weight_decay": math.inf, "clip": 0.0, "momentum": 1.0,
         "num_particles": 0, "max_steps": 0, "batch_size": 0, "lr_schedule": math.nan, "epochs": 1.5,
     }  # fmt: skip
-    for name, value in wrong.items():
+    for name, value in [*wrong.items(), ("lr", 1e38), ("guide_lr", 1e38)]:
         with pytest.raises(pb.ConfigError, match=f"^{name} must"):
             FitConfig(**{name: value})
 
