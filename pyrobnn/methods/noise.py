@@ -72,17 +72,21 @@ def start_at_curvature(
         price.begin(model, guide, fisher.diagonal, context.recipe.kl_weight)
 
 
+TOLD = 0.01  # nats per unit of the KL weight below which a loss is not told from 0, as for spikes
+
+
 def log_uniform_loss(posterior: TruncatedLogNormal, weight: float) -> Tensor:
     """The same under a weighted log-uniform KL: ½ h, h from the stationary scale (:func:`stationary_loss`).
 
     A channel that the data do not hold goes back to its prior, and no scale of it is stationary: the part 1 − e^(−KL²)
-    takes its loss to 0 with the KL, and leaves others as they are.
+    takes its loss to 0 with the KL, and leaves others as they are. All that is known of it is that the data hold it by
+    less than the weight asks for, so it counts as `TOLD` of the weight: under a high price such a channel may have a use.
     """
     q = TruncatedLogNormal(
         posterior.loc.detach().double(), posterior.scale.detach().double(), posterior.a, posterior.b, validate_args=False
     )
     kl = math.log(posterior.b - posterior.a) - q.entropy_log()
-    return (weight * stationary_loss(q) * -torch.expm1(-kl.square())).float()
+    return (weight * (stationary_loss(q) * -torch.expm1(-kl.square())).clamp_min(TOLD)).float()
 
 
 def _unpriced(scoring: ScoringContext, loss: Callable[[Any, ChannelSummary, float], Tensor]) -> Posterior:

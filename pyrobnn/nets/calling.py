@@ -28,6 +28,7 @@ def main_output(output: Any) -> Tensor:
     Raises:
         NetError: no tensor is found that way.
 
+    >>> import torch
     >>> main_output({"aux": torch.ones(2), "out": torch.zeros(2)})
     tensor([0., 0.])
     """

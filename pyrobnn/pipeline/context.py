@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyrobnn.channels import ChannelTable, PruningPlan
 from pyrobnn.channels.planner import Limits
-from pyrobnn.criteria.registry import criterion
+from pyrobnn.criteria.registry import CRITERIA
 from pyrobnn.data import Data
 from pyrobnn.guides.function import NoLatents
 from pyrobnn.inference.batchnorm import reestimate_batchnorm
@@ -127,7 +127,9 @@ class Context:
             return None
         if self.method.threshold is not None or self.method.rule == "fraction":
             return self.method.threshold
-        return {"snr": 1.0}.get(self.method.rule, criterion(self.method.rule).threshold)
+        if self.method.rule not in CRITERIA:  # a pipeline that chooses by itself, such as by a gap
+            return None
+        return {"snr": 1.0}.get(self.method.rule, CRITERIA[self.method.rule].threshold)
 
     def seed(self, name: str) -> int:
         """A seed for a purpose, so that no stage depends on how many draws another made."""

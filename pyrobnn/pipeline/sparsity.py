@@ -132,6 +132,16 @@ def apply_zeros(net: nn.Module, keep: Mapping[str, Tensor]) -> None:
             tensors[name].masked_fill_(~mask.to(tensors[name].device), 0.0)
 
 
+def counts(net: nn.Module, keep: Mapping[str, Tensor]) -> dict[str, Any]:
+    """How many weights are other than zero, counted on the tuned tensors.
+
+    A weight that an earlier tuning had at zero may have been let stay and not have moved.
+    """
+    tensors = dict(net.named_parameters())
+    found = {name: int(tensors[name].count_nonzero()) for name in keep}
+    return {"kept": sum(found.values()), "kept_by_tensor": found}
+
+
 def choose_zeros(context: Context, state: State) -> Zeros:
     """Weights with log-odds above 0 stay; under a target as many as it allows, highest odds first.
 

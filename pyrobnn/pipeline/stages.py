@@ -23,7 +23,7 @@ from pyrobnn.inference.shrink import shrink
 from pyrobnn.nets.replica import copy_net
 from pyrobnn.pipeline import acceptance
 from pyrobnn.pipeline.context import Context, in_original
-from pyrobnn.pipeline.sparsity import KeepZeros
+from pyrobnn.pipeline.sparsity import KeepZeros, counts
 from pyrobnn.pipeline.state import State, VariationalState, copied
 from pyrobnn.priors.base import Prior
 from pyrobnn.summary.reading import deterministic_net
@@ -286,7 +286,7 @@ def tuned(context: Context, state: State, name: str, seed: str, epochs: int) -> 
     )
     accuracy = context.score(net)
     after = replace(state, net=context.settled(net), spent=state.spend("tune", epochs), tuned=accuracy)
-    return after if zeros is None else after.with_extras(zeros=zeros.report)
+    return after if zeros is None else after.with_extras(zeros={**zeros.report, **counts(net, zeros.keep)})
 
 
 def retune(epochs: int) -> Stage:

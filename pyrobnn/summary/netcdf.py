@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
 import numpy as np
@@ -81,11 +82,14 @@ def _sites(constants: xr.Dataset) -> dict[str, SiteSummary]:
 
 
 def _convergence(attrs: dict[str, Any]) -> Convergence | None:
-    """Without its figures by site, which the file does not hold."""
     scale, fall = attrs.get("convergence_scale_change"), attrs.get("convergence_kl_fall")
     if scale is None and fall is None:
         return None
-    return Convergence(None if scale is None else float(scale), kl_fall=None if fall is None else float(fall))
+    return Convergence(
+        None if scale is None else float(scale),
+        json.loads(attrs.get("convergence_by_site", "{}")),
+        None if fall is None else float(fall),
+    )
 
 
 def _names(constants: xr.Dataset) -> dict[str, str]:

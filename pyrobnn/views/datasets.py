@@ -32,6 +32,7 @@ say nothing here.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,7 @@ def datasets(
     if (moved := getattr(posterior, "convergence", None)) is not None:
         figures = {"scale_change": moved.scale_change, "kl_fall": moved.kl_fall}
         attrs |= {f"convergence_{what}": value for what, value in figures.items() if value is not None}
+        attrs["convergence_by_site"] = json.dumps(moved.by_site)
         attrs["convergence"] = str(moved)
     return {name: dataset.assign_attrs(attrs) for name, dataset in groups.items() if len(dataset.data_vars)}
 

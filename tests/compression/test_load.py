@@ -75,5 +75,5 @@ def test_what_is_no_run(tmp_path: Path, data: Data) -> None:
     pb.compress("small_cnn", data, "ard", out=tmp_path / "run", **SETTINGS)
     (tmp_path / "run" / "manifest.json").unlink()
     (tmp_path / "run" / "posterior.nc").write_bytes(b"no file of ours")
-    with pytest.raises(pb.CheckpointError, match="no netCDF file"):
+    with pytest.raises(pb.CheckpointError, match="posterior.nc is damaged"):
         pb.load_run(tmp_path / "run")

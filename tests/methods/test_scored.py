@@ -121,7 +121,7 @@ def test_histories_are_in_the_run_directory(method: Any, data: Data, tmp_path: A
         widths = rounds[number - 1]["widths"] if number else {"conv1": 16, "conv2": 32, "fc1": 64}
         for name, parts in entry.items():
             assert torch.equal(parts["norms"], result.posterior.trajectories[number][name]["norms"])
-            assert parts["norms"].shape == (5, widths[name]) and len(parts["units"]) == widths[name]
+            assert parts["norms"].shape == (17, widths[name]) and len(parts["units"]) == widths[name]
             assert parts["pairs"].shape == (widths[name] - 1, 2)
     # Those that went are the first of their round's order: nobody outlives a closer pair.
     cuts = 0

@@ -60,7 +60,7 @@ def test_the_page_shows_them() -> None:
         "robustness": {"agreement": 0.9871, "noise": noise},
         "bayesian": {"accuracy": 0.975, "nll": 0.0876, "ece": 0.011, "draws": 50, "kl_weight": 1.0},
     }
-    text = page(report)
+    text = page(report).replace("\N{NO-BREAK SPACE}", " ")
     for shown in ("98.71 %", "σ = 0.1", "91.30 %", "−6.70 points", "0.0876", "50 draws"):
         assert shown in text
     assert "same class" not in page({"compact": {}}) and "posterior of the compact" not in page({"compact": {}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,17 @@ from pyrobnn.channels.rules_math import elementwise
 from pyrobnn.channels.tracer import RULES as CHANNEL_RULES
 from pyrobnn.moments import Moments
 from pyrobnn.moments.registry import RULES as MOMENT_RULES
+
+
+@pytest.fixture(autouse=True)
+def _rules_as_before() -> Iterator[None]:
+    """What a test registers is forgotten after it."""
+    before = dict(CHANNEL_RULES), dict(MOMENT_RULES)
+    yield
+    for rules, kept in zip((CHANNEL_RULES, MOMENT_RULES), before, strict=True):
+        rules.clear()
+        rules.update(kept)
+
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "operation.md"
 
@@ -49,16 +61,10 @@ class Net(nn.Module):
 def test_a_torch_function_in_all_its_forms() -> None:
     x = torch.randn(2, 1, 6, 6)
     assert "cummax is not known" in pb.channel_groups(Net(lambda y: y.cummax(2)[0]), x).refused["a"]
-    before = dict(CHANNEL_RULES), dict(MOMENT_RULES)
-    try:
-        assert pb.register_operation(torch.sinc, channels=elementwise, moments="elementwise") is torch.sinc
-        for act in (torch.sinc, lambda y: y.sinc(), lambda y: y.sinc_()):
-            assert pb.channel_groups(Net(act), x).names == ["a"]
-            assert isinstance(act(Moments(torch.ones(3), torch.ones(3))), Moments)
-    finally:
-        for rules, kept in zip((CHANNEL_RULES, MOMENT_RULES), before, strict=True):
-            rules.clear()
-            rules.update(kept)
+    assert pb.register_operation(torch.sinc, channels=elementwise, moments="elementwise") is torch.sinc
+    for act in (torch.sinc, lambda y: y.sinc(), lambda y: y.sinc_()):
+        assert pb.channel_groups(Net(act), x).names == ["a"]
+        assert isinstance(act(Moments(torch.ones(3), torch.ones(3))), Moments)
 
 
 def test_a_wrong_rule_ends_as_a_refusal() -> None:

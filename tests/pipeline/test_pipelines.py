@@ -47,7 +47,9 @@ def small() -> nn.Module:
 def test_epochs_are_shared_out(method: str, epochs: int, trained: bool, target: dict[str, float], data: Data) -> None:
     share = share_out(METHODS[method].recipes.small, CompressionConfig(epochs=epochs, **target), data, small(), trained=trained)
     assert share.dense == 0 if trained else share.dense >= 1
-    assert share.tune >= 1 and len(share.infer) >= 1 and min(share.infer) >= 1
+    assert share.tune >= 1 and len(share.infer) >= 1
+    # Where nothing is inferred, rounds have epochs only where each has to show that its cut recovers.
+    assert min(share.infer) >= (METHODS[method].recipes.small.infer_share > 0)
     # Two epochs cannot hold dense training, inference and tuning: then one more is spent.
     assert share.total == (epochs if trained or epochs > 2 else 3)
     assert share.retune == 0 or "max_drop" in target
@@ -163,11 +165,12 @@ def test_a_drop_that_allows_nothing(data: Data) -> None:
 
 @pytest.mark.parametrize("drop", [0.0, 60.0])
 def test_recursion_keeps_to_a_drop(drop: float, data: Data) -> None:
-    """Cutting layer by layer listens to validation accuracy: a wide margin gives a smaller network."""
+    """Cutting layer by layer listens to validation accuracy, and what is returned has held the drop."""
     result = pb.compress("small_cnn", data, "rbp", max_drop=drop, **{**SETTINGS, "epochs": 14})
     assert result.report["rule"] == "max-drop" and result.report["epochs"] <= 14
     share = result.report["compact"]["macs"] / result.report["dense"]["macs"]
-    assert share < 0.5 if drop else share > 0.5
+    assert result.report["target"]["met"] or share == 1
+    assert share < 0.5 or not drop
 
 
 def test_the_rule_alone(data: Data) -> None:

@@ -62,15 +62,15 @@ def test_the_interval_covers_the_drop_and_is_wide_on_few_images() -> None:
     assert error == pytest.approx((1.0, 1.0))
 
 
-def test_a_missed_target_is_in_the_report_and_warned_of(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_every_attempt_misses_the_dense_network_comes_back_with_a_warning(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "tuned", lambda context, state, *rest: replace(state, tuned=0.05))
     options: dict[str, Any] = {"max_drop": 1.0, "epochs": 8, "precision": "fp32", "progress": False}
-    with pytest.warns(UserWarning, match="the target was missed"):
-        report = pb.compress("small_cnn", data, "gaussian", **options).report
-    target = report["target"]
-    assert target["max_drop"] == 1.0 and target["met"] is False
-    assert target["reached"]["max_drop"] == pytest.approx(100 * (report["validation"]["dense"] - 0.05))
-    assert len(target["interval"]) == 2 and target["interval"][0] < target["interval"][1]
+    with pytest.warns(UserWarning, match="nothing was cut"):
+        result = pb.compress("small_cnn", data, "gaussian", **options)
+    target = result.report["target"]
+    assert result.plan.is_full and result.report["compact"]["macs"] == result.report["dense"]["macs"]
+    assert target["max_drop"] == 1.0 and target["met"] is True and target["reached"]["max_drop"] == 0
+    assert len(target["interval"]) == 2 and target["interval"][0] < 0 < target["interval"][1]
 
 
 def test_an_uncut_network_is_never_returned_in_silence(data: Data) -> None:
