@@ -56,7 +56,11 @@ WALK = [
 ]
 
 
-@pytest.mark.parametrize(("name", "pixels", "units", "refused"), WALK, ids=[row[0] for row in WALK])
+LARGE = ("vgg11_bn", "wide_resnet50_2", "efficientnet_v2_s", "alexnet", "densenet121")
+ROWS = [pytest.param(*row, id=row[0], marks=[pytest.mark.slow] if row[0] in LARGE else []) for row in WALK]
+
+
+@pytest.mark.parametrize(("name", "pixels", "units", "refused"), ROWS)
 def test_torchvision(
     name: str, pixels: int, units: int, refused: int | None, exact: Callable[..., ChannelTable]
 ) -> None:

@@ -134,6 +134,7 @@ def test_unknown_names(name: str, message: str) -> None:
         load_data(name)
 
 
+@pytest.mark.slow
 def test_real_sets(shared_data: Path) -> None:
     data = load_data(shared_data / "mnist.npz")
     assert (len(data.train), len(data.valid), len(data.test)) == (54_000, 6_000, 10_000)

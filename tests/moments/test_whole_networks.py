@@ -61,7 +61,7 @@ def digits_lenet() -> tuple[nn.Module, Tensor]:
     return result.model.net.eval(), next(iter(data.test.batches(12)))[0]
 
 
-@pytest.mark.parametrize("relative", [0.05, 0.3])
+@pytest.mark.parametrize("relative", [pytest.param(0.05, marks=pytest.mark.slow), 0.3])
 def test_lenet5(digits_lenet: tuple[nn.Module, Tensor], relative: float) -> None:
     """Means to 0.2 standard deviations; standard deviations 0.5 to 1.15, on average 0.7 to 0.95 times the sampled.
 
@@ -73,6 +73,7 @@ def test_lenet5(digits_lenet: tuple[nn.Module, Tensor], relative: float) -> None
     assert ratio.min() > 0.5 and ratio.max() < 1.15 and 0.7 < ratio.mean() < 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("relative", "bias"), [(0.03, 0.4), (0.1, 0.9)])
 def test_resnet20(shared_data: Path, shared_weights: Path, relative: float, bias: float) -> None:
     """Means to `bias` standard deviations; standard deviations 0.15 to 1, on average 0.3 to 0.6 times the sampled.
