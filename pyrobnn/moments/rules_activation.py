@@ -47,6 +47,7 @@ def _piecewise(
 
 
 def smooth(x: Moments, f: Callable[[Tensor], Tensor]) -> Moments:
+    """Moments of a smooth function of a Gaussian, by Gauss-Hermite quadrature or to first order (`moment_options`)."""
     options = current_options()
     if options.smooth == "first_order":
         return _first_order(f, x)

@@ -222,6 +222,7 @@ def per_class(report: Report) -> Section:
 
 
 def robustness(found: Report) -> Section:
+    """Agreement with the dense network, and accuracy under pixel noise."""
     if not is_number(found.get("agreement")):
         return Section("robustness", "What accuracy does not show")
     rows = []
@@ -239,6 +240,7 @@ def robustness(found: Report) -> Section:
 
 
 def bayesian(found: Report, compact: Report) -> Section:
+    """Figures of the posterior around the compact network, beside those of the compact network itself."""
     rows = []
     for key, name, show, _ in FIGURES[:3]:
         if is_number(found.get(key)) and is_number(compact.get(key)):
@@ -252,6 +254,7 @@ def bayesian(found: Report, compact: Report) -> Section:
 
 
 def rounds(found: Sequence[Any]) -> Section:
+    """A row for each cut: what it left, and how accurate that was."""
     entries = [r for r in found if isinstance(r, Mapping)]
     keys = list(dict.fromkeys(k for r in entries for k, v in r.items() if isinstance(v, str | int | float)))
     keys = [key for key in keys if key != "round"]
@@ -270,6 +273,7 @@ def rounds(found: Sequence[Any]) -> Section:
 
 
 def settings(report: Report) -> Section:
+    """What the run was told and on what it ran."""
     names = {
         "method": "Method", "model": "Net", "data": "Data", "rule": "Cut rule", "target": "Target", "seed": "Seed",
         "epochs": "Epochs in all", "epochs_by_phase": "Epochs by phase", "seconds": "Seconds", "precision": "Precision",

@@ -40,6 +40,7 @@ def signed(value: float, digits: int, unit: str = "") -> str:
 
 
 def percent(value: float) -> str:
+    """A fraction in percent, with two decimals."""
     return f"{100 * value:.2f}\N{NO-BREAK SPACE}%"
 
 
@@ -54,6 +55,7 @@ def relative(before: float, after: float) -> str:
 
 
 def plain(before: float, after: float) -> str:
+    """Difference of two figures without a unit."""
     return signed(after - before, 4)
 
 
