@@ -12,11 +12,11 @@ DEPENDENCIES = [
     "pyro-ppl>=1.9",  # ELBO modules with settings.context(module_local_params=True)
     "numpy>=1.26",
     "lazy-loader>=0.4",  # public names from __init__.pyi, imported when first used
-    # ArviZ 1.x needs Python 3.12 and has another interface; posterior/arviz.py speaks both.
+    # ArviZ 1.x needs Python 3.12 and has another interface; views/arviz.py speaks both.
     'arviz>=0.20,<1; python_version < "3.12"',
     'arviz[matplotlib,h5netcdf]>=1.0; python_version >= "3.12"',
     "matplotlib>=3.8",
-    "pillow>=10.0",  # pictures of image folders
+    "pillow>=10.1",  # pictures of image folders; has_transparency_data
     "h5netcdf>=1.3",
     "safetensors>=0.4.3",
     "xarray>=2025.8",  # netCDF in memory
