@@ -84,9 +84,7 @@ def row(name: str, sizes: tuple[int, ...]) -> dict[str, Any]:
     table = pb.channel_groups(net, x)
     seconds = time.process_time() - start
     generator = torch.Generator().manual_seed(0)
-    keep = {
-        g.name: torch.randperm(g.channels, generator=generator)[: max(1, g.channels // 2)].tolist() for g in table
-    }
+    keep = {g.name: torch.randperm(g.channels, generator=generator)[: max(1, g.channels // 2)].tolist() for g in table}
     plan = pb.PruningPlan(keep, table.widths())
     small = pb.compact(net, plan, None, table)
     left = sum(p.numel() for p in small.parameters())
@@ -123,7 +121,9 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, nargs="*", default=list(PIXELS))
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    names = args.only or [f"timm/{name}" for name in TIMM.split()] + [f"torchvision/{name}" for name in TORCHVISION.split()]
+    names = args.only or [f"timm/{name}" for name in TIMM.split()] + [
+        f"torchvision/{name}" for name in TORCHVISION.split()
+    ]
     found = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": {}}
     for name in names:
         if name in found["rows"] and not args.only:

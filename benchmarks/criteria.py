@@ -138,9 +138,9 @@ CRITERIA: dict[str, Callable[[Bench, int], Costs]] = {
     "laplace": _laplace,
     "l1": lambda b, s: _relative(b, l1_norms(b.table, moments_of(b.net))),
     "taylor": lambda b, s: _relative(b, taylor_scores(b.net, b.table, _batches(b, s))),
-    "group-fisher": lambda b, s: gate_fisher(
-        b.net, b.table, _batches(b, s), data_size=len(b.data.train), labels="data"
-    ).diagonal,
+    "group-fisher": lambda b, s: (
+        gate_fisher(b.net, b.table, _batches(b, s), data_size=len(b.data.train), labels="data").diagonal
+    ),
     "laplace-nats": lambda b, s: _laplace(b, s, temperature=None),
     "laplace-block": lambda b, s: _laplace(b, s, temperature=None, curvature="block"),
     "bn-scale": lambda b, s: _relative(b, norm_scales(b.net, b.table)),

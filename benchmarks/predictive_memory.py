@@ -56,7 +56,9 @@ def main() -> None:
     """Every case in a fresh process."""
     rows = []
     for who, draws in CASES:
-        done = subprocess.run([sys.executable, "-W", "ignore", __file__, who, str(draws)], check=True, capture_output=True)
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", __file__, who, str(draws)], check=True, capture_output=True
+        )
         row = {"who": who, "draws": draws, **{k: round(v, 1) for k, v in json.loads(done.stdout).items()}}
         print(row, flush=True)
         rows.append(row)

@@ -37,7 +37,13 @@ ROWS = [
         for name, method in OPTIONS.items()
     ),
     *(
-        Row(f"bayes-l1-vgg16-cifar10-{name}", "vgg16", "cifar10", {**PAIR, **options}, weights="vgg16_cifar10.safetensors")
+        Row(
+            f"bayes-l1-vgg16-cifar10-{name}",
+            "vgg16",
+            "cifar10",
+            {**PAIR, **options},
+            weights="vgg16_cifar10.safetensors",
+        )
         for name, options in BAYES_L1_ROWS.items()
     ),
     Row(

@@ -18,7 +18,13 @@ from torch import nn
 import pyrobnn as pb
 
 RESULT = Path(__file__).parent / "results" / "start_widths.json"
-RUNS = [("constant", 1.0, 5), ("constant", 30.0, 5), ("constant", 30.0, 20), ("constant", 100.0, 20), ("fisher", 1.0, 5)]
+RUNS = [
+    ("constant", 1.0, 5),
+    ("constant", 30.0, 5),
+    ("constant", 30.0, 20),
+    ("constant", 100.0, 20),
+    ("fisher", 1.0, 5),
+]
 
 
 def trained(data: pb.Data) -> nn.Sequential:

@@ -206,7 +206,9 @@ def kinds(name: str, data: Data, device: torch.device, wanted: list[str]) -> dic
             if kind in wanted:
                 found[f"{kind} {precision}"] = make({"precision": precision})
     if "teacher" in wanted:
-        found["tuning with teacher fp32"] = makers["tuning"]({"precision": "fp32", "terms": [Distillation(network(name))]})
+        found["tuning with teacher fp32"] = makers["tuning"](
+            {"precision": "fp32", "terms": [Distillation(network(name))]}
+        )
     return {**found, **(peers(name, device, len(data.train)) if "peers" in wanted else {})}
 
 
@@ -220,9 +222,7 @@ def timed(step: Kind, x: Tensor, y: Tensor) -> float:
     return clock() - start
 
 
-def measure(
-    name: str, data: Data, device: torch.device, steps: int, batch: int, wanted: list[str]
-) -> dict[str, Any]:
+def measure(name: str, data: Data, device: torch.device, steps: int, batch: int, wanted: list[str]) -> dict[str, Any]:
     x, y = next(iter(data.train.batches(batch, device=device, channels_last=True)))
     steppers, absent = {}, {}
     for kind, step in kinds(name, data, device, wanted).items():

@@ -73,7 +73,10 @@ def results_table(network: str) -> str:
 def headlines_table() -> str:
     """A few rows for the README."""
     runs = all_runs()
-    lines = ["| network, data | method | accuracy, dense → compact | MACs | parameters | latency, ms | time |", "|---" * 7 + "|"]
+    lines = [
+        "| network, data | method | accuracy, dense → compact | MACs | parameters | latency, ms | time |",
+        "|---" * 7 + "|",
+    ]
     for name in HEADLINES:
         reports = runs[name]
         first = reports[0]
@@ -138,10 +141,14 @@ def equal_macs_table() -> str:
         return f"{mean(values):.2f}{spread} ({len(values)}); {gone}" if values else "–"
 
     def rank(method: str) -> tuple[float, ...]:
-        return tuple(-mean(r["compact"]["accuracy"] for r in runs[method][c]) if runs[method][c] else 0 for c in columns)
+        return tuple(
+            -mean(r["compact"]["accuracy"] for r in runs[method][c]) if runs[method][c] else 0 for c in columns
+        )
 
     lines = [
-        "| method | " + " | ".join(f"{c}: accuracy, % (seeds); parameters" for c in columns) + f" | widths of {columns[0].split(',')[0]}, seed 0 |",
+        "| method | "
+        + " | ".join(f"{c}: accuracy, % (seeds); parameters" for c in columns)
+        + f" | widths of {columns[0].split(',')[0]}, seed 0 |",
         "|---" * (len(columns) + 2) + "|",
     ]
     for method in sorted(runs, key=rank):
@@ -243,7 +250,9 @@ def step_cost_table() -> str:
     lines = ["| step | " + " | ".join(networks) + " |", "|---" * (len(networks) + 1) + "|"]
     for row in rows:
         cells = [entry["steps"].get(row) for entry in networks.values()]
-        lines.append(f"| {row} | " + " | ".join(f"{c['ms']:.0f} ms, × {c['ratio']:.2f}" if c else "–" for c in cells) + " |")
+        lines.append(
+            f"| {row} | " + " | ".join(f"{c['ms']:.0f} ms, × {c['ratio']:.2f}" if c else "–" for c in cells) + " |"
+        )
     return "\n".join(lines)
 
 

@@ -43,7 +43,9 @@ def prior_draws() -> dict[str, Tensor]:
     density = float(draws["two levels"].mean())
     # A chain whose two rows are alike forgets where it was; filters are on and off likewise.
     alone = Transitions(density, 1 - density, 1 - 1e-6, 1e-6)
-    draws["every weight alone, same density"] = Turbo(transitions=alone).support_prior("conv2.weight", FILTERS, LENGTH).sample()
+    draws["every weight alone, same density"] = (
+        Turbo(transitions=alone).support_prior("conv2.weight", FILTERS, LENGTH).sample()
+    )
     return draws
 
 

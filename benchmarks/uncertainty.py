@@ -176,7 +176,12 @@ class Setup:
         start = time.perf_counter()
         net = pb.BayesianNet.around(self.run.dense, data_size=size)
         config = pb.FitConfig(
-            **{**settings(self.run.dense), "epochs": self.setting.posterior_epochs, "seed": self.seed, "validate": False}
+            **{
+                **settings(self.run.dense),
+                "epochs": self.setting.posterior_epochs,
+                "seed": self.seed,
+                "validate": False,
+            }
         )
         net.fit(self.run_data, config, title="dense BNN")
         seconds = time.perf_counter() - start
@@ -281,7 +286,16 @@ def table(name: str) -> str:
     if not found:
         return ""
     unknown = list(next(iter(found[0]["rows"].values()))["auroc"])
-    heads = ["", "accuracy", "NLL", "ECE", *(f"AUROC {k}" for k in unknown), "numbers stored", "training", "ms an image"]
+    heads = [
+        "",
+        "accuracy",
+        "NLL",
+        "ECE",
+        *(f"AUROC {k}" for k in unknown),
+        "numbers stored",
+        "training",
+        "ms an image",
+    ]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
 
     def cell(values: list[float], digits: int, scale: float = 1.0, unit: str = "") -> str:

@@ -104,7 +104,9 @@ def finish(name: str, net: SmallCNN, score: dict[str, Tensor], threshold: float)
         "left": sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in net.parameters()),
     }
     widths = ", ".join(f"{group} {len(units)} of {WIDTHS[group]}" for group, units in keep.items())
-    print(f"{name}: {widths}; {found['left']:.0%} of the parameters; accuracy {found['dense']:.3f} -> {found['compact']:.3f}")
+    print(
+        f"{name}: {widths}; {found['left']:.0%} of the parameters; accuracy {found['dense']:.3f} -> {found['compact']:.3f}"
+    )
     return found
 
 

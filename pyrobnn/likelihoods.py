@@ -55,7 +55,9 @@ class Gaussian:
 
     def __post_init__(self) -> None:
         if self.scale is not None and not 0 < self.scale < float("inf"):
-            raise ConfigError(f"the noise scale must be positive and finite, or None for that of the residuals, got {self.scale}")
+            raise ConfigError(
+                f"the noise scale must be positive and finite, or None for that of the residuals, got {self.scale}"
+            )
 
     def __call__(self, output: Tensor) -> dist.TorchDistribution:
         output = output.float()

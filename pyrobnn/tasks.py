@@ -36,7 +36,9 @@ def softened_labels(taught: Tensor, output: Tensor, targets: Tensor, temperature
     """T^2 KL of each label's probability, summed over the labels `[B, K]`."""
     p = torch.sigmoid(taught / temperature)
     student, teacher = output.float() / temperature, taught / temperature
-    each = p * (F.logsigmoid(teacher) - F.logsigmoid(student)) + (1 - p) * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+    each = p * (F.logsigmoid(teacher) - F.logsigmoid(student)) + (1 - p) * (
+        F.logsigmoid(-teacher) - F.logsigmoid(-student)
+    )
     return temperature**2 * each.sum(1).mean()
 
 
@@ -111,7 +113,9 @@ def task_for(data: Data, asked: str | Task | None = None) -> Task:
         return asked
     kind = target_kind(data)
     if asked is not None and asked != kind:
-        raise ConfigError(f"the data has targets for {kind}, got task={asked!r}: give load_data that task, or leave it out")
+        raise ConfigError(
+            f"the data has targets for {kind}, got task={asked!r}: give load_data that task, or leave it out"
+        )
     if kind == "segmentation":
         return segmentation(data.num_classes)
     return {"classification": classification, "multilabel": multilabel, "regression": regression}[kind]()

@@ -56,7 +56,9 @@ def refused(answer: Answer, *words: str) -> None:
         assert word in lines[0], (word, lines[0])
 
 
-def compress(run: Callable[..., Answer], out: Path, *more: Any, model: str = "small_cnn", data: Any = "digits") -> Answer:
+def compress(
+    run: Callable[..., Answer], out: Path, *more: Any, model: str = "small_cnn", data: Any = "digits"
+) -> Answer:
     return run("compress", "--model", model, "--data", data, "--out", out, "--epochs", 3, "--method", "gaussian", *more)
 
 
@@ -235,7 +237,11 @@ def test_a_plan_of_another_net(run: Callable[..., Answer], tmp_path: Path) -> No
     refused(compress(run, out, "--from-scratch", "--plan", plan), "'layer9'")
     pb.PruningPlan({"conv1": [0, 20]}, {"conv1": 24}).save(plan)
     refused(compress(run, out, "--from-scratch", "--plan", plan), "conv1", "16")
-    refused(compress(run, out, "--from-scratch", "--plan", plan, "--target-macs", "0.5"), "--target-macs", "would do nothing")
+    refused(
+        compress(run, out, "--from-scratch", "--plan", plan, "--target-macs", "0.5"),
+        "--target-macs",
+        "would do nothing",
+    )
     plan.write_text('{"schema": 1, "keep": {"conv1": []}, "channels": {"conv1": 16}}')
     refused(compress(run, out, "--from-scratch", "--plan", plan), "keeps nothing of 'conv1'")
     plan.write_text("{")
@@ -249,7 +255,9 @@ def test_a_place_that_cannot_be_written(run: Callable[..., Answer], tmp_path: Pa
 
 
 def test_groups_of_what_cannot_be(run: Callable[..., Answer]) -> None:
-    refused(run("groups", "--model", "small_cnn", "--data", "digits", "--classes", "3"), "--image and --classes", "--data")
+    refused(
+        run("groups", "--model", "small_cnn", "--data", "digits", "--classes", "3"), "--image and --classes", "--data"
+    )
     refused(run("groups", "--model", "small_cnn", "--data", "digits", "--image", "1x8x8"), "--image and --classes")
     refused(run("groups", "--model", "small_cnn", "--classes", "-3"), "--classes", "-3")
 

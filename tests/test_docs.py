@@ -65,7 +65,9 @@ def test_tables_are_made_from_the_result_files(tables: Any) -> None:
         assert tables.filled(text) == text, f"{page.relative_to(ROOT)}: run python benchmarks/tables.py"
 
 
-WITH_CODE = [p.relative_to(ROOT) for p in sorted((ROOT / "docs").rglob("*.md")) if blocks(p.read_text(encoding="utf-8"))]
+WITH_CODE = [
+    p.relative_to(ROOT) for p in sorted((ROOT / "docs").rglob("*.md")) if blocks(p.read_text(encoding="utf-8"))
+]
 
 
 @pytest.mark.slow

@@ -84,7 +84,12 @@ def test_a_likelihood_of_your_own_sees_all_that_the_network_returns() -> None:
         return pyro.distributions.Categorical(logits=said["out"])
 
     losses = [
-        float(pyro.poutine.trace(pb.BayesianModel(net, data_size=6, likelihood=likelihood)).get_trace(x, y).log_prob_sum().detach())
+        float(
+            pyro.poutine.trace(pb.BayesianModel(net, data_size=6, likelihood=likelihood))
+            .get_trace(x, y)
+            .log_prob_sum()
+            .detach()
+        )
         for likelihood in (own, Categorical())
     ]
     assert losses[0] == pytest.approx(losses[1])

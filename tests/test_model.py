@@ -188,9 +188,7 @@ def hand_written(model: pb.BayesianModel) -> Any:
     def guide(x: Tensor, y: Tensor | None = None) -> None:
         for name, value in start.items():
             loc = pyro.param(f"{name}_loc", value.clone())
-            scale = pyro.param(
-                f"{name}_scale", torch.full_like(value, 0.05), constraint=dist.constraints.positive
-            )
+            scale = pyro.param(f"{name}_scale", torch.full_like(value, 0.05), constraint=dist.constraints.positive)
             pyro.sample(name, dist.Normal(loc, scale).to_event(value.dim()))
 
     return guide

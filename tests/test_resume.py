@@ -169,10 +169,18 @@ def every(step: int, offset: int = 0) -> Callable[[FitState], pb.PruningPlan]:
 # Foreign guides are replaced by mean-field at the first cut, so one place is enough for them.
 @pytest.mark.parametrize(
     ("kind", "step"),
-    [("mean-field", 2), ("mean-field", 6), ("mean-field", 10), ("mean-field", 14), ("AutoNormal", 10), ("function", 10)],
+    [
+        ("mean-field", 2),
+        ("mean-field", 6),
+        ("mean-field", 10),
+        ("mean-field", 14),
+        ("AutoNormal", 10),
+        ("function", 10),
+    ],
 )
 def test_resume_across_cuts(kind: str, step: int, data: Data, tmp_path: Path) -> None:
     """Killed before, between and after two cuts made by an event."""
+
     def make() -> tuple[pb.BayesianModel, Any, list[Callback]]:
         model = model_of(data, weights=kind == "mean-field")
         pyro.set_rng_seed(1)

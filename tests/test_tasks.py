@@ -37,7 +37,9 @@ def test_softened_classes_are_those_of_distillation() -> None:
     pixels = softened_classes(taught.view(2, 4, 5).movedim(2, 1), output.view(2, 4, 5).movedim(2, 1), y, 3.0)
     torch.testing.assert_close(pixels, old)
     one = softened_classes(taught[:, :1], output[:, :1], y, 1.0)
-    torch.testing.assert_close(one, kl_divergence(Bernoulli(logits=taught[:, 0]), Bernoulli(logits=output[:, 0])).mean())
+    torch.testing.assert_close(
+        one, kl_divergence(Bernoulli(logits=taught[:, 0]), Bernoulli(logits=output[:, 0])).mean()
+    )
 
 
 def test_softened_labels_and_squared_error_are_divergences() -> None:

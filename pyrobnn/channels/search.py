@@ -88,7 +88,9 @@ def _cut_for_a_while(net: nn.Module, table: ChannelTable, plan: PruningPlan) -> 
                         if id(tensor) not in own:
                             copy = tensor.detach().clone()
                             frozen = not tensor.requires_grad
-                            own[id(tensor)] = nn.Parameter(copy, not frozen) if isinstance(tensor, nn.Parameter) else copy
+                            own[id(tensor)] = (
+                                nn.Parameter(copy, not frozen) if isinstance(tensor, nn.Parameter) else copy
+                            )
                         held[leaf] = own[id(tensor)]  # type: ignore[assignment]
         cut_(Sites(net), table, table.keep_vector(plan))
         yield

@@ -91,4 +91,6 @@ def summary_table(report: dict[str, Any]) -> Table:
 def spent(report: dict[str, Any]) -> str:
     """Epochs, time and settings of a run in one line."""
     phases = ", ".join(f"{n} {phase}" for phase, n in report["epochs_by_phase"].items())
-    return f"{report['epochs']} epochs ({phases}), {report['seconds']:.0f} s, seed {report['seed']}, {report['precision']}"
+    return (
+        f"{report['epochs']} epochs ({phases}), {report['seconds']:.0f} s, seed {report['seed']}, {report['precision']}"
+    )

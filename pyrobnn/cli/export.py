@@ -15,7 +15,9 @@ from pyrobnn.cli.saved import SavedData, SavedModel, saved_run
 def export(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
     format: Annotated[str, typer.Option("--format", help="onnx, or torch (a .pt2 of torch.export).")] = "onnx",
-    out: Annotated[Path | None, typer.Option("--out", help="File to write; by default compact.onnx or compact.pt2 in the run.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write; by default compact.onnx or compact.pt2 in the run.")
+    ] = None,
     normalise: Annotated[
         bool, typer.Option("--normalise", help="Put the normalisation inside: the file takes pixels in 0-1.")
     ] = False,

@@ -12,7 +12,9 @@ from pyrobnn.pipeline.config import CompressionConfig, Option
 
 Model = Annotated[
     str,
-    typer.Option("--model", help="Built-in name, torchvision name, package.module:factory, or path/to/file.py:factory."),
+    typer.Option(
+        "--model", help="Built-in name, torchvision name, package.module:factory, or path/to/file.py:factory."
+    ),
 ]
 DataOption = Annotated[
     str,

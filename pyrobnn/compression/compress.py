@@ -55,21 +55,21 @@ def compress(
 ) -> Result:
     """Train, infer, cut, tune and report.
 
-    Args:
-        net: a module, or a name that :func:`pyrobnn.nets.build` knows. It is copied.
-        data: a :class:`~pyrobnn.data.Data`, or anything that :func:`~pyrobnn.load_data` takes.
-        method: a name, see `pyrobnn methods`; or a :class:`~pyrobnn.pipeline.method.Method` of your own.
-        task: what the targets are: a name (`classification`, `segmentation`, `multilabel`, `regression`), or a
-            :class:`~pyrobnn.tasks.Task` of your own; by default what they look like.
-        likelihood: of the targets, in place of the task's own.
-        **options: the fields of :class:`~pyrobnn.pipeline.config.CompressionConfig`:
+        Args:
+            net: a module, or a name that :func:`pyrobnn.nets.build` knows. It is copied.
+            data: a :class:`~pyrobnn.data.Data`, or anything that :func:`~pyrobnn.load_data` takes.
+            method: a name, see `pyrobnn methods`; or a :class:`~pyrobnn.pipeline.method.Method` of your own.
+            task: what the targets are: a name (`classification`, `segmentation`, `multilabel`, `regression`), or a
+                :class:`~pyrobnn.tasks.Task` of your own; by default what they look like.
+            likelihood: of the targets, in place of the task's own.
+            **options: the fields of :class:`~pyrobnn.pipeline.config.CompressionConfig`:
 
-OPTIONS
-    Returns:
-        A :class:`Result`.
+    OPTIONS
+        Returns:
+            A :class:`Result`.
 
-    Raises:
-        PyrobnnError: any bad input, in one line that says what to do.
+        Raises:
+            PyrobnnError: any bad input, in one line that says what to do.
     """
     chosen = method if isinstance(method, Method) else get_method(method)
     named = task.name if isinstance(task, Task) else task
@@ -99,7 +99,9 @@ OPTIONS
     elif not clean and (config.max_drop is not None or chosen.stops):
         warnings.warn(UNCLEAN, UserWarning, stacklevel=2)
     if (config.max_drop is not None or chosen.stops) and not config.has_budget and not len(data.valid):
-        raise ConfigError("stopping by accuracy (--max-drop, or a method's own rule) needs validation images: load the data with valid_fraction above 0")
+        raise ConfigError(
+            "stopping by accuracy (--max-drop, or a method's own rule) needs validation images: load the data with valid_fraction above 0"
+        )
     table = channel_groups(net, data.example, protect=config.protect)
     if chosen.usable is not None and config.from_scratch is None:
         table = chosen.usable(net, table)
@@ -195,7 +197,9 @@ def _check_output(task: Task, net: nn.Module, data: Data) -> None:
     try:
         shape = tuple(task.likelihood(output).shape())
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        raise ConfigError(f"the likelihood does not fit the network's output {tuple(output.shape)}: {first_line(error)}") from error
+        raise ConfigError(
+            f"the likelihood does not fit the network's output {tuple(output.shape)}: {first_line(error)}"
+        ) from error
     if shape != expected:
         said = "one class per image" if task.names_classes else f"targets {list(expected[1:])} for each image"
         raise ConfigError(

@@ -91,7 +91,9 @@ def export(
     target = Path(path)
     kind = format or next((kind for kind, suffix in FORMATS.items() if target.suffix == suffix), None)
     if kind not in FORMATS:
-        raise ConfigError(f"--format must be onnx or torch (or {path} end in .onnx or .pt2), got {format or target.suffix!r}")
+        raise ConfigError(
+            f"--format must be onnx or torch (or {path} end in .onnx or .pt2), got {format or target.suffix!r}"
+        )
     given = tuple(value.detach().cpu() for value in (example if isinstance(example, tuple) else (example,)))
     if not given or not len(given[0]):
         raise ConfigError("export tries the file on images: expected at least one, got none")
@@ -160,7 +162,9 @@ def _onnx(net: nn.Module, given: tuple[Tensor, ...]) -> tuple[bytes, Call]:
         content = made.model_proto.SerializeToString()
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     except Exception as error:  # the exporter and the runtime raise many kinds for operations they lack
-        raise NetError(f"{type(net).__name__} cannot be written as ONNX ({first_line(error)}): try --format torch") from error
+        raise NetError(
+            f"{type(net).__name__} cannot be written as ONNX ({first_line(error)}): try --format torch"
+        ) from error
     inputs = [entry.name for entry in session.get_inputs()]
 
     def run(args: tuple[Tensor, ...]) -> list[Tensor]:

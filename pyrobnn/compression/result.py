@@ -180,7 +180,9 @@ def finish(
     }
     images = data.train.normalise(data.train.images[:64])
     small, dense = released(small), released(dense)
-    result = Result(small, dense, report, state.posterior, state.plan, bayesian, spec, data.mean, data.std, data.classes, images)
+    result = Result(
+        small, dense, report, state.posterior, state.plan, bayesian, spec, data.mean, data.std, data.classes, images
+    )
     if path is not None:
         if not context.trained and not scratch:  # else it was given, or never trained
             save_weights(dense, path / DENSE, mean=data.mean, std=data.std, trained_on="train")

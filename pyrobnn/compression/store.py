@@ -168,7 +168,9 @@ def _check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
     """Types and values of what both know; names and shapes are checked where they are used."""
     for name, value in tensors.items():
         if name in expected and value.dtype != expected[name].dtype:
-            raise CheckpointError(f"{path}: {name!r} expected {expected[name].dtype}, got {value.dtype}: copy the file again")
+            raise CheckpointError(
+                f"{path}: {name!r} expected {expected[name].dtype}, got {value.dtype}: copy the file again"
+            )
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise CheckpointError(f"{path}: {name!r} holds NaN or infinity: the file is damaged, copy it again")
 

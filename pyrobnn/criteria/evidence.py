@@ -109,7 +109,9 @@ def _reduced(scoring: ScoringContext, name: str, delta: Callable[[Tensor, Tensor
     for group, summary in posterior.channels.items():
         noise = guide.posterior(f"{group}.noise") if hasattr(guide, "posterior") else None
         if not isinstance(noise, TruncatedLogNormal):
-            raise ConfigError(f"{name} compares evidence under a log-uniform prior, and group {group!r} has none: use sbp")
+            raise ConfigError(
+                f"{name} compares evidence under a log-uniform prior, and group {group!r} has none: use sbp"
+            )
         # A KL that counts w times makes noise √w times as wide as the ELBO would.
         weight = 1.0 if price is None else price.kl_weight * price.weights.get(group, 1.0)
         change = delta(noise.loc.detach(), noise.scale.detach() / weight**0.5, noise.a, noise.b)
@@ -117,8 +119,12 @@ def _reduced(scoring: ScoringContext, name: str, delta: Callable[[Tensor, Tensor
     return replace(posterior, channels=channels)
 
 
-BMRS_N = Criterion("bmrs-n", "−ΔF (BMRS_N)", "nats", lambda scoring: _reduced(scoring, "bmrs-n", bmrs_n), 0.0, "evidence")
-BMRS_U = Criterion("bmrs-u", "−ΔF (BMRS_U)", "nats", lambda scoring: _reduced(scoring, "bmrs-u", bmrs_u), 0.0, "evidence")
+BMRS_N = Criterion(
+    "bmrs-n", "−ΔF (BMRS_N)", "nats", lambda scoring: _reduced(scoring, "bmrs-n", bmrs_n), 0.0, "evidence"
+)
+BMRS_U = Criterion(
+    "bmrs-u", "−ΔF (BMRS_U)", "nats", lambda scoring: _reduced(scoring, "bmrs-u", bmrs_u), 0.0, "evidence"
+)
 
 
 def _check_interval(a: float, b: float) -> None:

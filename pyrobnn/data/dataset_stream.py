@@ -71,7 +71,9 @@ class DatasetReader:
 
     def whole(self, row: int, seed: int = 0) -> Tensor:
         """An image in its own size, ``[C, h, w]``."""
-        array = eight_bits(image_of(self.item(row, seed)[0], type(self.dataset).__name__, Notes(), self.signals)[0], self.drop)
+        array = eight_bits(
+            image_of(self.item(row, seed)[0], type(self.dataset).__name__, Notes(), self.signals)[0], self.drop
+        )
         return torch.from_numpy(np.ascontiguousarray(with_channels(array, self.shape[0]) if self.pictures else array))
 
     def fit(self, image: Tensor, row: int) -> Tensor:
@@ -113,7 +115,9 @@ def read_streamed(
     for part, source in sources.items():
         dataset = dataset_of(source)
         if not isinstance(dataset, Dataset) or not hasattr(dataset, "__len__"):
-            raise DataError(f"{part}: expected a data set with a length to stream, got {type(source).__name__}: put it into a DataLoader")
+            raise DataError(
+                f"{part}: expected a data set with a length to stream, got {type(source).__name__}: put it into a DataLoader"
+            )
         if not len(dataset):
             raise DataError(f"{type(dataset).__name__}: expected images, got an empty data set")
         if isinstance(source, DataLoader) and (rows := rows_of(source, notes, part)) != range(len(dataset)):
@@ -123,7 +127,9 @@ def read_streamed(
     for dataset in datasets.values():
         reader = DatasetReader(dataset, False, (), 0, signals)
         for k in range(min(PROBES, len(dataset))):
-            array, picture = image_of(reader.item(k * len(dataset) // min(PROBES, len(dataset)), 0)[0], type(dataset).__name__, notes, signals)
+            array, picture = image_of(
+                reader.item(k * len(dataset) // min(PROBES, len(dataset)), 0)[0], type(dataset).__name__, notes, signals
+            )
             probes.append(array)
             pictures &= picture
     deep = [int(array.max()) for array in probes if array.dtype == np.uint16]
@@ -165,13 +171,20 @@ def _all_targets(reader: DatasetReader) -> np.ndarray:
     listed = getattr(reader.dataset, "targets", None)
     if isinstance(listed, Tensor):
         listed = listed.numpy()
-    if isinstance(listed, list | np.ndarray) and len(listed) == count and getattr(reader.dataset, "target_transform", None) is None:
+    if (
+        isinstance(listed, list | np.ndarray)
+        and len(listed) == count
+        and getattr(reader.dataset, "target_transform", None) is None
+    ):
         found = np.asarray(listed)
         probes = {k * count // min(PROBES, count) for k in range(min(PROBES, count))}
         if found.ndim == 1 and all(found[row] == target_of(reader.item(row, 0)[1], where) for row in probes):
             return found
     loader = DataLoader(
-        _Targets(reader), batch_size=None, num_workers=default_workers() if count > 1000 else 0, generator=torch.Generator()
+        _Targets(reader),
+        batch_size=None,
+        num_workers=default_workers() if count > 1000 else 0,
+        generator=torch.Generator(),
     )
     targets = []
     for target in loader:
@@ -179,5 +192,7 @@ def _all_targets(reader: DatasetReader) -> np.ndarray:
             raise target
         targets.append(target_of(target, where))
         if targets[0].nbytes * count > room_for_images():
-            raise DataError(f"{where}: its targets do not fit in memory: put it into a DataLoader and give that with stream=True")
+            raise DataError(
+                f"{where}: its targets do not fit in memory: put it into a DataLoader and give that with stream=True"
+            )
     return stacked(targets, where)

@@ -130,7 +130,11 @@ def _gather(source: Any, part: str, signals: bool, notes: Notes) -> _Gathered:
     """All items of a part, in memory."""
     if is_pair(source):
         images, targets = source
-        found = tensor_pixels(images, part, notes, signals) if isinstance(images, Tensor) else as_pixels(images, "images", part, notes, floats=True)
+        found = (
+            tensor_pixels(images, part, notes, signals)
+            if isinstance(images, Tensor)
+            else as_pixels(images, "images", part, notes, floats=True)
+        )
         return _Gathered(list(found), np.asarray(targets), False)
     if not isinstance(source, Dataset | DataLoader):
         raise DataError(f"{part}: expected a Dataset, a DataLoader or (images, labels), got {type(source).__name__}")
@@ -147,7 +151,9 @@ def _gather(source: Any, part: str, signals: bool, notes: Notes) -> _Gathered:
         except DataError:
             raise
         except Exception as error:  # whatever the user's own code raises
-            raise DataError(f"{where}: reading item {len(arrays)} raised {type(error).__name__}: {reason(error)}") from error
+            raise DataError(
+                f"{where}: reading item {len(arrays)} raised {type(error).__name__}: {reason(error)}"
+            ) from error
         image, target = pair_of(item, len(arrays), where)
         array, picture = image_of(image, where, notes, signals)
         pictures = picture if pictures is None else pictures and picture
@@ -183,7 +189,11 @@ def _stack(part: _Gathered, drop: int, channels: int, size: int | None, name: st
     for number, array in enumerate(part.images):
         array = with_channels(eight_bits(array, drop), channels)
         if size is not None:
-            array = resized(array, size) if part.pictures else resized_tensor(torch.from_numpy(array[None]), size)[0].numpy()
+            array = (
+                resized(array, size)
+                if part.pictures
+                else resized_tensor(torch.from_numpy(array[None]), size)[0].numpy()
+            )
         image = torch.from_numpy(np.ascontiguousarray(array))
         if out is None:
             out = torch.empty((len(part.images), *image.shape), dtype=image.dtype)

@@ -58,12 +58,17 @@ class Packing:
         tensors = [_tensor(part) for part in inputs]
         shapes = tuple(tuple(part.shape[1:] if batched else part.shape) for part in tensors)
         if shapes != self.shapes:
-            raise DataError(f"expected inputs of shapes {list(self.shapes)} as in the first example, got {list(shapes)}")
+            raise DataError(
+                f"expected inputs of shapes {list(self.shapes)} as in the first example, got {list(shapes)}"
+            )
         for part in tensors:
             if not part.is_floating_point() and part.numel() and int(part.abs().max()) > _EXACT:
                 raise DataError(f"expected whole numbers up to {_EXACT:,} as inputs, got {int(part.abs().max()):,}")
         axis = 1 if batched else 0
-        flat = [part.to(torch.float32).flatten(axis) if part.ndim > axis else part.to(torch.float32).unsqueeze(axis) for part in tensors]
+        flat = [
+            part.to(torch.float32).flatten(axis) if part.ndim > axis else part.to(torch.float32).unsqueeze(axis)
+            for part in tensors
+        ]
         return torch.cat(flat, axis).unsqueeze(axis)
 
     def unpack(self, packed: Tensor) -> Any:

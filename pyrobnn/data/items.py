@@ -60,7 +60,9 @@ def rows_of(loader: DataLoader[Any], notes: Notes, part: str) -> Iterable[int]:
 def pair_of(item: Any, number: int, where: str) -> tuple[Any, Any]:
     """An item as (image, target)."""
     if not isinstance(item, tuple | list) or len(item) != 2:
-        raise DataError(f"{where}: expected (image, label) from the data set, got {type(item).__name__} at number {number}")
+        raise DataError(
+            f"{where}: expected (image, label) from the data set, got {type(item).__name__} at number {number}"
+        )
     return item[0], item[1]
 
 

@@ -66,7 +66,9 @@ class LoaderImages:
         return _batches(self.loader, self.task, seed, self.packing)
 
 
-def read_loader(loader: DataLoader[Any], part: str, task: str | None) -> tuple[LoaderImages, Tensor, tuple[Tensor, Tensor]]:
+def read_loader(
+    loader: DataLoader[Any], part: str, task: str | None
+) -> tuple[LoaderImages, Tensor, tuple[Tensor, Tensor]]:
     """Goes through a loader once, to count and to keep the targets.
 
     Returns:
@@ -84,7 +86,9 @@ def read_loader(loader: DataLoader[Any], part: str, task: str | None) -> tuple[L
         if size is None:
             size, dtype = tuple(x.shape[1:]), x.dtype
         if tuple(x.shape[1:]) != size or x.dtype != dtype:
-            raise DataError(f"{part}: expected batches of images {list(size)} of {dtype}, got {list(x.shape[1:])} of {x.dtype}")
+            raise DataError(
+                f"{part}: expected batches of images {list(size)} of {dtype}, got {list(x.shape[1:])} of {x.dtype}"
+            )
         around = tuple(k for k in range(x.ndim) if k != 1)
         values = x.double() / (255 if dtype == torch.uint8 else 1)
         sums = (sums[0] + values.mean(around) * len(x), sums[1] + values.square().mean(around) * len(x))
@@ -96,7 +100,11 @@ def read_loader(loader: DataLoader[Any], part: str, task: str | None) -> tuple[L
     std = (sums[1] / count - mean.square()).clamp(min=0).sqrt()
     joined = torch.cat(targets)
     kind = as_targets(joined, "targets", part, task, size[1:])[1]
-    return LoaderImages(loader, kind, count, steps, size, dtype, packing), joined, (mean, torch.where(std > 1e-6, std, 1.0))
+    return (
+        LoaderImages(loader, kind, count, steps, size, dtype, packing),
+        joined,
+        (mean, torch.where(std > 1e-6, std, 1.0)),
+    )
 
 
 def _packing(loader: DataLoader[Any]) -> Packing | None:
@@ -140,4 +148,6 @@ def _pair(batch: Any, task: str | None, packing: Packing | None) -> tuple[Tensor
             f"{len(y)}"
         )
     y = y if isinstance(y, Tensor) else torch.as_tensor(np.asarray(y))
-    return (x if x.dtype == torch.uint8 else x.float()), as_targets(y, "targets", "DataLoader", task, tuple(x.shape[2:]))[0]
+    return (x if x.dtype == torch.uint8 else x.float()), as_targets(
+        y, "targets", "DataLoader", task, tuple(x.shape[2:])
+    )[0]

@@ -32,9 +32,7 @@ TORCHVISION: dict[str, tuple[str, bool, Augment]] = {
 }
 
 #: What ``augment="auto"`` means. Digits fill their 8x8 pixels: shifts did not help there (tried).
-AUGMENTATION: dict[str, Augment | None] = {"digits": None} | {
-    name: entry[2] for name, entry in TORCHVISION.items()
-}
+AUGMENTATION: dict[str, Augment | None] = {"digits": None} | {name: entry[2] for name, entry in TORCHVISION.items()}
 
 NAMES = ("digits", *TORCHVISION)
 

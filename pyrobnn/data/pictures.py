@@ -47,9 +47,7 @@ def open_picture(path: str) -> Image.Image:
     length = os.path.getsize(path)
     if width * height > max(ANY_FILE, PER_BYTE * length):
         image.close()
-        raise DataError(
-            f"{path} claims {width}x{height} pixels in {length:,} bytes: remove it, or make it smaller"
-        )
+        raise DataError(f"{path} claims {width}x{height} pixels in {length:,} bytes: remove it, or make it smaller")
     return image
 
 
@@ -110,9 +108,7 @@ def pixels(image: Image.Image, where: str, notes: Notes) -> np.ndarray:
     if mode.startswith("I"):
         values = np.asarray(image)
         if values.size and (values.min() < 0 or values.max() > 65535):
-            raise DataError(
-                f"{where} has pixels beyond 16 bits: expected 8 or 16; convert it, or give an .npz file"
-            )
+            raise DataError(f"{where} has pixels beyond 16 bits: expected 8 or 16; convert it, or give an .npz file")
         return values.astype(np.uint16)[None]
     if image.has_transparency_data:
         full = image.convert("LA" if mode in GREY else "RGBA")

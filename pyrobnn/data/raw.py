@@ -183,15 +183,15 @@ def as_targets(array: Any, name: str, where: str, task: str | None, pixels: tupl
             "integers with .argmax(1) (for several labels per image say task='multilabel')"
         )
     if found.size and int(found.min()) < 0:
-        raise DataError(
-            f"{where}: {name} expected labels from 0, got {int(found.min())}; number the classes from 0"
-        )
+        raise DataError(f"{where}: {name} expected labels from 0, got {int(found.min())}; number the classes from 0")
     return torch.from_numpy(_in_range(found, name, where)), task
 
 
 def _in_range(labels: np.ndarray, name: str, where: str) -> np.ndarray:
     if labels.size and int(labels.max()) > np.iinfo(np.int64).max:
-        raise DataError(f"{where}: {name} expected labels that fit 64 bits, got {int(labels.max())}; number the classes from 0")
+        raise DataError(
+            f"{where}: {name} expected labels that fit 64 bits, got {int(labels.max())}; number the classes from 0"
+        )
     return labels.astype(np.int64)
 
 
@@ -221,7 +221,9 @@ def _guess(found: np.ndarray, name: str, where: str, pixels: tuple[int, ...]) ->
 def joined_bits(arrays: dict[str, np.ndarray], notes: Notes) -> dict[str, Tensor]:
     """All parts of a source as tensors; pixels of 16 bits become 8, by the largest of all parts."""
     deep = [array for array in arrays.values() if array.dtype == np.uint16]
-    drop = bits_to_drop(max(int(array.max()) for array in deep if array.size), notes) if any(a.size for a in deep) else 0
+    drop = (
+        bits_to_drop(max(int(array.max()) for array in deep if array.size), notes) if any(a.size for a in deep) else 0
+    )
     return {name: torch.from_numpy(eight_bits(array, drop)) for name, array in arrays.items()}
 
 
@@ -267,9 +269,13 @@ def check(raw: Raw, where: str) -> int:
     for name, part in raw.parts():
         if raw.task == "segmentation":
             if int(part.targets.max()) >= width:
-                raise DataError(f"{where}: expected {name} classes 0-{width - 1} as in the training part, got {int(part.targets.max())}")
+                raise DataError(
+                    f"{where}: expected {name} classes 0-{width - 1} as in the training part, got {int(part.targets.max())}"
+                )
         elif part.targets.shape[1] != width:
-            raise DataError(f"{where}: expected {width} targets per {name} image as in the training part, got {part.targets.shape[1]}")
+            raise DataError(
+                f"{where}: expected {width} targets per {name} image as in the training part, got {part.targets.shape[1]}"
+            )
     return width
 
 

@@ -147,10 +147,22 @@ def _in_parts(name: str, raw: Raw, valid_fraction: float, test_fraction: float, 
         few = min(SAMPLE, len(sample))
         sample = sample.select(torch.arange(few) * len(sample) // few)[:]
     constants = channel_statistics(sample) if raw.packing is None else ((0.0,), (1.0,))  # each input as it is
-    first, second, third = (Split(_with_workers(p.images, workers), p.targets, *constants) for p in (train, valid, test))
+    first, second, third = (
+        Split(_with_workers(p.images, workers), p.targets, *constants) for p in (train, valid, test)
+    )
     known = fingerprint(first, second, third)
     return Data(
-        name, first, second, third, count, *constants, None, known, classes=raw.classes, task=raw.task, resized=raw.resized,
+        name,
+        first,
+        second,
+        third,
+        count,
+        *constants,
+        None,
+        known,
+        classes=raw.classes,
+        task=raw.task,
+        resized=raw.resized,
         packing=raw.packing,
     )
 
@@ -173,8 +185,7 @@ def _with_workers(images: Tensor | StreamedImages, workers: int | None) -> Tenso
 def _not_empty(aside: Tensor, name: str, part: str) -> None:
     if len(aside) == 0:
         raise DataError(
-            f"{name}: expected at least 2 images of a class to set a {part} part aside, got 1 of each; "
-            "add images"
+            f"{name}: expected at least 2 images of a class to set a {part} part aside, got 1 of each; add images"
         )
 
 
@@ -201,7 +212,9 @@ def _as_it_is(
     if image_size is not None:
         raise DataError("a DataLoader that is used as it is (stream=True) resizes images itself: leave out image_size")
     if "valid" not in loaders:
-        notes.add("no validation part can be cut from a DataLoader that is used as it is: give (train, valid, test) for one")
+        notes.add(
+            "no validation part can be cut from a DataLoader that is used as it is: give (train, valid, test) for one"
+        )
     parts: dict[str, Part] = {}
     found: dict[str, LoaderImages] = {}
     statistics = None
@@ -220,7 +233,19 @@ def _as_it_is(
         valid = Split(found["valid"], parts["valid"].targets, mean, std)
     else:
         valid = Split(torch.empty((0, *found["train"].size), dtype=found["train"].dtype), train.labels[:0], mean, std)
-    return Data(name, train, valid, test, count, mean, std, None, fingerprint(train, valid, test), task=task or "classification", packing=found["train"].packing)
+    return Data(
+        name,
+        train,
+        valid,
+        test,
+        count,
+        mean,
+        std,
+        None,
+        fingerprint(train, valid, test),
+        task=task or "classification",
+        packing=found["train"].packing,
+    )
 
 
 def _read(
@@ -229,13 +254,17 @@ def _read(
     if isinstance(source, str | os.PathLike):
         return _read_path(os.fspath(source), image_size, task, stream, notes)
     settings: dict[str, Any] = {"stream": stream, "signals": signals, "notes": notes}
-    if isinstance(source, tuple | list) and len(source) == 2 and (
-        is_array(source[0]) or (several(source[0]) and is_array(source[1]))
+    if (
+        isinstance(source, tuple | list)
+        and len(source) == 2
+        and (is_array(source[0]) or (several(source[0]) and is_array(source[1])))
     ):
         return "images", read_torch({"train": tuple(source)}, task, image_size, **settings)
     if isinstance(source, tuple | list) and len(source) in (2, 3):
         names = ("train", "test") if len(source) == 2 else ("train", "valid", "test")
-        return f"{', '.join(names[:-1])} and test set", read_torch(dict(zip(names, source, strict=True)), task, image_size, **settings)
+        return f"{', '.join(names[:-1])} and test set", read_torch(
+            dict(zip(names, source, strict=True)), task, image_size, **settings
+        )
     if isinstance(source, Dataset | DataLoader):
         inner = source.dataset if isinstance(source, DataLoader) else source
         return type(inner).__name__, read_torch({"train": source}, task, image_size, **settings)
@@ -245,7 +274,9 @@ def _read(
     )
 
 
-def _read_path(source: str, image_size: int | None, task: str | None, stream: bool | None, notes: Notes) -> tuple[str, Raw]:
+def _read_path(
+    source: str, image_size: int | None, task: str | None, stream: bool | None, notes: Notes
+) -> tuple[str, Raw]:
     path = Path(source).expanduser()
     if source not in NAMES and path.is_dir():
         if task not in (None, "classification"):

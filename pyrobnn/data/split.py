@@ -122,9 +122,13 @@ class Split:
             raise DataError(f"expected one mirror flag for each of {len(self)} images, got {tuple(mirrored.shape)}")
         if augment and self.augment is not None:
             if self.augment.moves and self.labels.ndim > 2:
-                raise DataError("shift and crop would move pixels away from their classes: with a class per pixel, mirror only")
+                raise DataError(
+                    "shift and crop would move pixels away from their classes: with a class per pixel, mirror only"
+                )
             if isinstance(self.images, LoaderImages) and self.augment.transform((1, 1)) is not None:
-                raise DataError("crop and colour belong into the DataLoader that is used as it is, as its own transforms")
+                raise DataError(
+                    "crop and colour belong into the DataLoader that is used as it is, as its own transforms"
+                )
         device, layout = torch.device(device), torch.channels_last if channels_last else torch.contiguous_format
         start = generator
         if resume is not None:

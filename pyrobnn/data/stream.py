@@ -42,7 +42,9 @@ Transform = Callable[[Tensor, int], Tensor]
 
 def default_workers() -> int:
     """Processes that read images: one less than there are processors, at most eight."""
-    return min(8, max(0, len(os.sched_getaffinity(0)) - 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) - 1))
+    return min(
+        8, max(0, len(os.sched_getaffinity(0)) - 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) - 1)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +85,9 @@ class StreamedImages:
 
     def select(self, rows: Tensor) -> StreamedImages:
         """Some of the images, not read yet."""
-        return StreamedImages(self.reader, self.size, rows if self.rows is None else self.rows[rows], self.dtype, self.workers)
+        return StreamedImages(
+            self.reader, self.size, rows if self.rows is None else self.rows[rows], self.dtype, self.workers
+        )
 
     def joined(self, other: StreamedImages) -> StreamedImages:
         """These images and those of another part."""

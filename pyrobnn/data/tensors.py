@@ -21,7 +21,9 @@ def is_array(value: Any) -> bool:
 def tensor_pixels(images: Tensor, where: str, notes: Notes, signals: bool = False) -> np.ndarray:
     """A tensor of images ``[N, C, ...]`` (or grey ones ``[N, H, W]``) as uint8, uint16 or float32."""
     if images.layout != torch.strided or images.is_meta:
-        raise DataError(f"{where}: expected an ordinary tensor of images, got a sparse one or one without values: use .to_dense()")
+        raise DataError(
+            f"{where}: expected an ordinary tensor of images, got a sparse one or one without values: use .to_dense()"
+        )
     if images.ndim == 3 and not signals:
         images = images[:, None]
     if images.ndim < 3:
@@ -32,7 +34,9 @@ def tensor_pixels(images: Tensor, where: str, notes: Notes, signals: bool = Fals
 def checked_layout(images: Tensor, shape: torch.Size, where: str, notes: Notes) -> Tensor:
     """Tensors are channels first by convention; the other way round is worth a word."""
     if len(shape) == 3 and shape[0] not in COMMON_CHANNELS and shape[2] in COMMON_CHANNELS and shape[0] == shape[1]:
-        notes.add(f"tensors are read as [C, H, W] = {list(shape)}: use .movedim(-1, -3) if the channels come last", where)
+        notes.add(
+            f"tensors are read as [C, H, W] = {list(shape)}: use .movedim(-1, -3) if the channels come last", where
+        )
     return images
 
 
@@ -68,4 +72,6 @@ def resized_tensor(images: Any, size: int) -> Tensor:
         raise DataError(f"image_size is for images [N, C, H, W], got shape {tuple(images.shape)}: leave it out")
     if tuple(images.shape[2:]) == (size, size):
         return images
-    return torch.cat([TF.center_crop(TF.resize(part, [size], antialias=True), [size, size]) for part in images.split(512)])
+    return torch.cat(
+        [TF.center_crop(TF.resize(part, [size], antialias=True), [size, size]) for part in images.split(512)]
+    )

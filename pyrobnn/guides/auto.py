@@ -95,7 +95,9 @@ def auto(
     guide = kind(model, init_loc_fn=where, **options)
     _set_up(guide, model, where)
     with torch.no_grad():
-        guide.start_scales = _set_scales(guide, {name: where(site) for name, site in sites.items()}, sites, float(init_scale))
+        guide.start_scales = _set_scales(
+            guide, {name: where(site) for name, site in sites.items()}, sites, float(init_scale)
+        )
     return guide
 
 

@@ -127,9 +127,7 @@ class Guide(PyroModule):
         """
         return {}
 
-    def start_at(
-        self, information: Mapping[str, Tensor], weights: Mapping[str, float], kl_weight: float = 1.0
-    ) -> None:
+    def start_at(self, information: Mapping[str, Tensor], weights: Mapping[str, float], kl_weight: float = 1.0) -> None:
         """Move channel-level widths or odds, in place, to where a likelihood of known curvature would leave them.
 
         The log-likelihood is taken to be −½ F_c (θ_c − 1)² in the factor on channel c, the KL of the channel's site to

@@ -59,9 +59,7 @@ class NormalNoise(MeanField):
             yield name, group, prior.distribution(torch.zeros(())) if isinstance(prior, ChannelNoise) else first
 
     @torch.no_grad()
-    def start_at(
-        self, information: Mapping[str, Tensor], weights: Mapping[str, float], kl_weight: float = 1.0
-    ) -> None:
+    def start_at(self, information: Mapping[str, Tensor], weights: Mapping[str, float], kl_weight: float = 1.0) -> None:
         for name, group, prior in self._current():
             if group in information:
                 f, w, tau = information[group].double(), weights.get(group, kl_weight), _spike_width(prior)
@@ -265,9 +263,7 @@ class TruncatedLogNormalNoise(Guide):
         return {**found, **(self.rest.moments() if self.rest is not None else {})}
 
     @torch.no_grad()
-    def start_at(
-        self, information: Mapping[str, Tensor], weights: Mapping[str, float], kl_weight: float = 1.0
-    ) -> None:
+    def start_at(self, information: Mapping[str, Tensor], weights: Mapping[str, float], kl_weight: float = 1.0) -> None:
         """μ = 0, the greatest entropy of log θ ≤ 0 for its second moment, and the stationary σ; else the prior."""
         for name, (a, b) in self._bounds.items():
             group, key = name.removesuffix(".noise"), site_key(name)

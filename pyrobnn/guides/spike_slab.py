@@ -212,9 +212,7 @@ class SpikeSlabGuide(Guide):
         return found
 
     @torch.no_grad()
-    def start_at(
-        self, information: Mapping[str, Tensor], weights: Mapping[str, float], kl_weight: float = 1.0
-    ) -> None:
+    def start_at(self, information: Mapping[str, Tensor], weights: Mapping[str, float], kl_weight: float = 1.0) -> None:
         """logit γ = logit λ + (½ F − K) / w, K the weighted KL of the channel's slabs, up to :data:`SUREST`.
 
         K takes half of ½ F at the most where there is any: with few examples the slabs of a whole layer outweigh all that

@@ -77,7 +77,9 @@ class FitConfig:
                 raise ConfigError(f"{name} must be finite and not negative, got {value}")
         for name in ("lr", "guide_lr"):
             if numbers[name] is not None and numbers[name] > LARGEST_RATE:
-                raise ConfigError(f"{name} must be at most {LARGEST_RATE:g}, got {numbers[name]:g}: usual rates are 1e-4 to 1")
+                raise ConfigError(
+                    f"{name} must be at most {LARGEST_RATE:g}, got {numbers[name]:g}: usual rates are 1e-4 to 1"
+                )
         if not self.save_minutes >= 0:
             raise ConfigError(f"save_minutes must be 0 or more, got {self.save_minutes}")
         if not self.momentum < 1:

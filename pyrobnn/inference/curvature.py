@@ -277,7 +277,9 @@ def gate_fisher(
             with torch.no_grad():
                 output = net(batch_for(net, x))
                 if not bool(torch.isfinite(main_output(output)).all()):
-                    raise NumericalError("the network answers NaN or infinity: its weights are too large, or it did not converge")
+                    raise NumericalError(
+                        "the network answers NaN or infinity: its weights are too large, or it did not converge"
+                    )
                 torch.manual_seed(seed + seen)
                 exact = [_drawn(density(output), y) for _ in range(draws)] if labels == "model" else [y]
                 soft = []

@@ -59,7 +59,9 @@ def named_failure(objective: Objective, seed: int, x: Tensor, y: Tensor, view: T
             for term in objective.terms:
                 value = term(step)
                 if not torch.isfinite(value):
-                    return NumericalError(f"the term {type(term).__name__} of the loss is {float(value.detach())}: {ADVICE}")
+                    return NumericalError(
+                        f"the term {type(term).__name__} of the loss is {float(value.detach())}: {ADVICE}"
+                    )
                 loss = loss + value
             loss.backward()
     except NumericalError as error:

@@ -144,7 +144,9 @@ class FlatELBO:
         if noise is not None:
             return dict(tensors)
         means = views_like(loc, own)
-        return {name: self._moments(name, mean, variance) for mean, (name, variance) in zip(means, tensors, strict=True)}
+        return {
+            name: self._moments(name, mean, variance) for mean, (name, variance) in zip(means, tensors, strict=True)
+        }
 
     def _moments(self, name: str, mean: Tensor, variance: Tensor) -> Tensor:
         elbo = self.elbo
@@ -196,9 +198,20 @@ def _runs(flat: Flat, priors: dict[str, Any]) -> list[Run] | None:
             return None
         if kinds and kinds[-1] == kind:
             last = runs[-1]
-            runs[-1] = Run((*last.sites, name), last.first, last.start, start + size, gaussian, (*last.sizes, size), None, last.centred and centred)
+            runs[-1] = Run(
+                (*last.sites, name),
+                last.first,
+                last.start,
+                start + size,
+                gaussian,
+                (*last.sizes, size),
+                None,
+                last.centred and centred,
+            )
         else:
-            runs.append(Run((name,), place, start, start + size, gaussian, (size,), parameter if alone else None, centred))
+            runs.append(
+                Run((name,), place, start, start + size, gaussian, (size,), parameter if alone else None, centred)
+            )
             kinds.append(kind)
         start += size
     return runs
@@ -246,7 +259,9 @@ class _Gaussian(torch.autograd.Function):
         centre, width, weight, count = table
         scale, drawn = torch.empty_like(loc), torch.empty_like(loc)
         far, wide, logs = [], [], []
-        parts = zip(*(v.split(sizes) for v in (loc, log_scale, scale, drawn, loc if noise is None else noise)), strict=True)
+        parts = zip(
+            *(v.split(sizes) for v in (loc, log_scale, scale, drawn, loc if noise is None else noise)), strict=True
+        )
         for mean, log_sd, sd, out, epsilon in parts:
             torch.exp(log_sd, out=sd)
             if noise is None:

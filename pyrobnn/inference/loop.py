@@ -344,7 +344,9 @@ class Loop:
             CheckpointError: the state belongs to a fit with other settings or another network.
         """
         if missing := {"epoch", "config", "net", "guide", "optimiser", "callbacks"} - state.keys():
-            raise CheckpointError(f"the checkpoint is not one of a fit (no {min(missing)}): give one that fit() has written")
+            raise CheckpointError(
+                f"the checkpoint is not one of a fit (no {min(missing)}): give one that fit() has written"
+            )
         mine = self.config.identity()
         if changed := [k for k in mine if k in state["config"] and state["config"][k] != mine[k]]:
             k = changed[0]

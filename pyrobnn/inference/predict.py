@@ -124,9 +124,7 @@ def _require_weights(model: BayesianModel, trace: Any, tensors: dict[str, Tensor
             )
 
 
-def _logit_moments(
-    model: BayesianModel, guide: Any, images: Tensor | Split, batch_size: int
-) -> tuple[Tensor, Tensor]:
+def _logit_moments(model: BayesianModel, guide: Any, images: Tensor | Split, batch_size: int) -> tuple[Tensor, Tensor]:
     trace = run_guide(guide, model)
     means, variances = [], []
     for out in _outputs(model, trace, images, batch_size, "moments"):

@@ -17,9 +17,7 @@ from pyrobnn.priors.base import Prior
 from pyrobnn.summary.reading import site_moments
 
 
-def shrink(
-    model: BayesianModel, guide: Any, plan: PruningPlan, *, copy: bool = True
-) -> tuple[BayesianModel, Any]:
+def shrink(model: BayesianModel, guide: Any, plan: PruningPlan, *, copy: bool = True) -> tuple[BayesianModel, Any]:
     """The smaller (model, guide) pair; the given pair is not touched.
 
     The package's guides are sliced by their layout and go on where they were. A foreign guide

@@ -186,7 +186,9 @@ class CapturedStep(Step):
 
     def _tensors(self) -> list[Tensor]:
         """Everything that a step changes."""
-        state = [value for entry in self.optimiser.state.values() for value in entry.values() if isinstance(value, Tensor)]
+        state = [
+            value for entry in self.optimiser.state.values() for value in entry.values() if isinstance(value, Tensor)
+        ]
         return [*self.objective.parameters(), *self.objective.buffers(), *state, self.sums, self.failed]
 
 
@@ -194,9 +196,7 @@ def _form(part: Tensor | None) -> Any:
     return None if part is None else (part.shape, part.stride(), part.dtype)
 
 
-def new_step(
-    objective: Objective, optimiser: torch.optim.Optimizer, config: FitConfig, device: torch.device
-) -> Step:
+def new_step(objective: Objective, optimiser: torch.optim.Optimizer, config: FitConfig, device: torch.device) -> Step:
     """A captured step on a CUDA device unless `config.capture` is off, else an eager one."""
     kind = CapturedStep if device.type == "cuda" and config.capture == "auto" else Step
     return kind(objective, optimiser, config.clip, device)

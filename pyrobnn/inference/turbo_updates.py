@@ -54,7 +54,9 @@ class TurboUpdates(Callback):
                 f"got {every}, {per_epoch}, {inner}, {anneal}, {point_epochs}"
             )
         if every > 1 and per_epoch > 1:
-            raise ConfigError(f"updates come every so many epochs or so often per epoch, not both: got {every}, {per_epoch}")
+            raise ConfigError(
+                f"updates come every so many epochs or so often per epoch, not both: got {every}, {per_epoch}"
+            )
         if off_rate_start is not None and off_rate_start <= 0:
             raise ConfigError(f"off_rate_start must be positive or None, got {off_rate_start}")
         self.every, self.per_epoch, self.inner, self.learn = every, per_epoch, inner, learn

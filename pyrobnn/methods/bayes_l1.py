@@ -23,7 +23,11 @@ from pyrobnn.priors.gaussian import Gaussian, ScaleMixture
 from pyrobnn.summary.reading import site_moments
 from pyrobnn.summary.types import Posterior
 
-PRIORS: dict[str, Callable[[], Prior]] = {"capped-l1": CappedL1, "gaussian": lambda: Gaussian("fan_in"), "mixture": ScaleMixture}
+PRIORS: dict[str, Callable[[], Prior]] = {
+    "capped-l1": CappedL1,
+    "gaussian": lambda: Gaussian("fan_in"),
+    "mixture": ScaleMixture,
+}
 
 
 def bayes_l1(prior: str = "capped-l1", *, mix: float = 0.5, expected: bool = True, name: str = "bayes-l1") -> Method:

@@ -83,7 +83,11 @@ def log_uniform_loss(posterior: TruncatedLogNormal, weight: float) -> Tensor:
     less than the weight asks for, so it counts as `TOLD` of the weight: under a high price such a channel may have a use.
     """
     q = TruncatedLogNormal(
-        posterior.loc.detach().double(), posterior.scale.detach().double(), posterior.a, posterior.b, validate_args=False
+        posterior.loc.detach().double(),
+        posterior.scale.detach().double(),
+        posterior.a,
+        posterior.b,
+        validate_args=False,
     )
     kl = math.log(posterior.b - posterior.a) - q.entropy_log()
     return (weight * (stationary_loss(q) * -torch.expm1(-kl.square())).clamp_min(TOLD)).float()

@@ -78,9 +78,7 @@ def _choose(context: Context, state: State, number: int, *, name: str, remaining
         return deepest(context, state, costs)
     if not config.has_budget:
         method = context.method
-        return plan(
-            mine, method.rule, method.threshold, min_channels=limits.min_channels, round_to=limits.round_to
-        )
+        return plan(mine, method.rule, method.threshold, min_channels=limits.min_channels, round_to=limits.round_to)
     left, widths = context.left(state.plan), table.widths()
     goals = {}
     for kind in ("macs", "params"):

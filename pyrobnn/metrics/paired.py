@@ -58,8 +58,14 @@ def compare(metric: Metric, dense: Tensor, compact: Tensor) -> Comparison:
         DataError: Not the same examples.
     """
     if dense.shape != compact.shape or dense.ndim != 2 or not len(dense):
-        raise DataError(f"expected statistics of the same examples, got {tuple(dense.shape)} and {tuple(compact.shape)}")
-    if dense.shape[1] == 1 and bool(((dense == 0) | (dense == 1)).all()) and bool(((compact == 0) | (compact == 1)).all()):
+        raise DataError(
+            f"expected statistics of the same examples, got {tuple(dense.shape)} and {tuple(compact.shape)}"
+        )
+    if (
+        dense.shape[1] == 1
+        and bool(((dense == 0) | (dense == 1)).all())
+        and bool(((compact == 0) | (compact == 1)).all())
+    ):
         lost, won = int((dense > compact).sum()), int((dense < compact).sum())
         interval, p_value = paired_interval(won, lost, len(dense)), mcnemar(won, lost)
         difference = (won - lost) / len(dense)
@@ -72,7 +78,9 @@ def compare(metric: Metric, dense: Tensor, compact: Tensor) -> Comparison:
     tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     p_value = min(1.0, 2 * (tail + 1) / (DRAWS + 1))
     claim = _claim(metric, difference, (low, high), p_value, len(dense), "paired bootstrap")
-    return Comparison(metric.name, "paired bootstrap", difference, (low, high), p_value, len(dense), claim, metric.share)
+    return Comparison(
+        metric.name, "paired bootstrap", difference, (low, high), p_value, len(dense), claim, metric.share
+    )
 
 
 def mcnemar(won: int, lost: int) -> float:
@@ -113,7 +121,9 @@ def _claim(
     if high < 0:
         return f"The compact network is worse: {metric.name} {_amount(metric, gain)} on {count:,} test images ({said})."
     if low > 0:
-        return f"The compact network is better: {metric.name} {_amount(metric, gain)} on {count:,} test images ({said})."
+        return (
+            f"The compact network is better: {metric.name} {_amount(metric, gain)} on {count:,} test images ({said})."
+        )
     most = _amount(metric, -low, sign=False)
     return (
         f"No difference of {metric.name} can be claimed from {count:,} test images ({_amount(metric, gain)}; {said}); "

@@ -81,6 +81,7 @@ _RULES: dict[Any, Callable[..., Any]] = {}
 
 def full_rule(*functions: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Enters a rule for these functions, for activations that are `FullMoments`."""
+
     def enter(apply: Callable[..., Any]) -> Callable[..., Any]:
         _RULES.update(dict.fromkeys(functions, apply))
         return apply
@@ -92,14 +93,10 @@ def _dispatch(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     if func in METADATA:
         return func(args[0]._loc, *args[1:], **kwargs)
     apply = _RULES.get(func)
-    inplace = bool(kwargs.pop("inplace", False)) or (
-        func.__name__.endswith("_") and not func.__name__.endswith("__")
-    )
+    inplace = bool(kwargs.pop("inplace", False)) or (func.__name__.endswith("_") and not func.__name__.endswith("__"))
     result = NotImplemented if apply is None else apply(*args, **kwargs)
     if result is NotImplemented:
-        raise NetError(
-            f"moments: no rule carries a full covariance through {_where(func)}; use covariance='diagonal'."
-        )
+        raise NetError(f"moments: no rule carries a full covariance through {_where(func)}; use covariance='diagonal'.")
     if inplace and isinstance(args[0], FullMoments):
         target = args[0]
         target._loc, target._held, target.blocks = result._loc, result._held, result.blocks

@@ -59,9 +59,7 @@ def register_operation(
     is_torch = function in torch.overrides.get_testing_overrides()
     operation: Any = function if is_torch else _visible(function)
     forms = _forms(function) if is_torch else (operation,)
-    CHANNEL_RULES[operation_name(function) if is_torch else operation] = (
-        channels if callable(channels) else elementwise
-    )
+    CHANNEL_RULES[operation_name(function) if is_torch else operation] = channels if callable(channels) else elementwise
     for form in forms:
         MOMENT_RULES.pop(form, None)  # of an earlier call
     if moments is not None:

@@ -64,8 +64,7 @@ def check_fits(net: nn.Module, example: Tensor, num_classes: int | None = None) 
     got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if got != expected:
         raise NetError(
-            f"expected logits of shape {expected}, one per class, got {got}: build the net with "
-            f"{num_classes} outputs"
+            f"expected logits of shape {expected}, one per class, got {got}: build the net with {num_classes} outputs"
         )
 
 

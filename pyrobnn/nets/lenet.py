@@ -58,9 +58,7 @@ class LeNet300(nn.Module):
         return self.fc3(F.relu(self.fc2(F.relu(self.fc1(self.pixels(x.flatten(1)))))))
 
 
-def lenet5(
-    num_classes: int = 10, in_channels: int = 1, image_size: int = 28, image_width: int | None = None
-) -> LeNet5:
+def lenet5(num_classes: int = 10, in_channels: int = 1, image_size: int = 28, image_width: int | None = None) -> LeNet5:
     """Builds `LeNet5` for images of that height (and width, where they are not square).
 
     >>> sum(p.numel() for p in lenet5().parameters())

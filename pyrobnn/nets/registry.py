@@ -35,7 +35,14 @@ BUILT_IN: dict[str, Callable[..., nn.Module]] = {
 
 
 # What a file may say about how a network is called: sizes, and the switches that `net_spec` sets.
-_SAVED_KWARGS = {"num_classes": int, "in_channels": int, "image_size": int, "image_width": int, "aux_logits": bool, "init_weights": bool}
+_SAVED_KWARGS = {
+    "num_classes": int,
+    "in_channels": int,
+    "image_size": int,
+    "image_width": int,
+    "aux_logits": bool,
+    "init_weights": bool,
+}
 _LARGEST = 10**6
 
 
@@ -98,7 +105,9 @@ def net_spec(
         return {"model": name, "kwargs": kwargs}
     near = difflib.get_close_matches(name, names(), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"built-in are {', '.join(BUILT_IN)}"
-    raise NetError(f"unknown net {name!r}: {hint} (or a torchvision classifier, package.module:factory, or path/to/file.py:factory)")
+    raise NetError(
+        f"unknown net {name!r}: {hint} (or a torchvision classifier, package.module:factory, or path/to/file.py:factory)"
+    )
 
 
 def build_spec(spec: Mapping[str, Any]) -> nn.Module:

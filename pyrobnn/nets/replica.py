@@ -34,7 +34,9 @@ def unwrap(net: nn.Module) -> nn.Module:
     """
     if not isinstance(net, nn.Module):
         what = f"the class {net.__name__}" if isinstance(net, type) else type(net).__name__
-        raise NetError(f"expected a torch.nn.Module, got {what}: pass a network, or build one with pyrobnn.nets.build(name)")
+        raise NetError(
+            f"expected a torch.nn.Module, got {what}: pass a network, or build one with pyrobnn.nets.build(name)"
+        )
     inner = _inner(net)
     while inner is not net:
         net, inner = inner, _inner(inner)

@@ -56,9 +56,7 @@ class VGG16(nn.Module):
         return self.classifier(self.pool(self.features(x)).flatten(1))
 
 
-def vgg16(
-    num_classes: int = 10, in_channels: int = 3, image_size: int = 32, image_width: int | None = None
-) -> VGG16:
+def vgg16(num_classes: int = 10, in_channels: int = 3, image_size: int = 32, image_width: int | None = None) -> VGG16:
     """Builds `VGG16` for images of that height (and width, where they are not square).
 
     >>> sum(p.numel() for p in vgg16().parameters())

@@ -246,9 +246,7 @@ def _floats(metadata: dict[str, str], key: str, path: str | Path) -> tuple[float
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise CheckpointError(
-            f"{path}: metadata {key!r} expected numbers like 0.5,0.5,0.5, got {text!r}"
-        ) from error
+        raise CheckpointError(f"{path}: metadata {key!r} expected numbers like 0.5,0.5,0.5, got {text!r}") from error
 
 
 def as_metadata(entries: Mapping[str, Any]) -> dict[str, str]:

@@ -57,9 +57,7 @@ def by_rule(context: Context, state: State) -> PruningPlan:
     """The method's own rule, on all channels that the last fit has scored."""
     assert state.latest is not None
     config, method = context.config, context.method
-    return plan(
-        state.latest, method.rule, method.threshold, min_channels=config.min_channels, round_to=config.round_to
-    )
+    return plan(state.latest, method.rule, method.threshold, min_channels=config.min_channels, round_to=config.round_to)
 
 
 def group_cut(rounds: int) -> float:

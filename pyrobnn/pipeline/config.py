@@ -70,19 +70,24 @@ class CompressionConfig:
         ConfigError: a value outside its range, or two that contradict each other.
     """
 
-    method: str = field(default="ard", metadata=_said(str, "See pyrobnn methods; or module:NAME of a Method of your own."))
+    method: str = field(
+        default="ard", metadata=_said(str, "See pyrobnn methods; or module:NAME of a Method of your own.")
+    )
     weights: str | Path | None = field(
         default=None, metadata=_said(Path, "Safetensors file of the dense network.", same=False)
     )
     trained: bool = field(
         default=False,
-        metadata=_said(bool, "The module is trained already, on all images as far as is known.", shown=False, same=False),
+        metadata=_said(
+            bool, "The module is trained already, on all images as far as is known.", shown=False, same=False
+        ),
     )
     target_macs: float | None = field(
         default=None, metadata=_said(float, "Fraction of the dense MACs that may be left, in (0, 1).", target=True)
     )
     target_params: float | None = field(
-        default=None, metadata=_said(float, "Fraction of the dense parameters that may be left, in (0, 1).", target=True)
+        default=None,
+        metadata=_said(float, "Fraction of the dense parameters that may be left, in (0, 1).", target=True),
     )
     target_nonzero: float | None = field(
         default=None,
@@ -128,23 +133,22 @@ class CompressionConfig:
         default=None, metadata=_said(int, "Side in pixels that images are resized to.", data=True)
     )
     valid_fraction: float | None = field(
-        default=None, metadata=_said(float, "Share of the training images set aside to choose on (default: 0.1).", data=True)
+        default=None,
+        metadata=_said(float, "Share of the training images set aside to choose on (default: 0.1).", data=True),
     )
     augment: str | None = field(
         default=None,
-        metadata=_said(
-            str, "none, auto, or such as shift=4,flip,cutout=8,crop=0.08,colour=0.4.", data=True
-        ),
+        metadata=_said(str, "none, auto, or such as shift=4,flip,cutout=8,crop=0.08,colour=0.4.", data=True),
     )
     task: str | None = field(
         default=None,
-        metadata=_said(
-            str, "classification, segmentation, multilabel or regression (default: by the targets)."
-        ),
+        metadata=_said(str, "classification, segmentation, multilabel or regression (default: by the targets)."),
     )
     stream: bool = field(
         default=False,
-        metadata=_said(bool, "Read images when they are needed (default: where they do not fit in memory).", same=False, data=True),
+        metadata=_said(
+            bool, "Read images when they are needed (default: where they do not fit in memory).", same=False, data=True
+        ),
     )
     workers: int | None = field(
         default=None, metadata=_said(int, "Processes that read streamed images.", same=False, data=True)
@@ -154,12 +158,8 @@ class CompressionConfig:
     out: str | Path | None = field(
         default=None, metadata=_said(Path, "Run directory, written as the run goes on.", same=False)
     )
-    resume: bool = field(
-        default=False, metadata=_said(bool, "Go on with an interrupted run in --out.", same=False)
-    )
-    progress: bool = field(
-        default=True, metadata=_said(bool, "Bars and lines on stderr.", shown=False, same=False)
-    )
+    resume: bool = field(default=False, metadata=_said(bool, "Go on with an interrupted run in --out.", same=False))
+    progress: bool = field(default=True, metadata=_said(bool, "Bars and lines on stderr.", shown=False, same=False))
 
     def __post_init__(self) -> None:
         self._check_kinds()
@@ -214,7 +214,9 @@ class CompressionConfig:
             elif kind is str:
                 ok = option.default is None or isinstance(value, str)
             else:
-                ok = isinstance(value, int | float if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+                ok = isinstance(value, int | float if kind is float else kind) and isinstance(value, bool) == (
+                    kind is bool
+                )
             if not ok:
                 raise ConfigError(f"{option.flag} expected {_KINDS[kind]}, got {value!r}")
 

@@ -161,9 +161,7 @@ def _data(value: Any) -> Any:
     return value
 
 
-def recipes(
-    *, small: Mapping[str, Any] | None = None, deep: Mapping[str, Any] | None = None, **both: Any
-) -> Recipes:
+def recipes(*, small: Mapping[str, Any] | None = None, deep: Mapping[str, Any] | None = None, **both: Any) -> Recipes:
     """The usual recipes with what a method changes: in both (as keywords), and in one.
 
     A small network is trained by Adam. Deep normalised ones are trained by SGD and tuned by Muon: in the short tuning of

@@ -62,8 +62,6 @@ def refit(epochs: int) -> Stage:
             title="bayesian",
         )
         after = replace(state, spent=state.spend("bayesian", epochs))
-        return after.with_extras(
-            bayesian=fitted.state(), bayesian_seconds=context.store.seconds - state.seconds
-        )
+        return after.with_extras(bayesian=fitted.state(), bayesian_seconds=context.store.seconds - state.seconds)
 
     return Stage("bayesian", run)

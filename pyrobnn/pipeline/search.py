@@ -66,7 +66,14 @@ def settle() -> Stage:
             extras = {key: value for key, value in state.extras.items() if key != "zeros"}
             posterior = state.posterior.decide(full)
             chosen = replace(
-                state, net=state.dense, plan=full, variational=None, posterior=posterior, rounds=(), tuned=state.base, extras=extras
+                state,
+                net=state.dense,
+                plan=full,
+                variational=None,
+                posterior=posterior,
+                rounds=(),
+                tuned=state.base,
+                extras=extras,
             )
         return replace(chosen, spent=state.spent, accepted=None, held=None, best=None)
 

@@ -175,7 +175,9 @@ def _allowed(context: Context, state: State, odds: Mapping[str, Tensor]) -> int:
     others = sum(p.numel() for name, p in state.net.named_parameters() if name not in odds)
     allowed = int(float(context.config.target_nonzero or 1.0) * context.dense_cost[0]) - others
     if allowed < len(odds):
-        context.say(f"--target-nonzero is out of reach: {others} biases and normalisation parameters are left beside it")
+        context.say(
+            f"--target-nonzero is out of reach: {others} biases and normalisation parameters are left beside it"
+        )
     return max(allowed, len(odds))
 
 

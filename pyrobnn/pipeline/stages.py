@@ -80,7 +80,9 @@ def train_dense() -> Stage:
         base, error = context.scored(net) if context.validates else (None, 0.0)
         net = context.settled(net)
         spent = {"dense": epochs, "infer": 0, "tune": 0}
-        return replace(state, dense=net, net=net, base=base, base_error=error, spent=spent, accepted="dense", held="dense")
+        return replace(
+            state, dense=net, net=net, base=base, base_error=error, spent=spent, accepted="dense", held="dense"
+        )
 
     return Stage("dense", run)
 
@@ -178,9 +180,7 @@ def accept(number: int) -> Stage:
     def run(context: Context, state: State) -> State:
         base, drop = state.base, context.config.max_drop
         assert base is not None and state.recovered is not None and state.accepted is not None
-        if number and not acceptance.recovered(
-            state.recovered, base, drop, state.base_error, context.point(base)
-        ):
+        if number and not acceptance.recovered(state.recovered, base, drop, state.base_error, context.point(base)):
             return replace(back_to(context, state, state.accepted), stopped=True)
         here = f"infer {number + 1}"
         held = not number or acceptance.holds(state.recovered, base, drop)
@@ -311,7 +311,9 @@ def retune(epochs: int) -> Stage:
         if epochs and not acceptance.holds(state.tuned, base, drop):
             name = larger(context, state)
             if name is None:
-                context.say("tuning missed the accuracy, and no larger network but the dense one is left: tuning goes on")
+                context.say(
+                    "tuning missed the accuracy, and no larger network but the dense one is left: tuning goes on"
+                )
             else:
                 context.say("tuning missed the accuracy: back to a larger network, which inference had brought back")
                 state = back_to(context, state, name)
@@ -319,7 +321,9 @@ def retune(epochs: int) -> Stage:
         assert state.tuned is not None
         if not acceptance.holds(state.tuned, base, drop):
             short = 100 * (acceptance.floor(base, drop) - state.tuned)
-            context.say(f"the result is {short:.2f} points short of what was asked on validation data: give it more --epochs")
+            context.say(
+                f"the result is {short:.2f} points short of what was asked on validation data: give it more --epochs"
+            )
         return replace(state, accepted=None, held=None)
 
     return Stage("retune", run)

@@ -92,7 +92,19 @@ class State:
         return replace(self, extras={**self.extras, **extras})
 
 
-PLAIN = ("base", "base_error", "spent", "recovered", "tuned", "accepted", "held", "best", "missed", "stopped", "seconds")
+PLAIN = (
+    "base",
+    "base_error",
+    "spent",
+    "recovered",
+    "tuned",
+    "accepted",
+    "held",
+    "best",
+    "missed",
+    "stopped",
+    "seconds",
+)
 
 
 def to_data(state: State, tensors_of: Any) -> dict[str, Any]:

@@ -152,7 +152,9 @@ class RunStore:
         def content(of: int) -> dict[str, Any]:
             if of not in loaded:
                 if of not in files:
-                    raise CheckpointError(f"{self.folder} lacks a file of stage {of} in {STAGES}: start afresh in another --out")
+                    raise CheckpointError(
+                        f"{self.folder} lacks a file of stage {of} in {STAGES}: start afresh in another --out"
+                    )
                 loaded[of] = load_checkpoint(files[of])
                 if loaded[of].get("format") != FORMAT:
                     raise CheckpointError(f"{files[of]} is not the stage of a run: start afresh in another --out")

@@ -142,9 +142,7 @@ class BayesianNet:
         self.guide.cpu()
         # In the memory layout that a loaded one has, so that a seed draws the same; and figures are measured in fp32.
         plain = self.mean_net().to(memory_format=torch.contiguous_format)
-        again = self.from_state(
-            plain, self.state(), data_size=self.model.data_size, likelihood=self.model.likelihood
-        )
+        again = self.from_state(plain, self.state(), data_size=self.model.data_size, likelihood=self.model.likelihood)
         self.model, self.guide = again.model, again.guide
         return self
 
@@ -152,9 +150,7 @@ class BayesianNet:
         self, x: Tensor | Split, *, draws: int = 50, estimator: str = "weight", seed: int = 0, batch_size: int = 500
     ) -> PredictiveAccumulator:
         """Averaged class probabilities and uncertainties of images; see :func:`~pyrobnn.predict`."""
-        return predict(
-            self.model, self.guide, x, draws=draws, estimator=estimator, seed=seed, batch_size=batch_size
-        )
+        return predict(self.model, self.guide, x, draws=draws, estimator=estimator, seed=seed, batch_size=batch_size)
 
     def mean_net(self) -> nn.Module:
         """The plain network at the posterior means, in evaluation mode."""

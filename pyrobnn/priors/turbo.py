@@ -183,7 +183,9 @@ class Turbo(WeightPrior):
         if self.form not in ("hierarchical", "marginal"):
             raise ConfigError(f"form must be 'hierarchical' or 'marginal', got {self.form!r}")
         if self.form == "marginal" and self.structure == "crossing":
-            raise ConfigError("crossing chains cannot be summed out exactly: use structure='two-level' with form='marginal'")
+            raise ConfigError(
+                "crossing chains cannot be summed out exactly: use structure='two-level' with form='marginal'"
+            )
         self.learned: dict[str, Transitions] = {}
         self.squares: dict[str, float] = {}
         self._keep_units = False

@@ -32,6 +32,7 @@ class Section:
     code: Sequence[str] = ()
     after: Sequence[str] = ()
 
+
 # key of a network's figures, name, how a value is written, how a change is
 FIGURES: list[tuple[str, str, Callable[[float], str], Callable[[float, float], str]]] = [
     ("accuracy", "Test accuracy", percent, points),
@@ -175,7 +176,9 @@ def numbers(report: Report, dense: Report, compact: Report) -> Section:
             rows.append([name, *(show(v) if is_number(v) else DASH for v in (a, b)), both])
     after = ["Counted on the tensors of the saved module; bytes are those of its file."]
     if is_number(compact.get("latency_ms")) and report.get("device"):
-        after.append(f"Latency was measured on {report['device']}, batch 1; fewer MACs save less time where layers are small.")
+        after.append(
+            f"Latency was measured on {report['device']}, batch 1; fewer MACs save less time where layers are small."
+        )
     return Section("measured", "Measured on the nets", head=["", "dense", "compact", "change"], rows=rows, after=after)
 
 
@@ -188,7 +191,11 @@ def accuracies(report: Report, dense: Report, compact: Report) -> Section:
         ("Test images, read once at the end", dense.get(key), compact.get(key)),
     ]
     rows = [
-        [name, *(show(v) if is_number(v) else DASH for v in (a, b)), change(a, b) if is_number(a) and is_number(b) else DASH]
+        [
+            name,
+            *(show(v) if is_number(v) else DASH for v in (a, b)),
+            change(a, b) if is_number(a) and is_number(b) else DASH,
+        ]
         for name, a, b in pairs
     ]
     if not any(is_number(value) for value in validation.values()):
@@ -213,7 +220,13 @@ def per_class(report: Report) -> Section:
         before.append(f"The {MOST_CLASSES} of {len(entries)} classes that lost most; all of them are in report.json.")
         entries = sorted(entries, key=lambda e: e["compact"] - e["dense"])[:MOST_CLASSES]
     rows = [
-        [text(e.get("class")), flat(e.get("images")), percent(e["dense"]), percent(e["compact"]), points(e["dense"], e["compact"])]
+        [
+            text(e.get("class")),
+            flat(e.get("images")),
+            percent(e["dense"]),
+            percent(e["compact"]),
+            points(e["dense"], e["compact"]),
+        ]
         for e in entries
     ]
     return Section(
@@ -264,9 +277,7 @@ def rounds(found: Sequence[Any]) -> Section:
             return percent(value)
         return f"{value:,}" if is_number(value) and isinstance(value, int) else flat(value)
 
-    rows = [
-        [flat(r.get("round", i)), *(cell(key, r.get(key)) for key in keys)] for i, r in enumerate(entries, start=1)
-    ]
+    rows = [[flat(r.get("round", i)), *(cell(key, r.get(key)) for key in keys)] for i, r in enumerate(entries, start=1)]
     heads = [str(key).replace("_", " ").replace("macs", "MACs") for key in keys]
     before = ["One line per cut: what is left after it. The accuracy is the one right after the cut, before tuning."]
     return Section("rounds", "Rounds", head=["round", *heads], rows=rows if keys else [], before=before)

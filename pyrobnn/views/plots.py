@@ -49,7 +49,12 @@ __all__ = [
     "width_graph",
 ]
 
-NAMES = {"snr": "signal-to-noise ratio", "inclusion": "inclusion probability", "magnitude": "magnitude", "score": "score"}
+NAMES = {
+    "snr": "signal-to-noise ratio",
+    "inclusion": "inclusion probability",
+    "magnitude": "magnitude",
+    "score": "score",
+}
 MAX_ROWS = 40
 
 

@@ -72,17 +72,23 @@ def trajectories(
     ax = get_axes(ax, 6.4, 4.0)
     time = np.arange(len(norms))
     for color, these, label in ((GREY, ~cut, "stays"), (CUT, cut, "cut")):
-        lines = ax.plot(time, norms[:, these], color=color, linewidth=0.8, alpha=0.8, zorder=1 if label == "stays" else 2)
+        lines = ax.plot(
+            time, norms[:, these], color=color, linewidth=0.8, alpha=0.8, zorder=1 if label == "stays" else 2
+        )
         if lines:
             lines[0].set_label(f"{label} ({these.sum()})")
     for number, (goes, stays) in enumerate(chosen, start=1):
         first = number == 1
         ax.plot(time, norms[:, stays], color=KEPT, linewidth=2, zorder=3, label="stays for its pair" if first else None)
-        ax.plot(
-            time, norms[:, goes], color=CUT, linewidth=2, linestyle="--", zorder=4, label="goes" if first else None
+        ax.plot(time, norms[:, goes], color=CUT, linewidth=2, linestyle="--", zorder=4, label="goes" if first else None)
+        ax.annotate(
+            str(number),
+            (time[-1], (norms[-1, goes] + norms[-1, stays]) / 2),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
         )
-        ax.annotate(str(number), (time[-1], (norms[-1, goes] + norms[-1, stays]) / 2), xytext=(4, 0),
-                    textcoords="offset points", va="center", fontsize=7)
     tidy(ax, f"record in round {round}", f"L1 norm of the filters of {group}")
     ax.margins(x=0.04)
     legend_above(ax, 4)

@@ -40,9 +40,7 @@ def test_channel_maps_are_masked() -> None:
     net, x = nets.resnet20(), torch.randn(2, 3, 32, 32)
     table = channel_groups(net, x, try_cut=False)
     masked = mask(net, PruningPlan({"conv1": list(range(1, 16))}, {"conv1": 16}), None, table)
-    maps = [
-        (a, b) for a, b in zip(net.modules(), masked.modules(), strict=True) if isinstance(a, nets.ChannelMap)
-    ]
+    maps = [(a, b) for a, b in zip(net.modules(), masked.modules(), strict=True) if isinstance(a, nets.ChannelMap)]
     first_before, first_after = maps[0]
     assert int(first_before.weight.count_nonzero()) == 16 and int(first_after.weight.count_nonzero()) == 15
 

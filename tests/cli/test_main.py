@@ -219,7 +219,9 @@ def test_ctrl_c_says_how_to_go_on(made: Path, call: Call, tmp_path: Path, monkey
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pyrobnn.inference.fit.Loop.train_step", stop)
-    code, _, err = call("compress", "--model", "small_cnn", "--data", made / "few.npz", "--epochs", 3, "--out", tmp_path / "r")
+    code, _, err = call(
+        "compress", "--model", "small_cnn", "--data", made / "few.npz", "--epochs", 3, "--out", tmp_path / "r"
+    )
     assert code == 130 and "--resume" in err and "Traceback" not in err
 
 
@@ -244,7 +246,9 @@ def test_a_warning_is_one_line(made: Path, call: Call, tmp_path: Path, monkeypat
 HEAVY = ("torch", "pyro", "torchvision", "arviz", "xarray", "matplotlib", "sklearn")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["compress", "--help"], ["compres"], ["groups", "--modle", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["compress", "--help"], ["compres"], ["groups", "--modle", "x"]]
+)
 def test_help_version_and_typos_load_nothing_heavy(arguments: list[str]) -> None:
     script = (
         "import sys\n"
@@ -266,7 +270,9 @@ def test_version(call: Call) -> None:
     assert call("--version")[:2] == (0, f"pyrobnn {pb.__version__}\n")
 
 
-def test_a_network_from_a_file_anywhere(made: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_from_a_file_anywhere(
+    made: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "lab").mkdir()
     net = tmp_path / "lab" / "mynet.py"
     net.write_text(
@@ -294,6 +300,8 @@ def test_export(made: Path, call: Call, tmp_path: Path) -> None:
     pixels = pb.load_data(made / "few.npz").test.images.float() / 255
     with torch.no_grad():
         expected = pb.load_compact(made / "run", normalise=True)(pixels)
-        torch.testing.assert_close(torch.export.load(tmp_path / "small.pt2").module()(pixels), expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            torch.export.load(tmp_path / "small.pt2").module()(pixels), expected, atol=1e-4, rtol=0
+        )
     assert call("export", made / "run", "--format", "tflite")[0] == 2
     assert {p: p.read_bytes() for p in (made / "run").rglob("*") if p.is_file()} == before

@@ -76,7 +76,19 @@ def test_report_has_every_promised_key(finished: tuple[Path, pb.Result]) -> None
         "seconds", "precision", "device", "versions", "dense", "compact", "reduction", "rounds",
     }  # fmt: skip
     assert top <= set(report)
-    measured = {"metric", "value", "accuracy", "nll", "ece", "params", "nonzero_params", "macs", "bytes", "latency_ms", "widths"}
+    measured = {
+        "metric",
+        "value",
+        "accuracy",
+        "nll",
+        "ece",
+        "params",
+        "nonzero_params",
+        "macs",
+        "bytes",
+        "latency_ms",
+        "widths",
+    }
     assert set(report["dense"]) == set(report["compact"]) == measured
     assert set(report["reduction"]) == {"params", "macs", "nonzero_params"}
     assert set(report["epochs_by_phase"]) == {"dense", "infer", "tune"}

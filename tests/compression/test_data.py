@@ -30,7 +30,14 @@ QUICK: dict[str, Any] = {"method": "l1", "target_macs": 0.6, "epochs": 2, "progr
 
 
 def test_a_run_on_a_streamed_folder_is_the_run_in_memory(folder: Path) -> None:
-    settings = {"image_size": 8, "augment": "shift=1,flip", "batch_size": 16, "valid_fraction": 0.2, "workers": 0, **QUICK}
+    settings = {
+        "image_size": 8,
+        "augment": "shift=1,flip",
+        "batch_size": 16,
+        "valid_fraction": 0.2,
+        "workers": 0,
+        **QUICK,
+    }
     memory = pb.compress("small_cnn", folder, **settings)
     stream = pb.compress("small_cnn", folder, stream=True, **settings)
     assert memory.plan == stream.plan
@@ -56,7 +63,9 @@ def test_a_run_on_signals_and_volumes(sides: tuple[int, ...]) -> None:
     dims = len(sides)
     conv, pool = getattr(nn, f"Conv{dims}d"), getattr(nn, f"AdaptiveAvgPool{dims}d")
     norm = getattr(nn, f"BatchNorm{dims}d")
-    net = nn.Sequential(conv(2, 8, 3), norm(8), nn.ReLU(), conv(8, 8, 3), nn.ReLU(), pool(1), nn.Flatten(), nn.Linear(8, 3))
+    net = nn.Sequential(
+        conv(2, 8, 3), norm(8), nn.ReLU(), conv(8, 8, 3), nn.ReLU(), pool(1), nn.Flatten(), nn.Linear(8, 3)
+    )
     x, y = torch.randn(60, 2, *sides), torch.arange(60) % 3
     result = pb.compress(net, TensorDataset(x, y), trained=True, **QUICK)
     assert result.report["reduction"]["macs"] > 0.3 and result.compact(x).shape == (60, 3)

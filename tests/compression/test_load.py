@@ -37,7 +37,9 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
     if isinstance(one, list | tuple):
         if len(one) != len(other):
             return [f"{path}: {len(one)} and {len(other)}"]
-        return [line for k, pair in enumerate(zip(one, other, strict=True)) for line in differences(*pair, f"{path}/{k}")]
+        return [
+            line for k, pair in enumerate(zip(one, other, strict=True)) for line in differences(*pair, f"{path}/{k}")
+        ]
     return [] if one == other else [f"{path}: {one!r} and {other!r}"]
 
 

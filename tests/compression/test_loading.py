@@ -147,7 +147,9 @@ def test_pixels_in(run: Path) -> None:
     assert pb.load_compact(run, normalise=True).classes == ("a", "b")  # type: ignore[comparison-overlap]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "regnet_y_400mf", "torchvision.models:squeezenet1_1", "lenet300"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v3_small", "regnet_y_400mf", "torchvision.models:squeezenet1_1", "lenet300"]
+)
 def test_networks_by_name_take_only_what_was_saved(name: str, tmp_path: Path) -> None:
     spec = pb.nets.net_spec(name, num_classes=3, image_size=8)
     if name.startswith("torchvision.models:"):
@@ -160,7 +162,9 @@ def test_networks_by_name_take_only_what_was_saved(name: str, tmp_path: Path) ->
     plan = table and pb.PruningPlan({g.name: list(range(0, g.channels, 4)) for g in table}, table.widths())
     small = pb.compact(dense, plan, None, table) if plan else dense
     save_compact(small, tmp_path / "compact.safetensors")
-    (tmp_path / "compact.json").write_text(json.dumps({"schema": 1, "spec": spec, "mean": [0.5], "std": [1], "widths": {}}))
+    (tmp_path / "compact.json").write_text(
+        json.dumps({"schema": 1, "spec": spec, "mean": [0.5], "std": [1], "widths": {}})
+    )
     write_manifest(tmp_path)
     loaded = pb.load_compact(tmp_path)
     with torch.no_grad():

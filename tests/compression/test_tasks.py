@@ -17,7 +17,9 @@ RUN: dict[str, Any] = {"progress": False, "precision": "fp32", "device": "cpu", 
 
 
 def block(before: int, after: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)
+    )
 
 
 class UNet(nn.Module):

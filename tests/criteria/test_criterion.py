@@ -61,7 +61,9 @@ def planted() -> tuple[nn.Module, pb.Data, pb.ChannelTable]:
 def test_dead_channels_go_under_every_target(name, target, planted):
     """Also where the budget asks for less than that: it then stays unspent."""
     net, data, table = planted
-    if name == "fpgm":  # distances to other filters: two equal dead ones are far from the rest, and not known to be dead
+    if (
+        name == "fpgm"
+    ):  # distances to other filters: two equal dead ones are far from the rest, and not known to be dead
         pytest.skip("fpgm does not look at how large a filter is")
     found = pb.plan(None, name, net=net, data=data, groups=table, target_macs=target)
     assert not set(found.keep["conv"]) & set(DEAD)
@@ -104,7 +106,11 @@ def test_shares_cost_every_producer_of_a_residual_stream(name):
     class Stream(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.b, self.c, self.head = nn.Conv2d(1, 4, 3, padding=1), *(nn.Conv2d(4, 4, 1) for _ in range(2)), nn.Linear(4, 3)
+            self.a, self.b, self.c, self.head = (
+                nn.Conv2d(1, 4, 3, padding=1),
+                *(nn.Conv2d(4, 4, 1) for _ in range(2)),
+                nn.Linear(4, 3),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.a(x)

@@ -135,7 +135,8 @@ def shares(table: ChannelTable, masks: dict[str, Tensor]) -> dict[str, float]:
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(
-    "targets", [{"macs": 0.7}, {"macs": 0.3}, {"macs": 0.1}, {"params": 0.5}, {"params": 0.2}, {"macs": 0.4, "params": 0.3}]
+    "targets",
+    [{"macs": 0.7}, {"macs": 0.3}, {"macs": 0.1}, {"params": 0.5}, {"params": 0.2}, {"macs": 0.4, "params": 0.3}],
 )
 def test_budget_is_hit(seed: int, targets: dict[str, float], table: ChannelTable) -> None:
     """left ≤ R; and R − left ≤ 0.02, or one more unit anywhere would exceed R."""
@@ -168,7 +169,12 @@ def test_cheap_and_valuable_units_stay(table: ChannelTable) -> None:
 def test_greedy_is_near_the_best_of_all_widths() -> None:
     """Small enough to enumerate: value lost is at most a little above the optimum."""
     net = nn.Sequential(
-        nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3)
+        nn.Conv2d(1, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(6, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(96, 3),
     )
     table = pb.channel_groups(net, torch.randn(2, 1, 4, 4))
     for seed in range(5):

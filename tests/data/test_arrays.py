@@ -63,9 +63,7 @@ def test_batches_leave_the_global_random_state_alone() -> None:
 
 
 def test_augmentation_happens_on_raw_pixels() -> None:
-    split = replace(
-        make_split(64, Augment(shift=3)), images=torch.full((64, 3, 4, 4), 255, dtype=torch.uint8)
-    )
+    split = replace(make_split(64, Augment(shift=3)), images=torch.full((64, 3, 4, 4), 255, dtype=torch.uint8))
     black = -torch.tensor(split.mean) / torch.tensor(split.std)
     x = torch.cat([x for x, _ in split.batches(16, generator=generator(), augment=True)])
     plain = torch.cat([x for x, _ in split.batches(16, generator=generator())])
@@ -173,7 +171,11 @@ def test_examples_say_which_view_they_are(augment: Augment | None) -> None:
     assert sorted(v // split.num_views for v in seen) == list(range(11))
     if split.num_views == 2:
         assert {v % 2 for v in seen} == {0, 1}
-    pairs = zip(split.batches(4, generator=generator(), augment=True), split.examples(4, generator=generator(), augment=True), strict=True)
+    pairs = zip(
+        split.batches(4, generator=generator(), augment=True),
+        split.examples(4, generator=generator(), augment=True),
+        strict=True,
+    )
     assert all(torch.equal(a[0], b.x) and torch.equal(a[1], b.y) for a, b in pairs)
 
 

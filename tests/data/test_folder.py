@@ -111,7 +111,12 @@ def link(place: Path, target: Path) -> None:
 @pytest.mark.parametrize("up", ["class", "root", "self", "sibling"])
 def test_links_do_not_multiply_images(tmp_path: Path, up: str) -> None:
     fill(tmp_path)
-    target = {"class": tmp_path / "cat", "root": tmp_path, "self": tmp_path / "cat" / "link", "sibling": tmp_path / "dog"}[up]
+    target = {
+        "class": tmp_path / "cat",
+        "root": tmp_path,
+        "self": tmp_path / "cat" / "link",
+        "sibling": tmp_path / "dog",
+    }[up]
     link(tmp_path / "cat" / "link", target)
     with pytest.warns(UserWarning, match="broken links" if up == "self" else "left out"):
         data = load_data(tmp_path)

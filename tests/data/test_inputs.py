@@ -51,7 +51,10 @@ def test_inputs_come_back_as_they_were(kind: str, named: bool) -> None:
 
 def test_inputs_that_cannot_be_packed() -> None:
     packing = Packing.of((A[0], B[0]))
-    for inputs, message in (((A[0], B[:2]), "expected inputs of shapes"), ((A[0], B[0] + 2**25), "whole numbers up to 16,777,216")):
+    for inputs, message in (
+        ((A[0], B[:2]), "expected inputs of shapes"),
+        ((A[0], B[0] + 2**25), "whole numbers up to 16,777,216"),
+    ):
         with pytest.raises(DataError, match=message):
             packing.pack(inputs)
     with pytest.raises(DataError, match="arrays of numbers"):

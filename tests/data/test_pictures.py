@@ -63,7 +63,14 @@ def both(tmp_path: Path, images: list[Image.Image], ending: str = ".png") -> tup
 
 @pytest.mark.parametrize(
     ("mode", "ending", "channels"),
-    [("RGB", ".png", 3), ("L", ".png", 1), ("P", ".png", 3), ("1", ".png", 1), ("CMYK", ".tif", 3), ("YCbCr", ".tif", 3)],
+    [
+        ("RGB", ".png", 3),
+        ("L", ".png", 1),
+        ("P", ".png", 3),
+        ("1", ".png", 1),
+        ("CMYK", ".tif", 3),
+        ("YCbCr", ".tif", 3),
+    ],
 )
 def test_modes_without_loss(tmp_path: Path, mode: str, ending: str, channels: int) -> None:
     images = [colour().quantize(16) if mode == "P" else colour().convert(mode) for _ in range(COUNT)]
@@ -96,7 +103,11 @@ def test_grey_of_many_bits_keeps_its_upper_eight(tmp_path: Path, bits: int) -> N
     arrays = [RNG.integers(0, 2**bits, (5, 6)).astype(np.uint16) for _ in range(COUNT)]
     arrays[0][0, 0] = 2**bits - 1
     images = [Image.fromarray(array) for array in arrays]
-    sources: dict[str, Any] = {"folder": folder(tmp_path / "set", images), "pictures": Pictures(images), "arrays": Pictures(arrays)}
+    sources: dict[str, Any] = {
+        "folder": folder(tmp_path / "set", images),
+        "pictures": Pictures(images),
+        "arrays": Pictures(arrays),
+    }
     stacked, labels = np.stack(arrays), np.arange(COUNT) % 2
     np.savez(tmp_path / "a.npz", x_train=stacked, y_train=labels, x_test=stacked, y_test=labels)
     sources |= {"npz": tmp_path / "a.npz", "pair": (stacked, labels), "tensors": (torch.from_numpy(stacked), labels)}

@@ -293,7 +293,9 @@ def test_huge_labels_take_no_memory(largest: int) -> None:
 
 def test_types_that_would_be_scaled_differently() -> None:
     pixels, labels = arrays()["x_train"], np.arange(40) % 4
-    with pytest.raises(DataError, match=r"test images of the type of the training images, torch.float32, got torch.uint8"):
+    with pytest.raises(
+        DataError, match=r"test images of the type of the training images, torch.float32, got torch.uint8"
+    ):
         load_data(((pixels / 255.0, labels), (pixels, labels)))
     with pytest.warns(UserWarning, match="are they scaled alike"):
         load_data(((pixels / 255.0, labels), (pixels * 1.0, labels)))
@@ -369,7 +371,11 @@ def _rows(data: Any, images: torch.Tensor) -> torch.Tensor:
 
 def test_signals_and_volumes() -> None:
     signals = torch.randn(40, 2, 16)
-    for source in ((signals, torch.arange(40) % 2), TensorDataset(signals, torch.arange(40) % 2), (signals.numpy(), torch.arange(40) % 2)):
+    for source in (
+        (signals, torch.arange(40) % 2),
+        TensorDataset(signals, torch.arange(40) % 2),
+        (signals.numpy(), torch.arange(40) % 2),
+    ):
         data = load_data(source, signals=True)
         assert data.image_shape == (2, 16)
         x, _ = next(data.train.batches(8, channels_last=True))
@@ -400,9 +406,7 @@ def test_folder_with_train_and_test(tmp_path: Path) -> None:
     assert (len(data.train), len(data.valid), len(data.test)) == (18, 2, 6)
     assert data.image_shape == (3, 8, 8)
     # Classes are numbered in alphabetical order: bright is 0. Channels come in the order red, green, blue.
-    assert torch.equal(
-        data.test.images[:, 0, 0, 0], torch.where(data.test.labels == 0, 200, 10).to(torch.uint8)
-    )
+    assert torch.equal(data.test.images[:, 0, 0, 0], torch.where(data.test.labels == 0, 200, 10).to(torch.uint8))
     assert data.test.images[0, :, 0, 0].tolist() == [200, 201, 202]
 
 

@@ -42,7 +42,10 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def equal(one: list[Batch], other: list[Batch]) -> bool:
     pairs = list(zip(one, other, strict=True))
-    return all(torch.equal(a.x, b.x) and torch.equal(a.y, b.y) and (a.view is None or torch.equal(a.view, b.view)) for a, b in pairs)
+    return all(
+        torch.equal(a.x, b.x) and torch.equal(a.y, b.y) and (a.view is None or torch.equal(a.view, b.view))
+        for a, b in pairs
+    )
 
 
 def test_a_streamed_folder_is_the_folder(folder: Path) -> None:
@@ -60,7 +63,10 @@ def test_a_streamed_folder_is_the_folder(folder: Path) -> None:
 
 def test_rows_can_be_taken_and_put_together(folder: Path) -> None:
     memory, stream = load(folder, False), load(folder, True)
-    for one, other in ((memory.train.take(5), stream.train.take(5)), (memory.without_validation().train, stream.without_validation().train)):
+    for one, other in (
+        (memory.train.take(5), stream.train.take(5)),
+        (memory.without_validation().train, stream.without_validation().train),
+    ):
         assert len(one) == len(other) and torch.equal(one.labels, other.labels)
         assert torch.equal(one.images[: len(one)], other.images[: len(other)])  # type: ignore[index]
     assert len(stream.without_validation().valid) == 0
@@ -123,7 +129,10 @@ def test_crop_and_colour_of_images_in_memory() -> None:
         x = [x for x, _ in one.batches(5, generator=generator(), augment=True)]
         assert torch.cat(x).shape == (12, 3, 9, 7)
     view = [b.view for b in colour.examples(5, generator=generator(), augment=True)]
-    gone = torch.cat([x for x, _ in colour.batches(5, generator=generator(), augment=True)]) - images[torch.cat(view)] / 255  # type: ignore[arg-type]
+    gone = (
+        torch.cat([x for x, _ in colour.batches(5, generator=generator(), augment=True)])
+        - images[torch.cat(view)] / 255
+    )  # type: ignore[arg-type]
     assert (gone.abs().amax((1, 2, 3)) > 0).all()
 
 
@@ -246,7 +255,9 @@ def test_masks_are_mirrored_with_their_images() -> None:
     assert seen > 0
     for augment in (Augment(shift=1), Augment(crop=0.5)):
         with pytest.raises(DataError, match="mirror only"):
-            load_data(((masks * 80).to(torch.uint8), masks), augment=augment).train.batches(4, generator=generator(), augment=True)
+            load_data(((masks * 80).to(torch.uint8), masks), augment=augment).train.batches(
+                4, generator=generator(), augment=True
+            )
 
 
 @pytest.mark.slow

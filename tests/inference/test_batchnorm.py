@@ -20,7 +20,9 @@ def data() -> Data:
 
 def test_statistics_of_the_first_layer(data: Data) -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(180, 10))
+    net = nn.Sequential(
+        nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(180, 10)
+    )
     with torch.no_grad():
         net[1].running_mean.fill_(7.0)
         net[1].running_var.fill_(9.0)

@@ -193,4 +193,6 @@ def test_the_main_one_of_several_outputs_is_judged():
     net, x = Two(), torch.randn(60, 3)
     alone = nn.Sequential(net.first, nn.ReLU(), net.head)
     both = gate_fisher(net, pb.channel_groups(net, x[:2]), [x], data_size=60).diagonal["first"]
-    torch.testing.assert_close(both, gate_fisher(alone, pb.channel_groups(alone, x[:2]), [x], data_size=60).diagonal["0"])
+    torch.testing.assert_close(
+        both, gate_fisher(alone, pb.channel_groups(alone, x[:2]), [x], data_size=60).diagonal["0"]
+    )

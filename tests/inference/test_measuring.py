@@ -98,5 +98,7 @@ def test_a_fit_goes_on_as_it_began(monkeypatch: Any, tmp_path: Path) -> None:
     stop = False
     monkeypatch.setattr("pyrobnn.inference.loop.resolve_precision", lambda *a: None)
     again = pb.BayesianModel(net, data_size=64)
-    pb.fit(again, pb.guides.NoLatents(), data, callbacks=[Stop()], checkpoint=tmp_path / "c.pt", resume=True, **settings)
+    pb.fit(
+        again, pb.guides.NoLatents(), data, callbacks=[Stop()], checkpoint=tmp_path / "c.pt", resume=True, **settings
+    )
     assert again.autocast is torch.bfloat16

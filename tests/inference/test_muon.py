@@ -67,7 +67,9 @@ def test_a_vector_cannot_be_orthogonalised() -> None:
 
 
 def test_kernels_that_mix_channels_and_nothing_else_are_orthogonalised() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(4, 2))
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(4, 2)
+    )
     kernels, matrices, vectors = muon_groups(list(net.parameters()), 0.01, 0.1)
     assert [tuple(p.shape) for p in kernels["params"]] == [(4, 3, 3, 3)] and kernels["orthogonal"]
     assert [tuple(p.shape) for p in matrices["params"]] == [(4, 1, 3, 3), (2, 4)]
@@ -79,7 +81,14 @@ def test_kernels_that_mix_channels_and_nothing_else_are_orthogonalised() -> None
 def test_fit_takes_it_and_learns() -> None:
     data = pb.load_data("digits")
     torch.manual_seed(0)
-    layers: list[nn.Module] = [nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten()]
+    layers: list[nn.Module] = [
+        nn.Conv2d(1, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+    ]
     net = nn.Sequential(*layers, nn.Linear(8 * 16, 10))
     model = pb.BayesianModel(net, data_size=len(data.train))
     config = FitConfig(epochs=4, batch_size=32, optimizer="muon", lr=0.02, weight_decay=5e-4)

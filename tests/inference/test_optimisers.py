@@ -36,9 +36,7 @@ def found(optimiser: torch.optim.Optimizer, wanted: nn.Parameter) -> dict[str, A
     return group
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("adam", torch.optim.Adam), ("sgd", torch.optim.SGD), ("muon", Muon)]
-)
+@pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("sgd", torch.optim.SGD), ("muon", Muon)])
 def test_rates_and_decay_by_kind_of_parameter(name: str, kind: type) -> None:
     net, guide = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Linear(3, 4)), Guide()
     config = FitConfig(optimizer=name, lr=0.2, guide_lr=0.01, weight_decay=0.5, momentum=0.8)

@@ -85,7 +85,15 @@ def loop_of(model: pb.BayesianModel, guide: Any, data: Data, **settings: Any) ->
 
 def test_the_watch_sees_reads() -> None:
     x = torch.arange(3.0)
-    for read in (x[0].item, x[0].__bool__, x.nonzero, lambda: x[x > 1], lambda: x.equal(x), x.tolist, lambda: float(x[0])):
+    for read in (
+        x[0].item,
+        x[0].__bool__,
+        x.nonzero,
+        lambda: x[x > 1],
+        lambda: x.equal(x),
+        x.tolist,
+        lambda: float(x[0]),
+    ):
         with pytest.raises(AssertionError, match="the step"), unread():
             read()
     with unread():
@@ -142,7 +150,11 @@ class Spoil(Callback):
             return None
         owner = state.guide if self.name.startswith("guide.") else state.model.net
         part, key = self.name.removeprefix("guide.").removeprefix("net.").rsplit(".", 1)
-        value = (getattr(owner, part)[key] if owner is state.guide else owner.get_parameter(f"{part}.{key}")).detach().clone()
+        value = (
+            (getattr(owner, part)[key] if owner is state.guide else owner.get_parameter(f"{part}.{key}"))
+            .detach()
+            .clone()
+        )
         value.view(-1)[0] = self.value
         return FitUpdate(tensors={self.name: value})
 
@@ -166,7 +178,9 @@ class Hidden(nn.Module):
 
 @pytest.mark.parametrize("clip", [None, 10.0])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "muon"])
-def test_a_gradient_that_is_not_finite_is_named_and_moves_nothing(clip: float | None, optimizer: str, data: Data) -> None:
+def test_a_gradient_that_is_not_finite_is_named_and_moves_nothing(
+    clip: float | None, optimizer: str, data: Data
+) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 2, 3), Hidden(), nn.Flatten(), nn.Linear(72, 10))
     model = pb.BayesianModel(net, data_size=96)
@@ -276,7 +290,9 @@ def test_a_captured_step_leaves_what_the_eager_one_leaves(
 
     eager = fitted()
     Rehearsed.recordings = 0
-    monkeypatch.setattr("pyrobnn.inference.loop.new_step", lambda o, opt, config, device: Rehearsed(o, opt, config.clip, device))
+    monkeypatch.setattr(
+        "pyrobnn.inference.loop.new_step", lambda o, opt, config, device: Rehearsed(o, opt, config.clip, device)
+    )
     captured = fitted()
     # The first batch, a new weight of a KL (noise only), a new term, and the network after the cut.
     assert Rehearsed.recordings == (4 if isinstance(prior, ARDNoise) else 3)
@@ -298,7 +314,9 @@ def test_what_cannot_be_captured_is_named_once(data: Data, monkeypatch: Any) -> 
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     settings: dict[str, Any] = {"epochs": 1, "batch_size": 32, "progress": False, "precision": "fp32"}
     eager = pb.fit(pb.BayesianModel(net, data_size=96), NoLatents(), data, **settings)
-    monkeypatch.setattr("pyrobnn.inference.loop.new_step", lambda o, opt, config, device: Failing(o, opt, config.clip, device))
+    monkeypatch.setattr(
+        "pyrobnn.inference.loop.new_step", lambda o, opt, config, device: Failing(o, opt, config.clip, device)
+    )
     with pytest.warns(UserWarning, match="runs eagerly: operation not permitted when stream is capturing$") as caught:
         found = pb.fit(pb.BayesianModel(net, data_size=96), NoLatents(), data, **settings)
     assert len(caught) == 1

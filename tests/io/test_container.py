@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from pyrobnn.errors import CheckpointError
 from pyrobnn.io.container import from_bytes, read_header, to_bytes
 
-METADATA = {"std": "0.5", "mean": "0.25", "trained_on": "train", "what": "ü \"quoted\" \n"}
+METADATA = {"std": "0.5", "mean": "0.25", "trained_on": "train", "what": 'ü "quoted" \n'}
 HASH = """
 import hashlib, torch
 from pyrobnn.io.container import to_bytes
@@ -38,11 +38,23 @@ def test_the_library_reads_it(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_equal_content_is_equal_bytes_in_every_process() -> None:
-    said = {subprocess.run([sys.executable, "-c", HASH], capture_output=True, text=True, check=True).stdout for _ in range(3)}
+    said = {
+        subprocess.run([sys.executable, "-c", HASH], capture_output=True, text=True, check=True).stdout
+        for _ in range(3)
+    }
     assert len(said) == 1
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff" * 8, b"\x02" + b"\0" * 7 + b"[]", b"\x02" + b"\0" * 7 + b"{", (10**5).to_bytes(8, "little") + b"[" * 10**5])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff" * 8,
+        b"\x02" + b"\0" * 7 + b"[]",
+        b"\x02" + b"\0" * 7 + b"{",
+        (10**5).to_bytes(8, "little") + b"[" * 10**5,
+    ],
+)
 def test_what_is_no_such_file(data: bytes) -> None:
     for read in (read_header, from_bytes):
         with pytest.raises(CheckpointError, match=r"^a/b is damaged, or not a readable safetensors file") as raised:

@@ -69,7 +69,9 @@ def test_a_file_that_is_added_later(folder: Path, tmp_path: Path) -> None:
     assert not (folder / MANIFEST).exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 2, "files": {}}', '{"schema": 1, "files": []}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"schema": 1}', '{"schema": 2, "files": {}}', '{"schema": 1, "files": []}']
+)
 def test_a_damaged_manifest_is_an_error(text: str, folder: Path) -> None:
     (folder / MANIFEST).write_text(text)
     with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):

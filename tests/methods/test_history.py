@@ -52,7 +52,9 @@ def test_records_are_the_norms_at_that_time(data: Data) -> None:
     history, watch = NormHistory(per_epoch=2), Watch()
     pb.fit(model, guide, data, epochs=3, batch_size=32, lr=1e-2, events=[history, watch], progress=False)
     assert {name: tuple(norms.shape) for name, norms in history.norms.items()} == {
-        "conv1": (7, 16), "conv2": (7, 32), "fc1": (7, 64),
+        "conv1": (7, 16),
+        "conv2": (7, 32),
+        "fc1": (7, 64),
     }
     assert torch.allclose(history.norms["conv2"][0], start)
     for epoch, norms in enumerate(watch.seen):
@@ -78,7 +80,9 @@ def run(data: Data, epochs: int = 4, **settings: Any) -> tuple[NormHistory, Simi
     model, guide = pair()
     history = NormHistory()
     similar = SimilarPairs(history, 0.25, **settings)
-    result = pb.fit(model, guide, data, epochs=epochs, batch_size=32, lr=1e-3, events=[history, similar], progress=False)
+    result = pb.fit(
+        model, guide, data, epochs=epochs, batch_size=32, lr=1e-3, events=[history, similar], progress=False
+    )
     return history, similar, result
 
 
@@ -149,8 +153,19 @@ def test_a_resumed_fit_remembers(data: Data, tmp_path: Any) -> None:
 
     path, again = tmp_path / "c.pt", events()
     with pytest.raises(KeyboardInterrupt):
-        pb.fit(*pair(), data, epochs=4, lr_schedule="constant", events=[*events(), Stop(3)], checkpoint=path, **settings)
-    pb.fit(*pair(), data, epochs=4, lr_schedule="constant", events=[*again, Stop(9)], checkpoint=path, resume=True, **settings)
+        pb.fit(
+            *pair(), data, epochs=4, lr_schedule="constant", events=[*events(), Stop(3)], checkpoint=path, **settings
+        )
+    pb.fit(
+        *pair(),
+        data,
+        epochs=4,
+        lr_schedule="constant",
+        events=[*again, Stop(9)],
+        checkpoint=path,
+        resume=True,
+        **settings,
+    )
     assert torch.equal(again[0].norms["fc1"], whole[0].norms["fc1"])
     assert torch.equal(again[1].orders["fc1"].pairs, whole[1].orders["fc1"].pairs)
     # The next round starts afresh.

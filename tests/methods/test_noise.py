@@ -36,7 +36,9 @@ def test_gate_loss_is_what_closing_costs_whatever_the_price(weight: float, loss:
 
     def objective(logit: float) -> float:  # gamma * (-loss) + weight * KL(gamma || lambda)
         gamma = torch.tensor(logit, dtype=torch.float64).sigmoid()
-        gate, other = (torch.distributions.Bernoulli(probs=p) for p in (gamma, torch.sigmoid(torch.tensor(prior).double())))
+        gate, other = (
+            torch.distributions.Bernoulli(probs=p) for p in (gamma, torch.sigmoid(torch.tensor(prior).double()))
+        )
         return float(-loss * gamma + weight * torch.distributions.kl_divergence(gate, other))
 
     best = minimize_scalar(objective, bounds=(-12.0, 12.0), method="bounded", options={"xatol": 1e-10})

@@ -29,7 +29,9 @@ WEIGHTS = (0.3, 4.0)
 def minimised(objective: Any, *start: Tensor) -> list[Tensor]:
     """Where a sum of independent objectives is least."""
     values = [value.clone().double().requires_grad_() for value in start]
-    optimiser = torch.optim.LBFGS(values, max_iter=200, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS(
+        values, max_iter=200, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+    )
 
     def step() -> Tensor:
         optimiser.zero_grad()
@@ -78,7 +80,9 @@ def test_spike_noise(weight: float, tau: float) -> None:
 
     def objective(loc: Tensor, log_scale: Tensor) -> Tensor:
         scale = log_scale.exp()
-        spike = torch.distributions.Normal(torch.zeros(3, dtype=torch.float64), torch.full((3,), tau, dtype=torch.float64))
+        spike = torch.distributions.Normal(
+            torch.zeros(3, dtype=torch.float64), torch.full((3,), tau, dtype=torch.float64)
+        )
         kl = torch.distributions.kl_divergence(torch.distributions.Normal(loc, scale), spike)
         return 0.5 * CURVATURES * ((loc - 1).square() + scale.square()) + weight * kl
 

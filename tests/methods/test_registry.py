@@ -11,7 +11,7 @@ from pyrobnn import cli
 from pyrobnn.errors import ConfigError
 from pyrobnn.methods.registry import METHODS, get_method
 
-FILE = '''
+FILE = """
 from pyrobnn.guides import MeanField
 from pyrobnn.pipeline.method import Method
 from pyrobnn.pipeline.recipe import recipes
@@ -22,7 +22,7 @@ METHOD = Method(
     recipes=recipes(rounds=1, kl_weight=0.1),
 )
 other = 3
-'''
+"""
 
 
 @pytest.fixture

@@ -175,7 +175,15 @@ def test_the_loop_stops_by_itself_and_takes_the_last_cut_back(data: Data, monkey
 
 def test_an_automatic_stop_needs_clean_validation_images(data: Data) -> None:
     with pytest.warns(UserWarning, match="seen the validation images"):
-        result = pb.compress(pb.nets.build("small_cnn", in_channels=1, image_size=8), data, "l1", trained=True, epochs=4, **SETTINGS)
+        result = pb.compress(
+            pb.nets.build("small_cnn", in_channels=1, image_size=8), data, "l1", trained=True, epochs=4, **SETTINGS
+        )
     assert result.report["validation_clean"] is False
     with pytest.raises(ConfigError, match="needs validation images"):
-        pb.compress("small_cnn", replace(data, valid=replace(data.valid, images=data.valid.images[:0], labels=data.valid.labels[:0])), "l1", epochs=4, **SETTINGS)
+        pb.compress(
+            "small_cnn",
+            replace(data, valid=replace(data.valid, images=data.valid.images[:0], labels=data.valid.labels[:0])),
+            "l1",
+            epochs=4,
+            **SETTINGS,
+        )

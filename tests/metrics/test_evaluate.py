@@ -20,9 +20,7 @@ class FakeSplit:
     def __init__(self, images: Tensor, labels: Tensor, std: tuple[float, ...] = (0.5,)) -> None:
         self.images, self.labels, self.std = images, labels, torch.tensor(std)
 
-    def batches(
-        self, batch_size: int, *, device: str, channels_last: bool
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int, *, device: str, channels_last: bool) -> Iterator[tuple[Tensor, Tensor]]:
         layout = torch.channels_last if channels_last else torch.contiguous_format
         for start in range(0, len(self.labels), batch_size):
             part = slice(start, start + batch_size)
@@ -64,7 +62,7 @@ def test_ece_by_loops_over_bins() -> None:
             total += len(inside) / len(p) * abs(confidence - right)
     assert tally.metrics().ece == pytest.approx(total, abs=1e-6)
     assert tally.reliability().count.sum() == len(labels)
-    assert total > 0.05   # the example is badly calibrated on purpose: a metric stuck at 0 fails
+    assert total > 0.05  # the example is badly calibrated on purpose: a metric stuck at 0 fails
 
 
 def test_torchmetrics_agrees_without_warnings() -> None:
@@ -81,7 +79,7 @@ def test_torchmetrics_agrees_without_warnings() -> None:
     assert got.accuracy == pytest.approx(multiclass_accuracy(logits, labels, k, average="micro").item())
     theirs = multiclass_calibration_error(logits.softmax(1), labels, k, n_bins=15)
     assert got.ece == pytest.approx(theirs.item(), abs=1e-6)
-    scores = (torch.rand(400, generator=torch.Generator().manual_seed(3)) * 50).round() / 50   # with ties
+    scores = (torch.rand(400, generator=torch.Generator().manual_seed(3)) * 50).round() / 50  # with ties
     side = torch.arange(400) % 3 == 0
     scores[side] = (scores[side] + 0.1).clamp(max=1)
     expected = binary_auroc(scores, side.long()).item()
@@ -94,7 +92,7 @@ def test_confidence_of_exactly_one_lands_in_the_last_bin() -> None:
     assert tally.reliability().count[-1] == 2
     got = tally.metrics()
     assert got.ece == 0.5
-    assert got.brier == 1.0   # (0 + 2) / 2
+    assert got.brier == 1.0  # (0 + 2) / 2
     assert got.nll == pytest.approx(-math.log(torch.finfo(torch.float32).tiny) / 2)
 
 
@@ -206,14 +204,19 @@ def test_agreement() -> None:
 def small_net() -> nn.Module:
     torch.manual_seed(6)
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(), nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(), nn.Linear(4, 3),
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
     )
 
 
 def test_evaluate_leaves_the_net_alone_and_does_not_depend_on_batches() -> None:
     net = small_net().train()
-    net[1].eval()   # a module frozen by the user keeps its own mode
+    net[1].eval()  # a module frozen by the user keeps its own mode
     before = {k: v.clone() for k, v in net.state_dict().items()}
     split = FakeSplit(torch.randn(50, 1, 8, 8), torch.randint(0, 3, (50,)))
     rng = torch.get_rng_state()
@@ -242,7 +245,7 @@ def test_evaluate_in_bf16_is_near_fp32_and_refuses_other_names() -> None:
     net, split = small_net(), FakeSplit(torch.randn(40, 1, 8, 8), torch.randint(0, 3, (40,)))
     single, half = m.evaluate(net, split), m.evaluate(net, split, precision="bf16")
     assert half.nll == pytest.approx(single.nll, rel=0.02)
-    assert half.nll != single.nll   # autocast really ran
+    assert half.nll != single.nll  # autocast really ran
     with pytest.raises(ConfigError, match="fp16"):
         m.evaluate(net, split, precision="fp16")
 
@@ -260,7 +263,7 @@ def test_noise_accuracy_has_the_stated_unit() -> None:
     n = 20_000
     split = FakeSplit(torch.ones(n, 1, 1, 1), torch.ones(n, dtype=torch.long), std=(0.5,))
     got = m.noise_accuracy(Sign(), split, sigmas=(0.0, 0.25, 1.0), seed=7)
-    for sigma, z in ((0.25, 2.0), (1.0, 0.5)):   # P(0.5 + sigma e > 0) = Phi(0.5 / sigma)
+    for sigma, z in ((0.25, 2.0), (1.0, 0.5)):  # P(0.5 + sigma e > 0) = Phi(0.5 / sigma)
         p = 0.5 * (1 + math.erf(z / math.sqrt(2)))
         assert got[sigma] == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / n))
     assert got[0.0] == 1.0
@@ -276,7 +279,7 @@ class Sleeper(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         self.shapes.add(tuple(x.shape))
-        time.sleep(0.2 if self.calls == 1 else 0.002)   # a slow first call must not count
+        time.sleep(0.2 if self.calls == 1 else 0.002)  # a slow first call must not count
         return x
 
 
@@ -291,7 +294,7 @@ def test_latency_is_the_median_after_warming_up() -> None:
 
 def test_module_bytes_counts_buffers_and_shared_tensors_once() -> None:
     norm = nn.BatchNorm2d(3)
-    assert m.module_bytes(norm) == 4 * 3 * 4 + 8   # gamma, beta, mean, variance, and an int64 counter
+    assert m.module_bytes(norm) == 4 * 3 * 4 + 8  # gamma, beta, mean, variance, and an int64 counter
     a, b = nn.Linear(3, 3), nn.Linear(3, 3)
     b.weight = a.weight
     assert m.module_bytes(nn.Sequential(a, b)) == (9 + 3 + 3) * 4

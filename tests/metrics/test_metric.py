@@ -41,7 +41,9 @@ def test_mean_iou_against_sets_of_pixels() -> None:
 
 def test_f1_and_rmse_against_libraries() -> None:
     logits, targets = torch.randn(40, 3), (torch.rand(40, 3) < 0.3).float()
-    assert of(f1(), logits, targets) == pytest.approx(f1_score(targets.numpy(), (logits > 0).int().numpy(), average="micro"))
+    assert of(f1(), logits, targets) == pytest.approx(
+        f1_score(targets.numpy(), (logits > 0).int().numpy(), average="micro")
+    )
     assert of(f1(), -torch.ones(4, 2), torch.zeros(4, 2)) == 1.0
     output, values = torch.randn(40, 2), torch.randn(40, 2)
     assert of(rmse(), output, values) == pytest.approx(float((output - values).square().mean().sqrt()), rel=1e-6)
@@ -56,7 +58,9 @@ def test_gains_are_in_the_units_of_max_drop() -> None:
 def test_standard_error_of_accuracy_is_the_binomial_one() -> None:
     statistics = (torch.rand(400, 1) < 0.8).double()
     share = float(statistics.mean())
-    assert accuracy().standard_error(statistics, draws=2000) == pytest.approx(100 * (share * (1 - share) / 400) ** 0.5, rel=0.07)
+    assert accuracy().standard_error(statistics, draws=2000) == pytest.approx(
+        100 * (share * (1 - share) / 400) ** 0.5, rel=0.07
+    )
 
 
 def test_measured_is_evaluate() -> None:

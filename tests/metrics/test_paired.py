@@ -21,7 +21,9 @@ def test_mcnemar_is_the_binomial_test(won: int, lost: int) -> None:
 def test_the_interval_covers(won: float, lost: float) -> None:
     generator, hits, tries, count = torch.Generator().manual_seed(0), 0, 1000, 300
     for _ in range(tries):
-        kinds = torch.multinomial(torch.tensor([won, lost, 1 - won - lost]), count, replacement=True, generator=generator)
+        kinds = torch.multinomial(
+            torch.tensor([won, lost, 1 - won - lost]), count, replacement=True, generator=generator
+        )
         low, high = paired_interval(int((kinds == 0).sum()), int((kinds == 1).sum()), count)
         hits += low <= won - lost <= high
     assert 0.93 <= hits / tries <= 0.995
@@ -33,7 +35,9 @@ def test_accuracy_is_compared_by_mcnemar() -> None:
     found = compare(accuracy(), dense, compact)
     assert (found.test, found.only_dense_right, found.only_compact_right) == ("McNemar", 12, 2)
     assert found.difference == -0.05 and found.p_value == pytest.approx(binomtest(2, 14).pvalue)
-    assert found.interval[1] < 0 and found.claim.startswith("The compact network is worse: accuracy −5.00 points on 200")
+    assert found.interval[1] < 0 and found.claim.startswith(
+        "The compact network is worse: accuracy −5.00 points on 200"
+    )
     same = compare(accuracy(), dense, dense)
     assert same.p_value == 1.0 and "No difference of accuracy can be claimed from 200" in same.claim
     assert f"a loss of up to {-100 * same.interval[0]:.2f} points cannot be ruled out" in same.claim

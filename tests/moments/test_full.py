@@ -67,9 +67,7 @@ def test_two_convolutions_are_exact(per_kernel: bool, geometry: dict[str, object
     for map_ in (slice(0, size), slice(size, None)):
         a, b = got[:, map_, map_].detach().double(), wanted[:, map_, map_]
         torch.testing.assert_close(correlation(a), correlation(b), rtol=0, atol=0.04)
-        torch.testing.assert_close(
-            a.diagonal(dim1=1, dim2=2), b.diagonal(dim1=1, dim2=2), rtol=0.06, atol=1e-7
-        )
+        torch.testing.assert_close(a.diagonal(dim1=1, dim2=2), b.diagonal(dim1=1, dim2=2), rtol=0.06, atol=1e-7)
 
 
 @pytest.mark.parametrize("per_kernel", [False, True])

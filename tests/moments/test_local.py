@@ -224,7 +224,13 @@ def test_the_written_gradient_is_that_of_the_formula(case: str, bias: str) -> No
     """Against autograd through mean + sqrt(variance) ε with the same ε, in double precision."""
     torch.manual_seed(2)
     op, x_shape, w_shape, outputs = CASES[case]
-    tensors = [torch.randn(x_shape), torch.randn(w_shape), torch.rand(w_shape), torch.randn(outputs), torch.rand(outputs)]
+    tensors = [
+        torch.randn(x_shape),
+        torch.randn(w_shape),
+        torch.rand(w_shape),
+        torch.randn(outputs),
+        torch.rand(outputs),
+    ]
     inputs = [t.double().requires_grad_() for t in tensors]
     x, m, s2, bm, b2 = inputs
     random = bias == "random"

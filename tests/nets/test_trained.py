@@ -11,13 +11,9 @@ from pyrobnn import nets
 from pyrobnn.data import load_data
 
 
-@pytest.mark.parametrize(
-    ("name", "accuracy", "images"), [("resnet20", 0.9173, 10_000), ("vgg16", 0.9274, 1000)]
-)
+@pytest.mark.parametrize(("name", "accuracy", "images"), [("resnet20", 0.9173, 10_000), ("vgg16", 0.9274, 1000)])
 @pytest.mark.slow
-def test_stated_accuracy(
-    name: str, accuracy: float, images: int, shared_data: Path, shared_weights: Path
-) -> None:
+def test_stated_accuracy(name: str, accuracy: float, images: int, shared_data: Path, shared_weights: Path) -> None:
     """ResNet-20 on all test images; VGG-16 on a part, within three standard errors of a proportion."""
     net = nets.build(name)
     info = nets.load_weights(net, shared_weights / f"{name}_cifar10.safetensors")

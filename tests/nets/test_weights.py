@@ -234,7 +234,10 @@ def test_what_torch_saved_and_is_no_weights_file(
 
 def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
     torch.save(STATE, tmp_path / "a.pt")
-    with zipfile.ZipFile(tmp_path / "a.pt") as whole, zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as bomb:
+    with (
+        zipfile.ZipFile(tmp_path / "a.pt") as whole,
+        zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
         for entry in whole.infolist():
             bomb.writestr(entry.filename, whole.read(entry))
     with pytest.raises(CheckpointError, match=r"b\.pt would unpack to more than its size"):

@@ -21,7 +21,15 @@ WIDTHS = {"A": 8, "B": 6, "C": 4, "D": 2}  # networks are letters, from A (dense
 def state(net: str, **figures: Any) -> State:
     plan = pb.PruningPlan({"g": list(range(WIDTHS[net]))}, {"g": 8})
     rounds = () if net == "A" else ({"round": 1},)
-    return State(dense=nn.Linear(1, 1), net=nn.Linear(1, 1), plan=plan, rounds=rounds, base=0.95, base_error=acceptance.resolution(0.95, 400), **figures)
+    return State(
+        dense=nn.Linear(1, 1),
+        net=nn.Linear(1, 1),
+        plan=plan,
+        rounds=rounds,
+        base=0.95,
+        base_error=acceptance.resolution(0.95, 400),
+        **figures,
+    )
 
 
 def letter(found: State) -> str:
@@ -114,5 +122,7 @@ def test_numbers() -> None:
     assert acceptance.holds(0.94, 0.95, 1.0) and not acceptance.holds(0.939, 0.95, 1.0)
     error = acceptance.resolution(0.95, 400)
     near = 0.95 - (1.0 + acceptance.SLACK + acceptance.SURE * error) / 100
-    assert acceptance.recovered(near + 1e-9, 0.95, 1.0, error) and not acceptance.recovered(near - 1e-9, 0.95, 1.0, error)
+    assert acceptance.recovered(near + 1e-9, 0.95, 1.0, error) and not acceptance.recovered(
+        near - 1e-9, 0.95, 1.0, error
+    )
     assert acceptance.worth_trying(0.95, 1.0, error) == pytest.approx(0.94 - (acceptance.LOSS_PER_CUT + error) / 100)

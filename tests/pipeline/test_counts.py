@@ -45,7 +45,13 @@ def test_a_run_copies_writes_and_reads_little(tmp_path: Path, monkeypatch: pytes
         if getattr(module, "write_bytes", None) is write:
             monkeypatch.setattr(module, "write_bytes", counted_write)
     monkeypatch.setattr(state_module, "from_state", counted_read)
-    options: dict[str, Any] = {"max_drop": 1.0, "epochs": 12, "precision": "fp32", "progress": False, "out": tmp_path / "run"}
+    options: dict[str, Any] = {
+        "max_drop": 1.0,
+        "epochs": 12,
+        "precision": "fp32",
+        "progress": False,
+        "out": tmp_path / "run",
+    }
     report = pb.compress("small_cnn", "digits", "gaussian", **options).report
     assert len(report["rounds"]) >= 2
     assert found["copies"] <= 44  # 193 before; what is left are mostly the parts of a cut and the model of each fit

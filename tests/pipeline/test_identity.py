@@ -84,7 +84,9 @@ def test_augmentation_weights_and_normalisation_tell_runs_apart(data: Data) -> N
     assert (difference(of(data=data), of(data=other)) or ("",))[0] == "normalisation"
     nets = [nn.Linear(2, 2).to(torch.bfloat16) for _ in range(2)]
     config, recipe = CompressionConfig(), GAUSSIAN.recipes.small
-    of_nets = [identity(config, GAUSSIAN, recipe, data, net, trained=True, task=classification()) for net in (*nets, nets[0])]
+    of_nets = [
+        identity(config, GAUSSIAN, recipe, data, net, trained=True, task=classification()) for net in (*nets, nets[0])
+    ]
     assert difference(of_nets[0], of_nets[2]) is None
     assert (difference(of_nets[0], of_nets[1]) or ("",))[0] == "given_weights"
 

@@ -47,7 +47,9 @@ def small() -> nn.Module:
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("target", [{"target_macs": 0.5}, {"max_drop": 1.0}, {}])
 def test_epochs_are_shared_out(method: str, epochs: int, trained: bool, target: dict[str, float], data: Data) -> None:
-    share = share_out(METHODS[method].recipes.small, CompressionConfig(epochs=epochs, **target), data, small(), trained=trained)
+    share = share_out(
+        METHODS[method].recipes.small, CompressionConfig(epochs=epochs, **target), data, small(), trained=trained
+    )
     assert share.dense == 0 if trained else share.dense >= 1
     assert share.tune >= 1 and len(share.infer) >= 1
     # Where nothing is inferred, rounds have epochs only where each has to show that its cut recovers.

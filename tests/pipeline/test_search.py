@@ -44,7 +44,9 @@ def test_halves_of_the_way_find_the_size() -> None:
 
 # What tuning is made to give, in turn, and whether the result holds the drop.
 @pytest.mark.parametrize("method", ["gaussian", "rbp", "turbo-vbi"])
-@pytest.mark.parametrize(("figures", "met"), [((1.0, 1.0, 0.0), True), ((0.0, 1.0, 0.0), True), ((0.0, 0.0, 0.0), True)])
+@pytest.mark.parametrize(
+    ("figures", "met"), [((1.0, 1.0, 0.0), True), ((0.0, 1.0, 0.0), True), ((0.0, 0.0, 0.0), True)]
+)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:nothing was cut")
 def test_what_held_is_what_is_returned(

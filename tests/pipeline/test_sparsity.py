@@ -121,7 +121,9 @@ def test_a_target_on_what_is_not_zero(method: str, data: Data, tmp_path: Path) -
 
 
 def test_a_target_for_a_method_without_zeros_is_refused(data: Data) -> None:
-    with pytest.raises(ConfigError, match=r"--target-nonzero needs a method that zeroes single weights \(ss-edge, turbo"):
+    with pytest.raises(
+        ConfigError, match=r"--target-nonzero needs a method that zeroes single weights \(ss-edge, turbo"
+    ):
         pb.compress("small_cnn", data, "gaussian", target_nonzero=0.2, epochs=4, progress=False)
     with pytest.raises(ConfigError, match="--target-nonzero is the share"):
         pb.compress("small_cnn", data, "turbo-vbi", target_nonzero=1.5, epochs=4, progress=False)

@@ -51,7 +51,9 @@ def test_a_state_comes_back_whole(tmp_path: Path) -> None:
         net=settled(small, net),
         plan=pb.PruningPlan({"0": [0, 2]}, {"0": 4}),
         base=0.5,
-        variational=VariationalState({"loc": torch.rand(3)}, {"0.weight": torch.rand(2)}, {"unit": 0.1}, {"C": {"n": 2}}),
+        variational=VariationalState(
+            {"loc": torch.rand(3)}, {"0.weight": torch.rand(2)}, {"unit": 0.1}, {"C": {"n": 2}}
+        ),
         latest=posterior(),
         records=({"0": torch.rand(4)},),
         posterior=posterior(),
@@ -65,7 +67,9 @@ def test_a_state_comes_back_whole(tmp_path: Path) -> None:
     back = store(tmp_path, resume=True).state("cut 1")
     for mine, other in ((state.net, back.net), (state.dense, back.dense)):
         assert list(mine.state_dict()) == list(other.state_dict())
-        assert all(torch.equal(a, b) for a, b in zip(mine.state_dict().values(), other.state_dict().values(), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(mine.state_dict().values(), other.state_dict().values(), strict=True)
+        )
     assert back.net[0].out_channels == 2
     for name in ("base", "rounds", "spent", "accepted", "held", "stopped", "recovered", "seconds"):
         assert getattr(back, name) == getattr(state, name), name

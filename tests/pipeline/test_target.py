@@ -40,7 +40,10 @@ def test_what_is_said() -> None:
     assert missed == [
         "the target was missed: 1.50 points of validation accuracy lost where 1 were allowed: give it more --epochs or ask for less"
     ]
-    assert "40.0 % of the parameters left where 39 % were asked for" in complaints(found({"target_params": 0.39}), cut=True)[0]
+    assert (
+        "40.0 % of the parameters left where 39 % were asked for"
+        in complaints(found({"target_params": 0.39}), cut=True)[0]
+    )
     assert "--max-drop or --target-macs" in complaints({}, cut=False)[0]
     assert "larger --max-drop" in complaints(found({"max_drop": 1.0}, 0.9, 0.9), cut=False)[0]
 
@@ -62,7 +65,9 @@ def test_the_interval_covers_the_drop_and_is_wide_on_few_images() -> None:
     assert error == pytest.approx((1.0, 1.0))
 
 
-def test_where_every_attempt_misses_the_dense_network_comes_back_with_a_warning(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_every_attempt_misses_the_dense_network_comes_back_with_a_warning(
+    data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stages, "tuned", lambda context, state, *rest: replace(state, tuned=0.05))
     options: dict[str, Any] = {"max_drop": 1.0, "epochs": 8, "precision": "fp32", "progress": False}
     with pytest.warns(UserWarning, match="nothing was cut"):
@@ -82,7 +87,19 @@ def test_an_uncut_network_is_never_returned_in_silence(data: Data) -> None:
 @pytest.mark.filterwarnings("ignore:the target was missed")
 def test_strict_exits_with_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyrobnn.compression.result.outcome", lambda *args, **kwargs: found({"target_macs": 0.2}))
-    arguments = ["compress", "--model", "small_cnn", "--data", "digits", "--target-macs", "0.5", "--epochs", "2", "--method", "l1"]
+    arguments = [
+        "compress",
+        "--model",
+        "small_cnn",
+        "--data",
+        "digits",
+        "--target-macs",
+        "0.5",
+        "--epochs",
+        "2",
+        "--method",
+        "l1",
+    ]
     for strict, code in (((), 0), (("--strict",), 3)):
         with pytest.raises(SystemExit) as stop:
             cli.main([*arguments, *strict, "--out", str(tmp_path / f"run{code}")])

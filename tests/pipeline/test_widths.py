@@ -65,7 +65,9 @@ def test_limits_hold_on_the_way(data: Data) -> None:
 
 def test_units_of_different_cost_still_meet_the_budget(data: Data) -> None:
     """When the planned widths turn out too large, the last round plans again."""
-    method = replace(METHOD, pipeline=partial(planned, widths=lambda context, state: pb.PruningPlan.full(context.table)))
+    method = replace(
+        METHOD, pipeline=partial(planned, widths=lambda context, state: pb.PruningPlan.full(context.table))
+    )
     result = pb.compress("small_cnn", data, method, target_macs=0.4, epochs=6, **SETTINGS)
     assert result.report["compact"]["macs"] <= 0.4 * result.report["dense"]["macs"]
 

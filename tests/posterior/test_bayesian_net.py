@@ -53,7 +53,9 @@ def test_surviving_scales_of_noise_are_weight_times_noise(data: Data) -> None:
     with torch.no_grad():
         guide.log_scale["conv1|noise"].copy_(torch.linspace(-4, -1, table["conv1"].channels))
     scales = surviving_scales(model, guide, draws=500)
-    expected = net.conv2.weight.detach().abs() * torch.linspace(-4, -1, table["conv1"].channels).exp()[None, :, None, None]
+    expected = (
+        net.conv2.weight.detach().abs() * torch.linspace(-4, -1, table["conv1"].channels).exp()[None, :, None, None]
+    )
     assert torch.allclose(scales["conv2.weight"], expected, rtol=0.2, atol=1e-7)
     assert "conv1.weight" not in scales  # nobody's consumer: it has no posterior
 
@@ -158,7 +160,10 @@ def test_the_fit_finds_the_posterior_of_a_linear_net() -> None:
     model = pb.BayesianModel(net, pb.priors.Gaussian(1.0), data_size=300)
     grid = torch.linspace(-1, 4, 4001, dtype=torch.float64)
     log_p = -0.5 * grid**2 + torch.stack(
-        [torch.nn.functional.logsigmoid(torch.where(y == 1, 1.0, -1.0).double() * g * x[:, 0].double()).sum() for g in grid]
+        [
+            torch.nn.functional.logsigmoid(torch.where(y == 1, 1.0, -1.0).double() * g * x[:, 0].double()).sum()
+            for g in grid
+        ]
     )
     p = torch.softmax(log_p, 0)
     mean = float((p * grid).sum())

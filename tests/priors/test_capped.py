@@ -53,7 +53,13 @@ def test_its_kl_is_closed_form_and_trains() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "what"),
-    [({"mix": 1.0}, "mix"), ({"mix": -0.1}, "mix"), ({"cap": 0.0}, "cap"), ({"cap": math.inf}, "cap"), ({"scale": 0.0}, "scale")],
+    [
+        ({"mix": 1.0}, "mix"),
+        ({"mix": -0.1}, "mix"),
+        ({"cap": 0.0}, "cap"),
+        ({"cap": math.inf}, "cap"),
+        ({"scale": 0.0}, "scale"),
+    ],
 )
 def test_bad_settings_are_refused(settings, what: str) -> None:
     with pytest.raises(ConfigError, match=what):

@@ -40,7 +40,14 @@ def full_page() -> str:
         "bytes": 1_724_320, "latency_ms": 0.42, "widths": {f"features.{i}.block.conv": 512 for i in range(12)},
     }  # fmt: skip
     rounds = [
-        {"round": i, "params": 90_000, "macs": 1_000_000, "valid_accuracy": 0.98, "threshold": 0.123456789, "drop": 0.01}
+        {
+            "round": i,
+            "params": 90_000,
+            "macs": 1_000_000,
+            "valid_accuracy": 0.98,
+            "threshold": 0.123456789,
+            "drop": 0.01,
+        }
         for i in range(1, 9)
     ]
     report: dict[str, Any] = {

@@ -29,7 +29,12 @@ def test_known_networks(name: str, shape: tuple[int, ...], params: int, macs: in
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("lenet5", (1, 28, 28)), ("resnet20", (3, 32, 32)), ("mobilenet_v3_small", (3, 64, 64)), ("densenet121", (3, 64, 64))],
+    [
+        ("lenet5", (1, 28, 28)),
+        ("resnet20", (3, 32, 32)),
+        ("mobilenet_v3_small", (3, 64, 64)),
+        ("densenet121", (3, 64, 64)),
+    ],
 )
 def test_torchs_flop_counter_agrees(name: str, shape: tuple[int, ...]) -> None:
     net, x = nets.build(name, in_channels=shape[0], image_size=shape[1]).eval(), torch.randn(1, *shape)
@@ -63,9 +68,7 @@ def test_the_module_is_not_touched_and_zeros_are_seen() -> None:
     cost = count(net, torch.randn(2, 1, 5, 5))
     assert net.training and all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert cost.params == 22 and cost.nonzero_params == 9 + 2  # one filter and the zero shifts are gone
-    assert (
-        cost.bytes == 22 * 4 + 4 * 4 + 8
-    )  # parameters, two float statistics of two channels, one int64 counter
+    assert cost.bytes == 22 * 4 + 4 * 4 + 8  # parameters, two float statistics of two channels, one int64 counter
 
 
 def test_a_shared_tensor_counts_once_in_size_and_every_time_in_work() -> None:

@@ -26,12 +26,24 @@ def report(**changes: Any) -> dict[str, Any]:
     dense = net | size | {"widths": {"conv1": 20, "conv2": 50}}
     small = {"accuracy": 0.9930, "params": 4_310, "macs": 152_000, "ece": float("nan")}
     return {
-        "schema": 1, "method": "rbp", "model": "lenet5", "data": "mnist", "seed": 3, "rule": "snr",
-        "target": {"macs": 0.07, "params": None}, "validation_clean": True, "epochs": 24,
-        "epochs_by_phase": {"dense": 0, "infer": 12, "tune": 12}, "seconds": 81.25, "precision": "bf16",
-        "device": "cpu", "versions": {"torch": "2.14.1"}, "dense": dense,
+        "schema": 1,
+        "method": "rbp",
+        "model": "lenet5",
+        "data": "mnist",
+        "seed": 3,
+        "rule": "snr",
+        "target": {"macs": 0.07, "params": None},
+        "validation_clean": True,
+        "epochs": 24,
+        "epochs_by_phase": {"dense": 0, "infer": 12, "tune": 12},
+        "seconds": 81.25,
+        "precision": "bf16",
+        "device": "cpu",
+        "versions": {"torch": "2.14.1"},
+        "dense": dense,
         "compact": dense | small | {"widths": {"conv1": 4, "conv2": 9}},
-        "reduction": {"params": 0.99, "macs": 0.9337}, "rounds": [{"macs": 900_000, "valid_accuracy": 0.991}],
+        "reduction": {"params": 0.99, "macs": 0.9337},
+        "rounds": [{"macs": 900_000, "valid_accuracy": 0.991}],
     } | changes
 
 
@@ -77,7 +89,7 @@ def test_numbers_stand_beside_each_other() -> None:
     }
     assert rows["Test accuracy"] == ["99.47 %", "99.30 %", "−0.17 points"]
     assert rows["Parameters"] == ["431,080", "4,310", "−99.0 %"]
-    assert rows["Expected calibration error, 15 bins"] == ["0.21 %", "–", "–"]   # NaN is not a number to show
+    assert rows["Expected calibration error, 15 bins"] == ["0.21 %", "–", "–"]  # NaN is not a number to show
     assert rows["conv2"][:2] == ["50", "9"] and "width:18.0%" in rows["conv2"][2]
     assert rows["Target"] == ["macs 0.07"]
     assert rows["Epochs by phase"] == ["dense 0, infer 12, tune 12"]
@@ -93,7 +105,9 @@ def test_page_is_well_formed_and_needs_no_network() -> None:
         if name in ("src", "href", "action", "data"):
             assert value is not None and value.startswith(("data:image/png;base64,", "#"))
         assert not name.startswith("on")
-    assert any(name == "content" and value and value.startswith("default-src 'none'") for name, value in outline.attributes)
+    assert any(
+        name == "content" and value and value.startswith("default-src 'none'") for name, value in outline.attributes
+    )
     text = pages.page(report())
     assert "url(" not in text and "@import" not in text
 
@@ -102,8 +116,16 @@ def test_everything_from_outside_is_escaped() -> None:
     evil = '"><script>alert(1)</script>&'
     text = pages.page(
         report(
-            method=evil, model=evil, data=evil, rule=evil, device=evil, schema=evil, seed=evil,
-            target={evil: evil}, versions={evil: evil}, rounds=[{evil: evil, "macs": evil}],
+            method=evil,
+            model=evil,
+            data=evil,
+            rule=evil,
+            device=evil,
+            schema=evil,
+            seed=evil,
+            target={evil: evil},
+            versions={evil: evil},
+            rounds=[{evil: evil, "macs": evil}],
         ),
         {evil: figure()},
         {evil: (2, 1)},
@@ -157,7 +179,11 @@ def test_the_code_example_is_python() -> None:
 
 TARGETS: dict[str, tuple[dict[str, Any], str, str]] = {
     "only asked": ({"target_macs": 0.07}, "Asked for:", "at most 7 % of the MACs left"),
-    "met": ({"target_macs": 0.07, "met": True, "reached": {"target_macs": 0.066}}, "Target met.", "6.6 % of the MACs left"),
+    "met": (
+        {"target_macs": 0.07, "met": True, "reached": {"target_macs": 0.066}},
+        "Target met.",
+        "6.6 % of the MACs left",
+    ),
     "missed": (
         {"max_drop": 1.0, "met": False, "reached": {"max_drop": 2.5}, "interval": [0.1, 4.9]},
         "Target missed.",
@@ -178,7 +204,14 @@ def test_validation_stands_beside_test_with_what_may_be_claimed() -> None:
     comparison = {"claim": "no difference was found", "interval": [-0.004, 0.001], "p_value": 0.21}
     text = Outline(pages.page(report(validation={"dense": 0.99, "compact": 0.985}, comparison=comparison))).text
     text = text.replace("\N{NO-BREAK SPACE}", " ")
-    for words in ("99.00 %", "98.50 %", "−0.50 points", "no difference was found", "−0.40 points to +0.10 points", "p = 0.21"):
+    for words in (
+        "99.00 %",
+        "98.50 %",
+        "−0.50 points",
+        "no difference was found",
+        "−0.40 points to +0.10 points",
+        "p = 0.21",
+    ):
         assert words in text
 
 
@@ -187,7 +220,9 @@ def test_every_class_has_a_row() -> None:
     text = Outline(pages.page(report(per_class=classes))).text.replace("\N{NO-BREAK SPACE}", " ")
     assert "<cat>" in text and "−70.00 points" in text
     many = [{"class": f"class {k}", "images": 10, "dense": 0.9, "compact": 0.9 - k / 1000} for k in range(100)]
-    text = Outline(pages.page(report(per_class=[*many, {"class": "none", "images": 0, "dense": None, "compact": None}]))).text
+    text = Outline(
+        pages.page(report(per_class=[*many, {"class": "none", "images": 0, "dense": None, "compact": None}]))
+    ).text
     assert "30 of 100 classes" in text and "class 99" in text and "class 69" not in text
 
 
@@ -216,13 +251,19 @@ def test_standard_figures_are_those_with_data() -> None:
     def posterior(statistic: str, **sites: Any) -> Any:
         found = channel(statistic)
         return SimpleNamespace(
-            channels={"a": found}, sites=sites, draws={}, history=[{"a": found.snr}] * 3,
-            net_widths={"a": (8, 4)}, trajectories=[],
+            channels={"a": found},
+            sites=sites,
+            draws={},
+            history=[{"a": found.snr}] * 3,
+            net_widths={"a": (8, 4)},
+            trajectories=[],
         )
 
     gates = pages.standard_figures(posterior("inclusion"), {})
     assert list(gates) == [
-        "What the cut was read from", "Channels before and after", "Inclusion probabilities",
+        "What the cut was read from",
+        "Channels before and after",
+        "Inclusion probabilities",
         "Lowest and highest channels",
     ]
     bins = {"compact": tally.reliability(), "dense": tally.reliability()}
@@ -233,7 +274,7 @@ def test_standard_figures_are_those_with_data() -> None:
     curve = everything["Accuracy against MACs, round by round"].axes[0]
     assert curve.get_ylabel() == "validation accuracy (%)" and len(curve.lines) == 1
     nothing = SimpleNamespace(channels={}, sites={}, draws={}, history=[], net_widths={}, trajectories=[])
-    assert pages.standard_figures(nothing, {}) == {}   # type: ignore[arg-type]
+    assert pages.standard_figures(nothing, {}) == {}  # type: ignore[arg-type]
 
 
 def test_other_figures_than_accuracy_are_named() -> None:
@@ -245,6 +286,8 @@ def test_other_figures_than_accuracy_are_named() -> None:
     text = Outline(pages.page(made)).text.replace("\N{NO-BREAK SPACE}", " ")
     for words in ("Test RMSE", "RMSE on", "0.625", "validation RMSE worse by at most 0.25", "+0.1000 to +0.2000"):
         assert words in text, words
-    shares = report(dense={**figures, "metric": "mean IoU"}, compact=figures, comparison={"share": True}, target={"max_drop": 2})
+    shares = report(
+        dense={**figures, "metric": "mean IoU"}, compact=figures, comparison={"share": True}, target={"max_drop": 2}
+    )
     text = Outline(pages.page(shares)).text.replace("\N{NO-BREAK SPACE}", " ")
     assert "Test mean IoU" in text and "50.00 %" in text and "2 points of validation mean IoU lost" in text

@@ -73,7 +73,9 @@ def test_change_of_scales_is_that_of_the_medians(make: Any) -> None:
     found = pb.summarize(model, guide, draws=0)
     for name, change in found.convergence.by_site.items():
         assert change == pytest.approx(float((found.sites[name].scale.median() / before[name]).log()), rel=0.02)
-    assert found.convergence.scale_change == pytest.approx(math.log(2) if make is not pb.guides.MeanField else 0.7, rel=0.01)
+    assert found.convergence.scale_change == pytest.approx(
+        math.log(2) if make is not pb.guides.MeanField else 0.7, rel=0.01
+    )
 
 
 def test_a_guide_without_scales_says_nothing() -> None:

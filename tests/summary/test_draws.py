@@ -31,7 +31,9 @@ def test_named_sites_are_kept_and_are_the_draws_of_the_guide() -> None:
     posterior = pb.summarize(model, guide, draws=5, seed=3, sites=["0.*"])
     assert set(posterior.draws) == {"0.norm", "0.weight"}
     traces = list(guide_runs(model, guide, 5, 3))
-    assert torch.equal(posterior.draws["0.weight"], torch.stack([t.nodes["0.weight"]["value"] for t in traces]).detach())
+    assert torch.equal(
+        posterior.draws["0.weight"], torch.stack([t.nodes["0.weight"]["value"] for t in traces]).detach()
+    )
     norms = posterior.draws["0.weight"].flatten(2).norm(dim=-1)
     assert torch.allclose(posterior.draws["0.norm"], norms)
     with pytest.raises(ConfigError, match=r"sites='conv\*' matches no site; there are 0.weight"):

@@ -20,7 +20,9 @@ import pyrobnn as pb
 DRAWS = 63
 
 
-def fitted(x: Tensor, y: Tensor, likelihood: Callable[[Tensor], dist.TorchDistribution], estimator: str) -> pb.guides.MeanField:
+def fitted(
+    x: Tensor, y: Tensor, likelihood: Callable[[Tensor], dist.TorchDistribution], estimator: str
+) -> pb.guides.MeanField:
     """A mean-field posterior of the weights of a linear layer `[outputs, inputs]` with the prior N(0, 1)."""
     net = nn.Linear(x.shape[1], y.shape[1], bias=False)
     model = pb.BayesianModel(net, pb.priors.Gaussian(scale=1.0), data_size=len(x), likelihood=likelihood)

@@ -42,7 +42,9 @@ def run(few: Path, out: Path, method: str, *, resume: bool) -> None:
     )  # fmt: skip
 
 
-def in_child(few: Path, out: Path, method: str, *, resume: bool, event: int | None = None, seconds: float | None = None) -> bool:
+def in_child(
+    few: Path, out: Path, method: str, *, resume: bool, event: int | None = None, seconds: float | None = None
+) -> bool:
     """One run in a process of its own, killed at its file event of that number or after that time.
 
     Returns:

@@ -183,7 +183,7 @@ def test_sites_with_different_numbers_of_draws_are_refused() -> None:
 def test_round_trip_through_the_file_with_plain_arviz(tmp_path: Path) -> None:
     posterior = example()
     path = adapter.save_netcdf(posterior, tmp_path / "deep" / "posterior.nc")
-    assert os.listdir(path.parent) == ["posterior.nc"]   # nothing temporary left
+    assert os.listdir(path.parent) == ["posterior.nc"]  # nothing temporary left
     tree, again = adapter.to_arviz(posterior), adapter.import_arviz().from_netcdf(str(path))
     for group in ("posterior", "constant_data", "log_likelihood", "observed_data", "posterior_predictive"):
         before, after = dataset(tree, group), dataset(again, group).load()
@@ -199,7 +199,7 @@ def test_writing_over_an_open_file_and_a_failed_write_keep_the_old_one(
 ) -> None:
     path = adapter.save_netcdf(example(), tmp_path / "p.nc")
     old = path.read_bytes()
-    opened = adapter.import_arviz().from_netcdf(str(path))   # lazily, so the file is held open
+    opened = adapter.import_arviz().from_netcdf(str(path))  # lazily, so the file is held open
     assert adapter.save_netcdf(example(draws=10), path).read_bytes() != old
     assert dataset(opened, "posterior").sizes["draw"] == 50
     current = path.read_bytes()
@@ -218,14 +218,14 @@ def test_the_largest_weight_sites_shrink_first_to_fit_the_limit(tmp_path: Path) 
     for i, n in enumerate((8, 64, 16)):
         loc = torch.randn(n, 10, 3, 3, generator=torch.Generator().manual_seed(i))
         posterior.sites[f"w{i}"] = Site(f"w{i}", loc, loc.abs(), WEIGHT_DIMS, "weight")
-    limit = 30_000   # all three need 63 kB, the two smaller ones 17 kB
+    limit = 30_000  # all three need 63 kB, the two smaller ones 17 kB
     path = adapter.save_netcdf(posterior, tmp_path / "p.nc", max_bytes=limit)
     constants = dataset(adapter.import_arviz().from_netcdf(str(path)), "constant_data")
     assert {"w0_loc", "w2_loc", "w1_loc_rms", "w1_scale_rms"} <= set(constants.data_vars)
     assert "w1_loc" not in constants
     rms = posterior.sites["w1"].loc.square().mean((1, 2, 3)).sqrt()
     np.testing.assert_allclose(constants["w1_loc_rms"].values, rms.numpy(), rtol=1e-6)
-    assert "w1_loc" in adapter.datasets(posterior)["constant_data"]   # no limit in memory
+    assert "w1_loc" in adapter.datasets(posterior)["constant_data"]  # no limit in memory
 
 
 def test_arviz_functions_take_the_container() -> None:
@@ -234,16 +234,16 @@ def test_arviz_functions_take_the_container() -> None:
     table = az.summary(tree, var_names=["conv1"], kind="stats")
     assert len(table) == 6
     expected = example(draws=400).draws["conv1"].mean(0).numpy()
-    np.testing.assert_allclose(table["mean"].astype(float).to_numpy(), expected, atol=6e-3)   # 3 digits shown
+    np.testing.assert_allclose(table["mean"].astype(float).to_numpy(), expected, atol=6e-3)  # 3 digits shown
 
 
 def test_leave_one_out_reads_the_log_likelihood() -> None:
     posterior = example(draws=300)
-    posterior.predictive = {"log_likelihood": torch.full((300, 20), -0.5)}   # the same under every draw
+    posterior.predictive = {"log_likelihood": torch.full((300, 20), -0.5)}  # the same under every draw
     posterior.predictive["log_likelihood"] += 1e-3 * torch.randn(300, 20)
     result = adapter.import_arviz().loo(adapter.to_arviz(posterior))
     elpd = float(result.elpd_loo if hasattr(result, "elpd_loo") else result.elpd)
-    assert elpd == pytest.approx(-10.0, abs=0.01)   # 20 examples
+    assert elpd == pytest.approx(-10.0, abs=0.01)  # 20 examples
 
 
 def test_an_empty_posterior_makes_an_empty_container() -> None:

@@ -27,13 +27,23 @@ def posterior(groups: dict[str, int], statistic: str = "snr", seed: int = 0) -> 
         score = loc.abs() / scale if statistic == "snr" else torch.rand(n, generator=g)
         cut = 1.0 if statistic == "snr" else 0.5
         channels[name] = SimpleNamespace(
-            group=name, snr=score, statistic=statistic, kept=score > cut, threshold=cut, round=0,
-            loc=loc if statistic == "snr" else None, scale=scale if statistic == "snr" else None,
+            group=name,
+            snr=score,
+            statistic=statistic,
+            kept=score > cut,
+            threshold=cut,
+            round=0,
+            loc=loc if statistic == "snr" else None,
+            scale=scale if statistic == "snr" else None,
         )
     first, n = next(iter(groups.items()))
     weight = torch.randn(n, 3, 5, 5, generator=g)
     site = SimpleNamespace(
-        name=f"{first}.weight", loc=weight, scale=weight.abs(), kind="weight", group=None,
+        name=f"{first}.weight",
+        loc=weight,
+        scale=weight.abs(),
+        kind="weight",
+        group=None,
         dims=("filter", "in_channel", "kh", "kw"),
     )
     history = [{k: c.snr * 2.0**-e for k, c in channels.items()} for e in range(30)]
@@ -71,7 +81,7 @@ def test_snr_plot_shows_every_channel_sorted_in_its_group() -> None:
         np.testing.assert_allclose(everything[:, 1], channel.snr.sort(descending=True).values, rtol=1e-6)
         assert len(inside[0]) == int(channel.kept.sum())
     lines = next(c for c in ax.collections if isinstance(c, LineCollection)).get_segments()
-    assert [line.tolist() for line in lines] == [[[0, 1], [1, 1]]]   # only group a has a cut line
+    assert [line.tolist() for line in lines] == [[[0, 1], [1, 1]]]  # only group a has a cut line
     n = int(p.channels["a"].kept.sum())
     assert ax.get_xticklabels()[0].get_text() == f"a\n{n}/7"
     assert ax.get_yscale() == "log"
@@ -94,7 +104,7 @@ def test_snr_plot_of_inclusions_is_linear_and_selects_groups() -> None:
     with pytest.raises(ConfigError, match="'c'"):
         plots.snr_plot(p, ["c"], ax=axes())
     with pytest.raises(DataError, match="channel groups"):
-        plots.snr_plot(SimpleNamespace(channels={}), ax=axes())   # type: ignore[arg-type]
+        plots.snr_plot(SimpleNamespace(channels={}), ax=axes())  # type: ignore[arg-type]
 
 
 def test_thousands_of_channels_are_fast() -> None:
@@ -103,7 +113,7 @@ def test_thousands_of_channels_are_fast() -> None:
     draw(plots.snr_plot(p, ax=axes()))
     draw(plots.forest(p, ax=axes()))
     draw(plots.snr_ridge(p.history, ax=axes()))
-    assert time.process_time() - start < 10   # about 1 s on an idle core
+    assert time.process_time() - start < 10  # about 1 s on an idle core
 
 
 def test_forest_has_the_lowest_and_the_highest_rows() -> None:
@@ -147,7 +157,7 @@ def test_ridge_draws_every_epoch_or_an_even_choice() -> None:
     labels = [t.get_text() for t in ax.get_yticklabels()]
     assert len(labels) == 10 and labels[0] == "1" and labels[-1] == "30"
     assert len(plots.snr_ridge(p.history[:3], ax=axes()).get_yticks()) == 3
-    draw(plots.snr_ridge([{"a": torch.zeros(4)}], ax=axes()))   # one epoch, all dead
+    draw(plots.snr_ridge([{"a": torch.zeros(4)}], ax=axes()))  # one epoch, all dead
     with pytest.raises(DataError, match="history of c"):
         plots.snr_ridge(p.history, "c", ax=axes())
 
@@ -157,7 +167,7 @@ def test_ridge_density_is_a_density() -> None:
     grid = np.linspace(-6, 6, 400)
     curve = _density(values, grid, 0.2)
     assert curve.sum() * (grid[1] - grid[0]) == pytest.approx(1, abs=1e-3)
-    exact = np.exp(-0.5 * grid**2 / 1.04) / np.sqrt(2 * np.pi * 1.04)   # N(0,1) smoothed by N(0, 0.2²)
+    exact = np.exp(-0.5 * grid**2 / 1.04) / np.sqrt(2 * np.pi * 1.04)  # N(0,1) smoothed by N(0, 0.2²)
     assert np.abs(curve - exact).max() < 0.03
 
 
@@ -190,7 +200,7 @@ def test_filter_maps_frame_each_filter_and_shift_colours_by_sign() -> None:
     with pytest.raises(ConfigError, match="a.weight"):
         plots.filter_maps(p, "nothing", ax=axes())
     with pytest.raises(DataError, match="kh, kw"):
-        plots.filter_maps(SimpleNamespace(sites={}, channels={}), ax=axes())   # type: ignore[arg-type]
+        plots.filter_maps(SimpleNamespace(sites={}, channels={}), ax=axes())  # type: ignore[arg-type]
 
 
 def test_width_graph_has_both_bars_per_group() -> None:

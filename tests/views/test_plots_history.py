@@ -22,7 +22,11 @@ def posterior() -> Posterior:
         name: ChannelSummary(name, torch.ones(len(k)), torch.ones(len(k)), "score", torch.tensor(k))
         for name, k in kept.items()
     }
-    whole = {"norms": torch.rand(6, 5), "pairs": torch.tensor([[1, 0], [3, 2], [0, 2], [2, 4]]), "units": torch.arange(5)}
+    whole = {
+        "norms": torch.rand(6, 5),
+        "pairs": torch.tensor([[1, 0], [3, 2], [0, 2], [2, 4]]),
+        "units": torch.arange(5),
+    }
     later = {"norms": torch.rand(3, 4), "pairs": torch.tensor([[2, 1], [0, 1]]), "units": torch.tensor([0, 2, 3, 4])}
     other = {"norms": torch.rand(6, 2), "pairs": torch.tensor([[0, 1]]), "units": torch.arange(2)}
     return Posterior({}, channels, trajectories=[{"a": whole, "b": other}, {"a": later, "b": other}])
