@@ -29,9 +29,13 @@ class Augment:
             torchvision's `v2.RandomResizedCrop`. Streamed pictures are cropped in their own size, before they are
             made alike.
         colour: Strength of torchvision's `v2.ColorJitter` (brightness, contrast, saturation), 0 for none.
+        mix: ``"mixup"`` (Zhang et al. 2018) puts a random share of another image of the batch over each image,
+            ``"cutmix"`` (Yun et al. 2019) a rectangle of it; ``""`` nothing. Targets stay those of the first image, so
+            this is for losses that do not use them, such as distillation alone (Beyer et al. 2022).
 
     Raises:
-        DataError: `shift` or `cutout` is negative or no whole number, `crop` or `colour` is not from 0 to 1.
+        DataError: `shift` or `cutout` is negative or no whole number, `crop` or `colour` is not from 0 to 1, no such
+            `mix`.
 
     >>> Augment(shift=1)(torch.ones(2, 1, 3, 3), torch.Generator().manual_seed(0)).shape
     torch.Size([2, 1, 3, 3])
@@ -42,8 +46,11 @@ class Augment:
     cutout: int = 0
     crop: float = 0.0
     colour: float = 0.0
+    mix: str = ""
 
     def __post_init__(self) -> None:
+        if self.mix not in ("", *_MIXES):
+            raise DataError(f"mix is one of {', '.join(_MIXES)}, got {self.mix!r}")
         for name in ("crop", "colour"):
             if not 0 <= getattr(self, name) <= 1:
                 raise DataError(f"{name} is a share from 0 to 1, got {getattr(self, name)!r}")
@@ -60,7 +67,7 @@ class Augment:
             DataError: A word that means nothing.
 
         >>> Augment.parse("shift=4,flip")
-        Augment(shift=4, flip=True, cutout=0, crop=0.0, colour=0.0)
+        Augment(shift=4, flip=True, cutout=0, crop=0.0, colour=0.0, mix='')
         """
         if text.strip() == "none":
             return None
@@ -138,12 +145,14 @@ class Augment:
             images = _shift(images, self.shift, generator)
         if self.cutout:
             images = _hide(images, self.cutout, generator)
-        if not self.flip:
-            return images, None
-        if mirrored is None:
-            mirrored = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
-        mirrored = mirrored.to(images.device)
-        return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images), mirrored
+        if self.flip:
+            if mirrored is None:
+                mirrored = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
+            mirrored = mirrored.to(images.device)
+            images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
+        if self.mix:
+            images = _MIXES[self.mix](images, generator)
+        return images, mirrored if self.flip else None
 
 
 def turned(targets: Tensor, mirrored: Tensor | None) -> Tensor:
@@ -179,3 +188,32 @@ def _hide(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
         covered.append((place >= 0) & (place < span))
     square = covered[0][:, None, :, None] & covered[1][:, None, None, :]  # [B, 1, H, W]
     return torch.where(square, images.mean((2, 3), keepdim=True, dtype=torch.float32).to(images.dtype), images)
+
+
+def _mixup(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image and another one of the batch, in a uniform proportion."""
+    order, share = _partners(images, generator)
+    mixed = torch.lerp(images.float(), images[order].float(), share.view(-1, 1, 1, 1))
+    return mixed.to(images.dtype) if images.is_floating_point() else mixed.round().to(images.dtype)
+
+
+def _cutmix(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image with a rectangle of another one: of its shape, of a uniform share of its area where it does not leave it."""
+    order, share = _partners(images, generator)
+    covered = []
+    for length in images.shape[2:]:
+        middle = torch.rand(len(images), generator=generator, device=generator.device).to(images.device) * length
+        reach = 0.5 * length * share.sqrt()
+        place = torch.arange(length, device=images.device) + 0.5
+        covered.append((place - middle[:, None]).abs() < reach[:, None])
+    return torch.where(covered[0][:, None, :, None] & covered[1][:, None, None, :], images[order], images)
+
+
+def _partners(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Which image comes over each, and how much of it."""
+    order = torch.randperm(len(images), generator=generator, device=generator.device)
+    share = torch.rand(len(images), generator=generator, device=generator.device)
+    return order.to(images.device), share.to(images.device)
+
+
+_MIXES = {"mixup": _mixup, "cutmix": _cutmix}

@@ -108,3 +108,23 @@ class Distillation:
         student = F.log_softmax(output.float() / self.temperature, -1)
         divergence = F.kl_div(student, target, log_target=True, reduction="batchmean")
         return self.weight * self.temperature**2 * divergence
+
+
+class LabelSmoothing:
+    """Labels that are wrong with a small probability (Szegedy et al. 2016): (1 - share) * NLL + share * mean_k -log p_k.
+
+    Args:
+        share: of the labels' loss that pulls towards equal probabilities of all classes, in [0, 1).
+        weight: of the labels in the whole loss: what other terms, such as distillation, leave them.
+
+    Raises:
+        ConfigError: a share outside its range.
+    """
+
+    def __init__(self, share: float = 0.1, weight: float = 1.0) -> None:
+        if not 0 <= share < 1:
+            raise ConfigError(f"label smoothing takes a share from 0 to below 1, got {share:g}")
+        self.share, self.weight, self.nll_weight = share, weight, 1.0 - share
+
+    def __call__(self, step: Step) -> Tensor:
+        return -self.weight * self.share * F.log_softmax(step.output.float(), 1).mean()

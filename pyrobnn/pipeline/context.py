@@ -15,13 +15,14 @@ from pyrobnn.channels.planner import Limits
 from pyrobnn.criteria.registry import CRITERIA
 from pyrobnn.data import Data
 from pyrobnn.guides.function import NoLatents
+from pyrobnn.inference.averaging import WeightAverage
 from pyrobnn.inference.batchnorm import reestimate_batchnorm
 from pyrobnn.inference.callbacks import Callback
 from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.fit import FitResult, fit
 from pyrobnn.inference.precision import channels_last, cpu_has_bf16, resolve_device, resolve_precision
 from pyrobnn.inference.progress import say
-from pyrobnn.inference.terms import Term
+from pyrobnn.inference.terms import LabelSmoothing, Term
 from pyrobnn.likelihoods import Likelihood
 from pyrobnn.metrics.evaluate import evaluate
 from pyrobnn.metrics.metric import measured
@@ -291,13 +292,17 @@ class Context:
         """A trained copy of a plain network, with distillation if there is a `dense` one."""
         model = BayesianModel(net, data_size=len(self.data.train), likelihood=self.likelihood)
         terms: list[Term] = []
-        data = self.data
+        data, recipe, labels = self.data, self.recipe, 1.0
         if dense is not None:
-            terms = [*self.teacher.answers(dense, self.recipe.distillation), *self.teacher.between(dense)]
-            data = self.teacher.data
+            terms = [*self.teacher.answers(dense, self.teacher.weight), *self.teacher.between(dense)]
+            data, labels = self.teacher.data, 1.0 - self.teacher.weight
+        if recipe.smoothing and self.task.softens:
+            terms.append(LabelSmoothing(recipe.smoothing, labels))
+        if recipe.average:
+            callbacks = [*callbacks, WeightAverage(recipe.average)]
         config = self.fit_config(base, seed, epochs)
         result = self.fit(stage, model, NoLatents(), config, data, terms=terms, callbacks=callbacks)
-        return self.settled(result.model.net)
+        return self.settled(self.refreshed(result.model.net) if recipe.average else result.model.net)
 
     def settings(self) -> dict[str, Any]:
         """What was trained and inferred with, for the report; a KL weight below 1 is a cold posterior."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.data import Augment, Data
+from pyrobnn.errors import ConfigError
 from pyrobnn.inference.blends import Blends
 from pyrobnn.inference.folding import folded
 from pyrobnn.inference.precision import channels_last
@@ -32,6 +33,9 @@ class Teacher:
         inference_dtype: of the dense network's passes in every step.
         epochs: that learn from it.
         task: says whether and how outputs are taught.
+
+    Raises:
+        ConfigError: images are to be mixed, and the data or the task do not allow it.
     """
 
     def __init__(
@@ -47,6 +51,10 @@ class Teacher:
     ) -> None:
         self.recipe, self._data, self.device, self.autocast = recipe, data, device, autocast
         self.inference_dtype, self.epochs, self.task = inference_dtype, epochs, task
+        if recipe.mix and not self._of_pictures:
+            raise ConfigError(
+                f"mix={recipe.mix} of the recipe is for classes of pictures; leave it out for {task.name}"
+            )
         self._fast: tuple[nn.Module, nn.Module] | None = None  # the dense network, and as fast as it can be
         self._logits: Tensor | None = None  # its answers, made when first needed
         self._terms: dict[float, Distillation] = {}  # by weight
@@ -70,18 +78,28 @@ class Teacher:
 
     def between(self, dense: nn.Module) -> list[Blends]:
         """Soft targets between training images (mixup), where the recipe has a weight for them."""
-        if not self.recipe.blends or not self.task.softens or len(self._data.image_shape) != 3:
+        if not self.recipe.blends or not self._of_pictures:
             return []
         return [Blends(self._evaluated(dense), self.recipe.blends, self.recipe.temperature, self.inference_dtype)]
 
     @property
+    def weight(self) -> float:
+        """Share of the loss that the dense network's answers have while the compact one is tuned."""
+        return 1.0 if self.recipe.mix else self.recipe.distillation
+
+    @property
+    def _of_pictures(self) -> bool:
+        return self.task.softens and len(self._data.image_shape) == 3
+
+    @property
     def data(self) -> Data:
-        """What the compact network is tuned on: the run's data, a part of every image hidden if the recipe says so."""
-        data = self._data
-        if not self.recipe.cutout or len(data.image_shape) != 3:
+        """What the compact network is tuned on: the run's data, with images mixed or partly hidden if the recipe says so."""
+        data, recipe = self._data, self.recipe
+        if not (recipe.cutout or recipe.mix) or len(data.image_shape) != 3:
             return data
-        side = max(1, round(self.recipe.cutout * min(data.image_shape[1:])))
-        return replace(data, train=replace(data.train, augment=replace(data.train.augment or Augment(), cutout=side)))
+        side = max(1, round(recipe.cutout * min(data.image_shape[1:]))) if recipe.cutout else 0
+        augment = replace(data.train.augment or Augment(), cutout=side, mix=recipe.mix)
+        return replace(data, train=replace(data.train, augment=augment))
 
     def _evaluated(self, dense: nn.Module) -> nn.Module:
         """The network with its normalisation folded in, as it is evaluated in every step."""
@@ -99,7 +117,13 @@ class Teacher:
         """
         split = self._data.train
         augment = split.augment or Augment()
-        if self.recipe.cutout or augment.cutout or augment.shift > SMALL_SHIFT or augment.transform((1, 1)) is not None:
+        if (
+            self.recipe.cutout
+            or self.recipe.mix
+            or augment.cutout
+            or augment.shift > SMALL_SHIFT
+            or augment.transform((1, 1)) is not None
+        ):
             return False
         if not (self.task.softens and split.indexed and isinstance(split.images, Tensor)):
             return False
@@ -109,14 +133,13 @@ class Teacher:
     def settings(self) -> dict[str, Any]:
         """For the report."""
         recipe = self.recipe
-        hidden = {"cutout": recipe.cutout} if recipe.cutout else {}
+        names = ("cutout", "blends", "mix", "smoothing", "average")
+        more = {name: getattr(recipe, name) for name in names if getattr(recipe, name)}
         if self.task.divergence is None:
-            return {"distillation": 0.0, **hidden}
-        blends = {"blends": recipe.blends} if recipe.blends else {}
+            return {"distillation": 0.0, **more}
         return {
             "distillation": recipe.infer_distillation,
             "temperature": recipe.temperature,
             "teacher": "once per image" if self.once else "every step",
-            **blends,
-            **hidden,
+            **more,
         }

@@ -49,10 +49,15 @@ class Recipe:
             :class:`~pyrobnn.inference.blends.Blends`; 0 is none.
         cutout: side of the square that is hidden in every image while the compact network is tuned, as a share of the
             image's shorter side, below 1; the teacher sees the same image. 0 is none.
+        mix: images that the compact network is tuned on are mixed (`"mixup"` or `"cutmix"`), so that it learns from the
+            dense network's answers alone, whatever `distillation` says: function matching (Beyer et al. 2022).
+        smoothing: of labels, while a plain network trains: share of their loss that goes to all classes alike.
+        average: share of the steps, the last, over which weights are averaged where a plain network trains, see
+            :class:`~pyrobnn.inference.averaging.WeightAverage`; 0 is none.
         draws: of the compact network's posterior, when it is measured.
 
     Raises:
-        ConfigError: a share outside its range.
+        ConfigError: a share outside its range, or no such `mix`.
     """
 
     dense: FitConfig
@@ -75,12 +80,19 @@ class Recipe:
     temperature: float = 2.0
     blends: float = 0.0
     cutout: float = 0.0
+    mix: str = ""
+    smoothing: float = 0.0
+    average: float = 0.0
     draws: int = 50
 
     def __post_init__(self) -> None:
         if not 0 <= self.cutout < 1:
             raise ConfigError(f"cutout is a share of the image's shorter side, from 0 to below 1, got {self.cutout:g}")
-        for name in ("dense_share", "infer_share", "kl_warmup"):
+        if self.mix not in ("", "mixup", "cutmix"):
+            raise ConfigError(f"mix of a recipe is mixup, cutmix or empty, got {self.mix!r}")
+        if not 0 <= self.smoothing < 1:
+            raise ConfigError(f"smoothing of a recipe is a share from 0 to below 1, got {self.smoothing:g}")
+        for name in ("dense_share", "infer_share", "kl_warmup", "average"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} of a recipe is a share, from 0 to 1, got {getattr(self, name):g}")
         if not 0 < self.pass_share <= 1:

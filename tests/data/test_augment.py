@@ -101,3 +101,34 @@ def test_words_for_augmentation() -> None:
 def test_no_augmentation_is_the_identity() -> None:
     batch = torch.rand(2, 1, 4, 4)
     assert Augment()(batch, generator()) is batch
+
+
+def test_mixup_is_a_share_of_each_of_two_images() -> None:
+    """Images of one colour each: what comes out is between its own and a partner's, in a uniform proportion."""
+    batch = torch.arange(3000.0).view(-1, 1, 1, 1).expand(-1, 2, 4, 4)
+    out = Augment(mix="mixup")(batch, generator())
+    assert bool((out == out[:, :1, :1, :1]).all())
+    order = torch.randperm(3000, generator=generator())
+    moved = (out[:, 0, 0, 0] - batch[:, 0, 0, 0]) / (order - torch.arange(3000)).float()
+    share = moved[order != torch.arange(3000)]
+    assert float(share.min()) >= 0 and float(share.max()) <= 1
+    assert abs(float(share.mean()) - 0.5) < 0.03 and abs(float(share.var()) - 1 / 12) < 0.01
+    whole = Augment(mix="mixup")(torch.randint(0, 256, (8, 1, 3, 3), dtype=torch.uint8), generator())
+    assert whole.dtype == torch.uint8
+
+
+def test_cutmix_is_a_rectangle_of_another_image() -> None:
+    batch = torch.arange(2000).view(-1, 1, 1, 1).expand(-1, 3, 9, 7).contiguous()
+    out = Augment(mix="cutmix")(batch, generator())
+    order = torch.randperm(2000, generator=generator())
+    own, other = out == batch, out == order.view(-1, 1, 1, 1)
+    assert bool((own | other).all()) and bool((out == out[:, :1]).all())
+    foreign = ~own[:, 0]  # [N, H, W]
+    box = foreign.any(2, keepdim=True) & foreign.any(1, keepdim=True)
+    assert torch.equal(box, foreign)
+    assert 0.2 < float(foreign.float().mean()) < 0.5  # half of the area, less what hangs over the edges
+
+
+def test_an_unknown_mix_is_refused() -> None:
+    with pytest.raises(DataError, match="mixup, cutmix"):
+        Augment(mix="cut")

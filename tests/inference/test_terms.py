@@ -1,4 +1,4 @@
-"""Distillation: against the formula, and with answers that are asked for once."""
+"""Distillation and label smoothing against their formulas; answers that are asked for once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyrobnn as pb
 from pyrobnn.data import Augment
 from pyrobnn.data.split import Split
 from pyrobnn.errors import ConfigError
-from pyrobnn.inference.terms import Distillation, Step, answers
+from pyrobnn.inference.terms import Distillation, LabelSmoothing, Step, answers
 
 CPU = torch.device("cpu")
 
@@ -75,3 +75,13 @@ def test_a_shifted_image_is_taught_what_the_image_itself_is() -> None:
     assert torch.allclose(once(one), wanted, rtol=1e-5) and once.teacher.calls == calls
     once(step(x, y))  # images that nobody knows: the teacher is asked
     assert once.teacher.calls == calls + 1
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_smoothed_labels_are_those_of_torch(weight: float) -> None:
+    term, one = LabelSmoothing(0.2, weight), step(torch.randn(5, 1, 6, 6), torch.arange(5) % 3)
+    nll = F.cross_entropy(one.output, one.y)
+    wanted = weight * F.cross_entropy(one.output, one.y, label_smoothing=0.2)
+    assert torch.allclose(weight * term.nll_weight * nll + term(one), wanted, rtol=1e-5)
+    with pytest.raises(ConfigError, match="from 0 to below 1"):
+        LabelSmoothing(1.0)
