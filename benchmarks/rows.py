@@ -67,12 +67,15 @@ def run(rows: list[Row]) -> None:
             (RESULTS / f"{name}.json").write_text(json.dumps({**report, **extra}, indent=2) + "\n")
 
 
-def dense(net: str, data: str, seed: int, epochs: int) -> tuple[Path, dict[str, float]]:
-    """The dense network of a seed, trained once on all training images: its file, and what it took."""
-    path = RUNS / f"dense-{net}-{data}-e{epochs}-s{seed}.safetensors"
+def dense(net: str, data: str, seed: int, epochs: int, *, validation: bool = False) -> tuple[Path, dict[str, float]]:
+    """The dense network of a seed, trained once: its file, and what it took.
+
+    On all training images, or on those that are left beside the validation images.
+    """
+    path = RUNS / f"dense-{net}-{data}-e{epochs}{'-valid' if validation else ''}-s{seed}.safetensors"
     note = path.with_suffix(".json")
     if not note.exists():
-        loaded = pb.load_data(data).without_validation()
+        loaded = pb.load_data(data) if validation else pb.load_data(data).without_validation()
         channels, size, _ = loaded.image_shape
         torch.manual_seed(seed)
         module = pb.nets.build(net, in_channels=channels, image_size=size, num_classes=loaded.num_classes)
@@ -82,7 +85,7 @@ def dense(net: str, data: str, seed: int, epochs: int) -> tuple[Path, dict[str, 
         result = pb.fit(model, NoLatents(), loaded, config=config, title=f"dense {seed}")
         RUNS.mkdir(parents=True, exist_ok=True)
         trained = pb.deterministic_net(result.model, result.guide)
-        save_weights(trained, path, mean=loaded.mean, std=loaded.std, trained_on="all")
+        save_weights(trained, path, mean=loaded.mean, std=loaded.std, trained_on="train" if validation else "all")
         note.write_text(json.dumps({"epochs": epochs, "seconds": round(time.perf_counter() - start, 1)}))
     return path, json.loads(note.read_text())
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from pyrobnn.criteria.context import ScoringContext
 from pyrobnn.errors import ConfigError
-from pyrobnn.summary.saliency import log_evidence
+from pyrobnn.summary.evidence import gate_evidence
 from pyrobnn.summary.types import ChannelSummary, Posterior
 
 READS = ("snr", "evidence")
@@ -95,9 +94,9 @@ def inclusion(scoring: ScoringContext) -> Posterior:
 def evidence(scoring: ScoringContext) -> Posterior:
     """Log evidence for keeping a channel against a prior that is 0 there (Savage-Dickey).
 
-    Where a guide and prior of weights are Gaussian it is their own. Where a posterior says in nats what the likelihood
-    loses without a channel, as all noise and gates do at whatever weight their KL had, it is that of a Gaussian gate
-    under the prior of its group's greatest marginal likelihood, see :func:`gate_evidence`.
+    Where guide and prior are Gaussian, and for noise, it is that under their own prior, at the weight 1 of the KL whatever
+    they were fitted with (:mod:`pyrobnn.summary.evidence`). Where all that is known is what the likelihood loses without
+    a channel, in nats, it is that of a Gaussian gate under the prior of its group's greatest marginal likelihood.
     """
 
     def own(summary: ChannelSummary) -> ChannelSummary:
@@ -109,52 +108,6 @@ def evidence(scoring: ScoringContext) -> Posterior:
         return summary if summary.evidence is not None else replace(summary, evidence=gate_evidence(summary.nats))
 
     return _changed(scoring.posterior, own)
-
-
-def gate_evidence(nats: Tensor, prior_scale: float | None = None) -> Tensor:
-    """Log evidence for keeping channels whose removal loses this much log-likelihood.
-
-    A gate of curvature F = 2 nats with its peak at 1, under N(0, s²), has the posterior N(F σ², σ²), σ² = 1/(F + 1/s²).
-
-    Args:
-        nats: `[channels]` of one group, not negative.
-        prior_scale: s; None is that of the group's greatest marginal likelihood (:func:`fit_prior_scale`).
-
-    >>> gate_evidence(torch.tensor([0.0, 0.1, 10.0])).sign().tolist()
-    [0.0, -1.0, 1.0]
-    """
-    information = 2 * nats.double()
-    scale = fit_prior_scale(torch.diag(information)) if prior_scale is None else prior_scale
-    variance = 1 / (information + scale**-2)
-    return log_evidence(information * variance, variance.sqrt(), scale).float()
-
-
-def gate_moments(information: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of gates under a N(0, s²) prior and a quadratic log-likelihood with its peak at 1."""
-    eye = torch.eye(len(information), dtype=information.dtype)
-    covariance = torch.linalg.inv(information + eye / scale**2)
-    return covariance @ information.sum(1), covariance
-
-
-def fit_prior_scale(information: Tensor) -> float:
-    """The s of N(0, s²) under which gates with this Fisher information, peak at 1, are most probable.
-
-    The fixed point s² = mean(μ² + σ²) (MacKay 1992), over the channels of a group.
-
-    Args:
-        information: `[channels, channels]`.
-
-    >>> round(fit_prior_scale(1e8 * torch.eye(4, dtype=torch.float64)), 3)   # known exactly to be 1
-    1.0
-    """
-    square = 1.0
-    for _ in range(100):
-        loc, covariance = gate_moments(information, square**0.5)
-        new = float((loc.square() + covariance.diagonal()).mean())
-        if abs(new - square) < 1e-9 * square:
-            break
-        square = new
-    return float(square**0.5)
 
 
 def _changed(posterior: Posterior, change: Callable[[ChannelSummary], ChannelSummary]) -> Posterior:

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from pyrobnn.channels import ChannelTable
 from pyrobnn.criteria.context import ScoringContext
-from pyrobnn.criteria.criterion import Criterion, fit_prior_scale, gate_moments
+from pyrobnn.criteria.criterion import Criterion
 from pyrobnn.data import Data
 from pyrobnn.errors import ConfigError
 from pyrobnn.inference.curvature import GateFisher, gate_fisher
 from pyrobnn.likelihoods import Categorical, Likelihood
+from pyrobnn.summary.evidence import fit_prior_scale, gate_moments
 from pyrobnn.summary.saliency import log_evidence
 from pyrobnn.summary.types import ChannelSummary, Posterior, SiteSummary
 

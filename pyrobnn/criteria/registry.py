@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pyrobnn.criteria.criterion import EVIDENCE, INCLUSION, SNR, Criterion
 from pyrobnn.criteria.evidence import BMRS_N, BMRS_U
+from pyrobnn.criteria.curvature import CURVATURE
 from pyrobnn.criteria.laplace import LAPLACE
 from pyrobnn.criteria.plain import BN_SCALE, FPGM, GROUP_FISHER, L1, RANDOM, TAYLOR
 from pyrobnn.errors import ConfigError
@@ -15,6 +16,7 @@ CRITERIA: dict[str, Criterion] = {
         INCLUSION,
         EVIDENCE,
         LAPLACE,
+        CURVATURE,
         BMRS_N,
         BMRS_U,
         L1,

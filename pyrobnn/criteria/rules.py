@@ -43,7 +43,7 @@ def plan(
             with inclusion probability below it (default 1/2); `evidence` (or `bmr`) those whose removal raises the
             model evidence by the Savage-Dickey ratio (default 0 nats), `bmrs-n` and `bmrs-u` those by Bayesian model
             reduction of log-uniform noise; `laplace` asks the curvature of a trained network (with `net`, `data` and
-            `groups`, no posterior); `l1`, `bn-scale`, `fpgm`, `taylor`, `group-fisher` and `random` are controls;
+            `groups`, no posterior), `curvature` a fitted posterior of weights (in a method); `l1`, `bn-scale`, `fpgm`, `taylor`, `group-fisher` and `random` are controls;
             `fraction` keeps the highest share `threshold` (default 1/2) of each group; `budget` cuts those that lose
             the fewest nats per cost saved until the targets are met.
         threshold: the cut line of a fixed rule.

@@ -113,10 +113,15 @@ class Guide(PyroModule):
         """Posterior inclusion probability per channel, `{group: [channels]}`, for guides that have gates."""
         return {}
 
-    def nats(self) -> dict[str, Tensor]:
-        """Nats lost if a channel goes, `{group: [channels]}`, where the guide has more to say than its inclusion.
+    def nats(self, weights: Mapping[str, float] | None = None, kl_weight: float = 1.0) -> dict[str, Tensor]:
+        """Nats of log-likelihood lost if a channel goes, `{group: [channels]}`, where the guide knows more than its inclusion.
 
-        Of one scale for all groups; scores without one are :meth:`shares`.
+        Of one scale for all groups; scores without one are :meth:`shares`. The weights are those that the posterior was
+        fitted with: the same width says ten times the curvature under ten times the KL.
+
+        Args:
+            weights: `{group: w}` of the KL of the channels' sites; `kl_weight` for a group that is not named.
+            kl_weight: of the whole KL.
         """
         return {}
 

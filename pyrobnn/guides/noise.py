@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,14 @@ from pyrobnn.distributions import ARD, LogUniform, TruncatedLogNormal, TwoSpike,
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.base import Guide, PerChannel, site_key
 from pyrobnn.guides.mean_field import MeanField
+from pyrobnn.guides.noise_balance import (
+    ard_loss,
+    ard_variance,
+    log_uniform_loss,
+    spike_loss,
+    spike_variance,
+    stationary_log_scale,
+)
 from pyrobnn.priors.noise import ChannelNoise
 
 if TYPE_CHECKING:
@@ -83,22 +90,20 @@ class NormalNoise(MeanField):
         }
 
     @torch.no_grad()
-    def nats(self, kl_weight: float = 1.0) -> dict[str, Tensor]:
-        """What the likelihood loses without a channel, under spikes; for other priors empty.
+    def nats(self, weights: Mapping[str, float] | None = None, kl_weight: float = 1.0) -> dict[str, Tensor]:
+        """What the likelihood loses without a channel, under ARD and spikes; for other priors empty.
 
         A responsibility is 1 to the last digit for every channel whose noise stays near 1, needed or not; how much
         narrower than the spike the data made its posterior still tells them apart.
-
-        Args:
-            kl_weight: that the noise was fitted with (see :func:`spike_loss`).
         """
         moments, found = self.moments(), {}
         for name, group, prior in self._current():
             loc, scale = moments[name]
+            weight = (weights or {}).get(group, kl_weight)
             if isinstance(prior, ARD):
-                found[group] = ard_loss(loc.abs() / scale, kl_weight)
+                found[group] = ard_loss(loc.abs() / scale, weight)
             elif (tau := _spike_width(prior)) is not None:
-                found[group] = spike_loss(loc, scale, tau, kl_weight)
+                found[group] = spike_loss(loc, scale, tau, weight)
         return found
 
 
@@ -106,74 +111,6 @@ def _spike_width(prior: Any) -> float | None:
     if isinstance(prior, TwoSpike):
         return float(prior.scale1.flatten()[0])
     return float(prior.scale.flatten()[0]) if isinstance(prior, torch.distributions.Normal) else None
-
-
-def spike_loss(loc: Tensor, scale: Tensor, tau: float, kl_weight: float = 1.0) -> Tensor:
-    """Nats of log-likelihood between θ = loc and θ = 0, read off a posterior N(loc, scale²) under a spike of width tau.
-
-    Likelihood and w-weighted KL balance in the width where h = w (1/scale² − 1/tau²), so a likelihood of curvature h
-    with its peak at `loc` loses ½ h loc² (a quadratic one exactly). A width is fitted to a few per cent at best, less
-    while its spike still narrows: below 1 % of the spike's curvature h is not told from 0, and counts as so much.
-
-    Args:
-        loc, scale: of the noise, `[channels]`.
-        tau: width of the spike.
-        kl_weight: w, of the KL that the noise was fitted with.
-    """
-    return 0.5 * kl_weight * loc.square() * (scale.pow(-2) - tau**-2).clamp_min(0.01 * tau**-2)
-
-
-def ard_loss(snr: Tensor, weight: float) -> Tensor:
-    """Nats of log-likelihood lost without a channel, read off its fitted noise under a weighted ARD KL.
-
-    Where w * 1/2 log(1 + mu^2 / sigma^2) balances a likelihood of curvature h in the noise, the
-    stationary sigma gives 1/2 h mu^2 = 1/2 w SNR^4 / (1 + SNR^2). So the price in w does not count
-    twice when the loss is divided by the cost saved.
-    """
-    square = snr.square()
-    return 0.5 * weight * square.square() / (1 + square)
-
-
-WIDEST = 10.0  # noise that a start gives a channel at the most: as good as none is left of it
-
-
-def ard_variance(information: Tensor, weight: float) -> Tensor:
-    """σ² of N(1, σ²) noise where w ½ log(1 + 1/σ²) balances a likelihood of curvature F: F σ² (1 + σ²) = w."""
-    ratio = weight / information.double().clamp_min(1e-30)
-    # 2 w/F / (1 + √(1 + 4 w/F)): the difference of the textbook's root loses all digits where F is large.
-    return (2 * ratio / (1 + (1 + 4 * ratio).sqrt())).clamp_max(WIDEST**2)
-
-
-def spike_variance(information: Tensor, weight: float, tau: float) -> Tensor:
-    """σ² where a spike of width τ, at weight w, and a likelihood of curvature F balance: w = (F + w/τ²) σ²."""
-    return weight / (information.double() + weight / tau**2)
-
-
-def stationary_loss(posterior: TruncatedLogNormal) -> Tensor:
-    """½ h of the likelihood −½ h (θ − 1)² under which this σ is stationary, per unit of a log-uniform KL's weight.
-
-    Where ½ h E(θ − 1)² balances w KL, ½ h / w = −(∂KL/∂σ) / (∂E(θ − 1)²/∂σ), near θ = 1 that is 1 / 2σ². 0 where the
-    spread does not grow with σ: no likelihood holds such a channel.
-    """
-    with torch.enable_grad():
-        scale = posterior.scale.detach().double().requires_grad_()
-        q = TruncatedLogNormal(posterior.loc.detach().double(), scale, posterior.a, posterior.b, validate_args=False)
-        risk = q.variance + (q.mean - 1).square()
-        (spread,) = torch.autograd.grad(risk.sum(), scale, retain_graph=True)
-        (entropy,) = torch.autograd.grad(q.entropy_log().sum(), scale)
-    return torch.where(spread > 1e-9, entropy / spread.clamp_min(1e-9), 0.0).clamp_min(0.0)
-
-
-def _stationary_log_scale(lost: Tensor, a: float, b: float) -> Tensor:
-    """log σ at μ = 0 where :func:`stationary_loss` is `lost`; infinite where it is less than at any narrow σ."""
-    grid = torch.linspace(math.log(1e-4), 0.0, 200, dtype=torch.float64)
-    q = TruncatedLogNormal(torch.zeros_like(grid), grid.exp(), a, b, validate_args=False)
-    losses = stationary_loss(q).log()  # falls with σ
-    wanted = lost.cpu().clamp_min(1e-30).log()
-    right = torch.searchsorted(-losses, -wanted).clamp(1, len(grid) - 1)
-    part = (wanted - losses[right - 1]) / (losses[right] - losses[right - 1])
-    found = grid[right - 1] + part.clamp(0, 1) * (grid[right] - grid[right - 1])
-    return torch.where(wanted < losses[-1], torch.inf, found).to(lost.device)
 
 
 class _WithoutNoise:
@@ -224,6 +161,7 @@ class TruncatedLogNormalNoise(Guide):
         self.loc = nn.ParameterDict()
         self.log_scale = nn.ParameterDict()
         self._bounds: dict[str, tuple[float, float]] = {}
+        self._groups: dict[str, str] = {}
         sites = model.sites()
         for name, site in sites.items():
             p = bare(site["fn"])
@@ -234,6 +172,7 @@ class TruncatedLogNormalNoise(Guide):
             self.loc[key] = nn.Parameter(torch.full_like(site["value"], init_loc))
             self.log_scale[key] = nn.Parameter(torch.full_like(site["value"], init_log_scale))
             if (group := model.group_of_site(name)) is not None:
+                self._groups[name] = group
                 self.layout[f"loc.{key}"] = self.layout[f"log_scale.{key}"] = PerChannel(group)
         if not self._bounds:
             raise ConfigError(
@@ -266,11 +205,19 @@ class TruncatedLogNormalNoise(Guide):
     def start_at(self, information: Mapping[str, Tensor], weights: Mapping[str, float], kl_weight: float = 1.0) -> None:
         """μ = 0, the greatest entropy of log θ ≤ 0 for its second moment, and the stationary σ; else the prior."""
         for name, (a, b) in self._bounds.items():
-            group, key = name.removesuffix(".noise"), site_key(name)
-            if group in information:
+            group, key = self._groups.get(name), site_key(name)
+            if group is not None and group in information:
                 lost = 0.5 * information[group].double() / weights.get(group, kl_weight)
                 self.loc[key].zero_()
-                self.log_scale[key].copy_(_stationary_log_scale(lost, a, b).clamp(*self.clip_log_scale))
+                self.log_scale[key].copy_(stationary_log_scale(lost, a, b).clamp(*self.clip_log_scale))
+
+    @torch.no_grad()
+    def nats(self, weights: Mapping[str, float] | None = None, kl_weight: float = 1.0) -> dict[str, Tensor]:
+        """½ h of every channel's noise, by :func:`~pyrobnn.guides.noise_balance.log_uniform_loss`."""
+        return {
+            group: log_uniform_loss(self.posterior(name), (weights or {}).get(group, kl_weight))
+            for name, group in self._groups.items()
+        }
 
     @torch.no_grad()
     def snr(self) -> dict[str, Tensor]:

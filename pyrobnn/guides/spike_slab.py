@@ -191,8 +191,8 @@ class SpikeSlabGuide(Guide):
         return {g: self.theta[site_key(name)].sigmoid() for name, (g, _) in self._gates.items() if g is not None}
 
     @torch.no_grad()
-    def nats(self) -> dict[str, Tensor]:
-        """−log(1 − γ) of the channels' own gates; empty in the edge variant."""
+    def nats(self, weights: Mapping[str, float] | None = None, kl_weight: float = 1.0) -> dict[str, Tensor]:
+        """−log(1 − γ), the posterior's own nats at whatever weight, of the channels' own gates; empty in the edge variant."""
         return {g: softplus(self.theta[site_key(n)]) for n, (g, _) in self._gates.items() if g is not None}
 
     @torch.no_grad()

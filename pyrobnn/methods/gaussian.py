@@ -1,7 +1,12 @@
-"""`gaussian`: mean-field Gaussian weights, filters cut by their signal-to-noise ratio."""
+"""`gaussian`: mean-field Gaussian weights; a channel is worth what the likelihood is expected to lose along it.
+
+Found: prior, guide and objective (Blundell et al. 2015). Ours: the read-off
+(:mod:`pyrobnn.criteria.curvature`); ratios of means to widths, weight by weight, rank channels as their norms do.
+"""
 
 from __future__ import annotations
 
+from pyrobnn.criteria.curvature import CURVATURE
 from pyrobnn.guides.mean_field import MeanField
 from pyrobnn.pipeline.method import Method
 from pyrobnn.pipeline.recipe import recipes
@@ -21,10 +26,12 @@ COLD = recipes(
 
 METHOD = Method(
     name="gaussian",
-    title="mean-field Gaussian weights; filter SNR",
+    title="mean-field Gaussian weights; curvature along each channel",
     source="Blundell et al. 2015 (Bayes by Backprop); local reparameterisation (Kingma et al. 2015) in small networks",
-    cut_where="smallest part of what is left of the layer's squared SNR per cost saved (SNR < 1 without a target)",
+    cut_where="fewest nats per cost, the curvature along the channel expected under the posterior (without a target: while the evidence rises)",
     prior=lambda: Gaussian("fan_in"),
     guide=MeanField,
+    rule="evidence",
     recipes=COLD,
+    score=CURVATURE,
 )

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from pyrobnn.criteria.context import ScoringContext
 from pyrobnn.criteria.laplace import training_images
-from pyrobnn.distributions import TruncatedLogNormal
-from pyrobnn.guides.noise import NormalNoise, TruncatedLogNormalNoise, ard_loss, stationary_loss
+from pyrobnn.guides.noise import NormalNoise, TruncatedLogNormalNoise
 from pyrobnn.inference.callbacks import Callback
 from pyrobnn.inference.curvature import gate_fisher
 from pyrobnn.inference.pricing import PricedKL
@@ -23,7 +17,8 @@ from pyrobnn.pipeline.method import Method
 from pyrobnn.pipeline.recipe import recipes
 from pyrobnn.pipeline.state import State
 from pyrobnn.priors.noise import ARDNoise, LogUniformNoise
-from pyrobnn.summary.types import ChannelSummary, Posterior
+from pyrobnn.summary.evidence import noise_priors, with_nats
+from pyrobnn.summary.types import Posterior
 
 FISHER_IMAGES = 1000  # that a start is estimated from
 
@@ -72,35 +67,11 @@ def start_at_curvature(
         price.begin(model, guide, fisher.diagonal, context.recipe.kl_weight)
 
 
-TOLD = 0.01  # nats per unit of the KL weight below which a loss is not told from 0, as for spikes
-
-
-def log_uniform_loss(posterior: TruncatedLogNormal, weight: float) -> Tensor:
-    """The same under a weighted log-uniform KL: ½ h, h from the stationary scale (:func:`stationary_loss`).
-
-    A channel that the data do not hold goes back to its prior, and no scale of it is stationary: the part 1 − e^(−KL²)
-    takes its loss to 0 with the KL, and leaves others as they are. All that is known of it is that the data hold it by
-    less than the weight asks for, so it counts as `TOLD` of the weight: under a high price such a channel may have a use.
-    """
-    q = TruncatedLogNormal(
-        posterior.loc.detach().double(),
-        posterior.scale.detach().double(),
-        posterior.a,
-        posterior.b,
-        validate_args=False,
-    )
-    kl = math.log(posterior.b - posterior.a) - q.entropy_log()
-    return (weight * (stationary_loss(q) * -torch.expm1(-kl.square())).clamp_min(TOLD)).float()
-
-
-def _unpriced(scoring: ScoringContext, loss: Callable[[Any, ChannelSummary, float], Tensor]) -> Posterior:
-    """The posterior with `nats` as lost by the likelihood, whatever the channel's KL was priced with."""
+def unpriced(scoring: ScoringContext) -> Posterior:
+    """The posterior with `nats` as lost by the likelihood, and their evidence, whatever a channel's KL was priced with."""
     price: PricedKL = scoring.callback(PricedKL)
-    posterior = scoring.posterior
-    for name, summary in posterior.channels.items():
-        weight = price.kl_weight * price.weights.get(name, 1.0)
-        posterior.channels[name] = replace(summary, nats=loss(scoring.guide, summary, weight).cpu())
-    return posterior
+    weights = {name: price.kl_weight * weight for name, weight in price.weights.items()}
+    return with_nats(scoring.posterior, scoring.need("guide").nats(weights), noise_priors(scoring.need("model")))
 
 
 # Deep networks lose little to noise and need their epochs for tuning.
@@ -120,7 +91,7 @@ ARD = Method(
     recipes=NOISE.with_values({"guide.init_scale": 0.1}),
     callbacks=priced,
     start=start_at_curvature,
-    score=lambda scoring: _unpriced(scoring, lambda guide, summary, w: ard_loss(summary.snr, w)),
+    score=unpriced,
 )
 
 SBP = Method(
@@ -133,7 +104,5 @@ SBP = Method(
     recipes=NOISE.with_values({"guide.init_log_scale": -3.0}),
     callbacks=priced,
     start=start_at_curvature,
-    score=lambda scoring: _unpriced(
-        scoring, lambda guide, summary, w: log_uniform_loss(guide.posterior(f"{summary.group}.noise"), w)
-    ),
+    score=unpriced,
 )

@@ -50,19 +50,32 @@ def left_share(score: Tensor) -> Tensor:
     *original* sum would make the last channels of a group as cheap as the first where scores are alike, as
     norms are: a budget then takes whole layers down to one channel (tried on LeNet-5).
 
+    The last channel leaves nothing, whose logarithm is no cost to add up or to store. What is left counts as
+    :data:`FREE_SHARE` of a channel of average score at the least, as little as a channel that is worth nothing: the
+    last channel costs the more, the more of its group it is.
+
     Args:
         score: `[channels]`, not negative.
 
-    >>> [round(v, 3) for v in left_share(torch.tensor([1.0, 1.0])).tolist()]   # log 2, then the layer is gone
-    [0.693, 20.723]
+    >>> [round(v, 3) for v in left_share(torch.tensor([1.0, 1.0])).tolist()]   # log 2, then log 1000
+    [0.693, 6.908]
+    >>> round(float(left_share(torch.tensor([1.0, 9.0]))[1]), 3)               # log(9 / 0.005)
+    7.496
     """
     values = score.detach().double().cpu()
+    if not len(values):
+        return values.float()
     order = values.argsort(stable=True)
     ascending = values[order]
-    rest = ascending.flip(0).cumsum(0).flip(0).clamp_min(1e-300)
+    rest = ascending.flip(0).cumsum(0).flip(0)
+    least = FREE_SHARE * values.mean()
+    # Sums of what comes after, not differences of sums, which lose the digits of small scores.
+    after = torch.cat([rest[1:], rest.new_zeros(1)])
     cost = torch.empty_like(values)
-    cost[order] = -torch.log1p(-(ascending / rest).clamp_max(1 - 1e-9))
-    return cost.float()
+    cost[order] = torch.where(
+        after > least, torch.log1p(ascending / after.clamp_min(1e-300)), (rest.clamp_min(least) / least).log()
+    )
+    return cost.nan_to_num(0.0).float()  # scores that are all 0 have nothing to lose
 
 
 def removal_cost(score: Tensor, group: ChannelGroup, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:

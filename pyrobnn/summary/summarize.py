@@ -16,9 +16,10 @@ from pyrobnn.errors import ConfigError
 from pyrobnn.guides.base import Guide, LikeTensor, site_layout
 from pyrobnn.model import BayesianModel
 from pyrobnn.summary.convergence import convergence, warn_at_chance
+from pyrobnn.summary.evidence import noise_priors, weight_evidence, with_nats
 from pyrobnn.summary.predictive import predictive_draws
 from pyrobnn.summary.reading import independent_normals, site_draws, site_moments
-from pyrobnn.summary.saliency import log_evidence, removal_cost
+from pyrobnn.summary.saliency import removal_cost
 from pyrobnn.summary.types import ChannelSummary, Posterior, SiteSummary
 
 
@@ -74,16 +75,16 @@ def summarize(
     priors = {name: base_distribution(site["fn"]) for name, site in model.sites().items()}
     channels = {}
     own = isinstance(guide, Guide)
-    inclusion, nats, shares = (guide.inclusion(), guide.nats(), guide.shares()) if own else ({}, {}, {})
+    kl_weight = float(model.history[-1].get("kl_weight", 1.0)) if model.history else 1.0
+    inclusion, shares = (guide.inclusion(), guide.shares()) if own else ({}, {})
+    nats = guide.nats(kl_weight=kl_weight) if own else {}
     shapes = _shapes({**dict(model.net.named_parameters()), **dict(model.net.named_buffers())})
     for group in model.groups or []:
-        summary = _channel_summary(model, group, found, inclusion, priors)
-        if group.name in nats:
-            summary.nats = nats[group.name].detach().cpu().float()
-        elif group.name in shares:
+        summary = _channel_summary(model, group, found, inclusion, priors, kl_weight)
+        if group.name in shares and group.name not in nats:
             summary.nats, summary.unit = removal_cost(shares[group.name], group, shapes), "share"
         channels[group.name] = summary
-    posterior = Posterior(found, channels)
+    posterior = with_nats(Posterior(found, channels), nats, noise_priors(model))
     posterior.net_widths = {name: (len(c.snr), len(c.snr)) for name, c in channels.items()}
     posterior.convergence = convergence(model, guide, {name: scale for name, (_, scale) in moments.items()})
     if draws:
@@ -129,6 +130,7 @@ def _channel_summary(
     sites: Mapping[str, SiteSummary],
     inclusion: Mapping[str, Tensor],
     priors: Mapping[str, Any],
+    kl_weight: float,
 ) -> ChannelSummary:
     name, n = group.name, group.channels
     kept = torch.ones(n, dtype=torch.bool)
@@ -147,11 +149,11 @@ def _channel_summary(
         return ChannelSummary(name, magnitude, nats, "magnitude", kept, loc=site.loc, scale=site.scale, unit="share")
     if site is not None:
         snr = site.loc.abs() / site.scale.clamp_min(1e-12)
-        evidence = _evidence(site.loc, site.scale, priors[site.name])
+        evidence = _evidence(site.loc, site.scale, priors[site.name], kl_weight)
         return ChannelSummary(
             name, snr, 0.5 * snr.square(), "snr", kept, evidence=evidence, loc=site.loc, scale=site.scale
         )
-    return _from_weights(model, group, sites, kept, priors)
+    return _from_weights(model, group, sites, kept, priors, kl_weight)
 
 
 def _gate_logits(
@@ -181,15 +183,20 @@ def _gate_logits(
     return ChannelSummary(group.name, -torch.expm1(-total), removal_cost(total, group, shapes), "inclusion", kept)
 
 
-def _evidence(loc: Tensor, scale: Tensor, prior: Any) -> Tensor | None:
-    """Log evidence for not being 0 by coordinate; None unless the prior is a Gaussian centred at 0."""
+def _evidence(loc: Tensor, scale: Tensor, prior: Any, kl_weight: float) -> Tensor | None:
+    """Log evidence for not being 0 by coordinate, at KL weight 1; None unless the prior is a Gaussian centred at 0."""
     if not isinstance(prior, torch.distributions.Normal) or bool(prior.loc.any()):
         return None
-    return log_evidence(loc, scale, prior.scale.cpu()).float()
+    return weight_evidence(loc, scale, prior.scale.cpu(), kl_weight).float()
 
 
 def _from_weights(
-    model: BayesianModel, group: Any, sites: Mapping[str, SiteSummary], kept: Tensor, priors: Mapping[str, Any]
+    model: BayesianModel,
+    group: Any,
+    sites: Mapping[str, SiteSummary],
+    kept: Tensor,
+    priors: Mapping[str, Any],
+    kl_weight: float,
 ) -> ChannelSummary:
     """Weight-level posteriors: a channel's taps are the weights of its filters and those that read it.
 
@@ -211,7 +218,7 @@ def _from_weights(
         ratio = (site.loc / site.scale.clamp_min(1e-12)).square()
         total += per_unit(ratio, member.axis, member.index)
         taps += per_unit(torch.ones_like(ratio), member.axis, member.index)
-        part = _evidence(site.loc, site.scale, priors[site.name])
+        part = _evidence(site.loc, site.scale, priors[site.name], kl_weight)
         if part is None or evidence is None:
             evidence = None
         else:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import pyrobnn as pb
 from pyrobnn.criteria.context import ScoringContext
-from pyrobnn.criteria.criterion import Criterion, gate_evidence
+from pyrobnn.criteria.criterion import Criterion
 from pyrobnn.criteria.registry import CRITERIA
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.noise import NormalNoise, TruncatedLogNormalNoise
@@ -144,15 +143,6 @@ def test_evidence_of_all_posteriors_in_nats(planted):
         if name != "two-spike":  # whose width tells curvature below 1 % of its spike's from nothing only
             assert keep["conv"] == [k for k in range(8) if k not in DEAD], name
         assert keep["mid"] == list(range(6)), name
-
-
-def test_gate_evidence_by_quadrature():
-    nats, s = torch.tensor([0.05, 0.5, 5.0]), 0.8
-    theta = np.linspace(-15, 15, 400_001)
-    prior = np.exp(-0.5 * (theta / s) ** 2) / (s * np.sqrt(2 * np.pi))
-    for value, found in zip(nats.tolist(), gate_evidence(nats, s).tolist(), strict=True):
-        total = np.trapezoid(np.exp(-value * (theta - 1) ** 2) * prior, theta)
-        assert found == pytest.approx(np.log(total) + value, abs=1e-5)
 
 
 def test_bmrs_criteria_read_log_uniform_noise_and_refuse_the_rest(planted):

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import pyrobnn as pb
-from pyrobnn.criteria.laplace import fit_prior_scale, gate_posterior, laplace_gates
+from pyrobnn.criteria.laplace import gate_posterior, laplace_gates
 from pyrobnn.errors import ConfigError
 from pyrobnn.inference.curvature import GateFisher
+from pyrobnn.summary.evidence import fit_prior_scale
 
 
 def fisher(diagonal: list[float], **other: object) -> GateFisher:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from pyrobnn.channels import PruningPlan, channel_groups
 from pyrobnn.criteria.evidence import bmrs_n
 from pyrobnn.errors import ConfigError
-from pyrobnn.guides.noise import NormalNoise, TruncatedLogNormalNoise, spike_loss
+from pyrobnn.guides.noise import NormalNoise, TruncatedLogNormalNoise
+from pyrobnn.guides.noise_balance import spike_loss
 from pyrobnn.inference.elbo import ELBO
 from pyrobnn.inference.shrink import shrink
 from pyrobnn.likelihoods import Categorical

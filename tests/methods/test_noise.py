@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 import pyrobnn as pb
-from pyrobnn.methods.noise import ard_loss
+from pyrobnn.guides.noise_balance import ard_loss
 from pyrobnn.methods.spike_slab import gate_loss
 
 

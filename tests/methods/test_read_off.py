@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 import pyrobnn as pb
 from pyrobnn.distributions import ARD, LogUniform, TruncatedLogNormal
-from pyrobnn.guides.noise import NormalNoise, TruncatedLogNormalNoise, ard_variance, spike_loss, spike_variance
+from pyrobnn.guides.noise import NormalNoise, TruncatedLogNormalNoise
+from pyrobnn.guides.noise_balance import ard_loss, ard_variance, log_uniform_loss, spike_loss, spike_variance
 from pyrobnn.guides.spike_slab import SpikeSlabGuide
 from pyrobnn.inference.pricing import PricedKL
-from pyrobnn.methods.noise import ard_loss, log_uniform_loss
 from pyrobnn.methods.spike_slab import gate_loss
 from pyrobnn.priors.noise import ARDNoise, LogUniformNoise, SpikeNoise
 from pyrobnn.priors.spike_slab import SpikeSlab

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -17,10 +19,24 @@ def test_cost_is_the_log_of_what_is_left() -> None:
         left = float(score[order[gone:]].sum()) / 10.0
         assert float(cost[order[:gone]].sum()) == pytest.approx(-torch.tensor(left).log().item(), rel=1e-5)
     assert bool((cost[order].diff() > 0).all())
-    # The same in two rounds, and in other units.
-    assert torch.allclose(left_share(score[order[2:]]), cost[order[2:]], rtol=1e-5)
+    # The same in two rounds (but the last channel's, which depends on who is there), and in other units.
+    assert torch.allclose(left_share(score[order[1:]])[:-1], cost[order[1:-1]], rtol=1e-5)
     assert torch.allclose(left_share(100 * score), cost)
     assert bool(torch.isfinite(left_share(torch.zeros(3))).all())
+
+
+def test_the_last_channel_costs_what_it_is_of_its_group() -> None:
+    """Not one constant for all groups: the more a channel is above the average, the more is lost with it."""
+    alike, lone = left_share(torch.ones(6)), left_share(torch.tensor([0.01] * 5 + [5.0]))
+    assert float(alike[-1]) == pytest.approx(math.log(1 / 1e-3), rel=1e-5)
+    assert float(lone[-1]) == pytest.approx(math.log(5.0 / (1e-3 * 5.05 / 6)), rel=1e-5) and float(lone[-1]) > float(
+        alike[-1]
+    )
+    for score in (torch.tensor([2.0]), torch.zeros(1), torch.tensor([1e-30, 1.0]), torch.zeros(0)):
+        assert bool(torch.isfinite(left_share(score)).all())
+    # Whatever the scores are, no channel costs less than a smaller one, and the last one most.
+    cost = left_share(torch.tensor([1.0, 1e-12, 1e-6, 1e-6]))
+    assert bool((cost.sort().values[:-1] <= cost[0]).all()) and int(cost.argmax()) == 0
 
 
 def test_equal_scores_keep_layers_in_proportion() -> None:

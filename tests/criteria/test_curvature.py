@@ -1,0 +1,67 @@
+"""The curvature along a channel, averaged over a posterior of weights: against its closed form in a linear network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pyrobnn as pb
+from pyrobnn.criteria.context import ScoringContext
+from pyrobnn.criteria.curvature import CURVATURE, expected_loss
+from pyrobnn.errors import ConfigError
+from pyrobnn.guides.mean_field import MeanField
+from pyrobnn.likelihoods import Gaussian as GaussianLikelihood
+from pyrobnn.summary.evidence import gate_evidence
+
+HIDDEN, NOISE, WIDTH = 5, 0.5, 0.2
+
+
+def linear() -> tuple[ScoringContext, Tensor]:
+    """f(x) = Σ_c v_c w_c x with independent Normals on all v and w, and its context; the inputs."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, HIDDEN, 1, bias=False), nn.Conv2d(HIDDEN, 1, 1, bias=False), nn.Flatten())
+    inputs = torch.rand(4000, 1, 1, 1)
+    data = pb.load_data((inputs, net(inputs).detach()), task="regression", mean=[0.0], std=[1.0], valid_fraction=0.0, test_fraction=0.2)
+    table = pb.channel_groups(net, data.example)
+    model = pb.BayesianModel(
+        net,
+        pb.priors.Gaussian(1.0),
+        data_size=len(data.train),
+        groups=table,
+        likelihood=GaussianLikelihood(NOISE),
+    )
+    guide = MeanField(model)
+    for name, (mean, _) in guide.moments().items():
+        guide.set_scale(name, torch.linspace(0.5, 1.5, HIDDEN).reshape(mean.shape), torch.full_like(mean, WIDTH))
+    posterior = pb.summarize(model, guide, draws=0)
+    context = ScoringContext(posterior, table=table, net=net, model=model, guide=guide, data=data)
+    return context, torch.cat([x for x, _ in data.train.batches(100)])
+
+
+def test_it_is_the_expected_curvature_in_closed_form() -> None:
+    """½ N E[v²] E[w²] mean(x²) / s²: the widths of the posterior count, not only its means."""
+    context, inputs = linear()
+    means = torch.linspace(0.5, 1.5, HIDDEN).double()
+    squares = means.square() + WIDTH**2
+    exact = 0.5 * len(inputs) * squares.square() * float(inputs.double().square().mean()) / NOISE**2
+    found = expected_loss(context, draws=320, images=10)
+    (nats,) = found.values()
+    torch.testing.assert_close(nats.double(), exact, rtol=0.15, atol=0)
+    at_means = exact * (means.square() / squares).square()
+    assert float(nats[0]) > 1.2 * float(at_means[0])
+
+
+def test_the_criterion_spends_nats_and_has_evidence() -> None:
+    context, _ = linear()
+    (summary,) = CURVATURE(context).channels.values()
+    assert summary.unit == "nats" and torch.equal(summary.evidence, gate_evidence(summary.nats))
+    assert torch.equal(summary.snr, next(iter(context.posterior.channels.values())).snr)
+    again = next(iter(CURVATURE(context).channels.values()))
+    assert torch.equal(again.nats, summary.nats)  # seeded, whatever the global state is
+
+
+def test_it_says_what_it_lacks() -> None:
+    context, _ = linear()
+    with pytest.raises(ConfigError, match="curvature needs the model"):
+        CURVATURE(ScoringContext(context.posterior, table=context.table))
