@@ -55,7 +55,9 @@ def expected_loss(scoring: ScoringContext, draws: int = DRAWS, images: int = IMA
 def curvature(scoring: ScoringContext) -> Posterior:
     """The posterior with :func:`expected_loss` as its nats, and the evidence that follows from them."""
     nats = expected_loss(scoring)
-    return with_nats(scoring.posterior, nats, dict.fromkeys(nats))  # a gate is no site of the model: no prior of its own
+    return with_nats(
+        scoring.posterior, nats, dict.fromkeys(nats)
+    )  # a gate is no site of the model: no prior of its own
 
 
 CURVATURE = Criterion("curvature", "log evidence for keeping", "nats", curvature, 0.0, "evidence")

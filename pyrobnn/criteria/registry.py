@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pyrobnn.criteria.criterion import EVIDENCE, INCLUSION, SNR, Criterion
-from pyrobnn.criteria.evidence import BMRS_N, BMRS_U
 from pyrobnn.criteria.curvature import CURVATURE
+from pyrobnn.criteria.evidence import BMRS_N, BMRS_U
 from pyrobnn.criteria.laplace import LAPLACE
 from pyrobnn.criteria.plain import BN_SCALE, FPGM, GROUP_FISHER, L1, RANDOM, TAYLOR
 from pyrobnn.errors import ConfigError

@@ -113,6 +113,16 @@ class MeanField(Guide):
     def lr_factor(self, parameter: str) -> float:
         return self.scale_lr if parameter.startswith("log_scale.") else 1.0
 
+    def scale_parameters(self) -> dict[str, tuple[str, float]]:
+        """`{parameter name: (site, entries of the site for each of its own)}` of all log σ."""
+        return {
+            f"log_scale.{site_key(name)}": (
+                name,
+                self.loc[site_key(name)].numel() / self.log_scale[site_key(name)].numel(),
+            )
+            for name in self._sites
+        }
+
     @torch.no_grad()
     def set_scale(self, site: str, mean: Tensor, sd: Tensor) -> None:
         """Match mean and standard deviation of one site (method of moments for positive sites)."""

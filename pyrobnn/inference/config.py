@@ -22,6 +22,8 @@ class FitConfig:
         batch_size: examples per step.
         lr: peak learning rate of the network's deterministic parameters.
         guide_lr: peak learning rate of the guide's parameters (default: `lr`).
+        scale_rate: None steps the widths of a guide as its means are; a number in (0, 1] steps those of Gaussian guides
+            by variational online Newton with this rate (:mod:`pyrobnn.inference.newton`); 1e-3 averages over 1,000 steps.
         optimizer: `"adam"` or `"sgd"` (Nesterov momentum), for network and guide alike, or `"muon"`: kernels take
             orthogonalised steps of `lr` times their norm, all else SGD (:class:`~pyrobnn.inference.muon.Muon`).
         momentum: of SGD and Muon, or Adam's beta1.
@@ -46,6 +48,7 @@ class FitConfig:
     batch_size: int = 128
     lr: float = 1e-3
     guide_lr: float | None = None
+    scale_rate: float | None = None
     optimizer: str = "adam"
     momentum: float = 0.9
     weight_decay: float = 0.0
@@ -80,6 +83,8 @@ class FitConfig:
                 raise ConfigError(
                     f"{name} must be at most {LARGEST_RATE:g}, got {numbers[name]:g}: usual rates are 1e-4 to 1"
                 )
+        if self.scale_rate is not None and not 0 < self.scale_rate <= 1:
+            raise ConfigError(f"scale_rate is None or a rate in (0, 1], got {self.scale_rate:g}; 1e-3 is usual")
         if not self.save_minutes >= 0:
             raise ConfigError(f"save_minutes must be 0 or more, got {self.save_minutes}")
         if not self.momentum < 1:

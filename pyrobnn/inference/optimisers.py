@@ -15,7 +15,7 @@ from pyrobnn.inference.muon import Muon, muon_groups
 def new_optimiser(config: FitConfig, net: nn.Module, guide: Any) -> torch.optim.Optimizer:
     """An optimiser for the deterministic parameters of a network and for a guide.
 
-    Every group holds its peak rate as `peak`, for the schedule to scale. A guide may have a method
+    Widths that step by themselves (`scale_rate`) are left out. Every group holds its peak rate as `peak`, for the schedule to scale. A guide may have a method
     `lr_factor(name)`, a factor on `guide_lr` for one of its parameters.
 
     Raises:
@@ -25,8 +25,9 @@ def new_optimiser(config: FitConfig, net: nn.Module, guide: Any) -> torch.optim.
     guide_lr = config.lr if config.guide_lr is None else config.guide_lr
     factor = getattr(guide, "lr_factor", lambda name: 1.0)
     rates: dict[float, list[Tensor]] = {}
+    apart = guide.scale_parameters() if config.scale_rate is not None and hasattr(guide, "scale_parameters") else {}
     for name, parameter in guide.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and name not in apart:
             rates.setdefault(guide_lr * factor(name), []).append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": [p for p in weights if p.dim() > 1], "peak": config.lr, "weight_decay": config.weight_decay},

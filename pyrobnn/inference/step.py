@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.inference.config import FitConfig
+from pyrobnn.inference.newton import NewtonScales, newton_scales
 from pyrobnn.inference.objective import Objective
 from pyrobnn.metrics.scores import class_logits
 
@@ -51,12 +52,18 @@ class Step:
             :class:`~pyrobnn.inference.muon.Muon` do).
         clip: bound on the norm of the gradient, None for none.
         device: where all of it is.
+        newton: steps of parameters that the optimiser does not have.
     """
 
     def __init__(
-        self, objective: Objective, optimiser: torch.optim.Optimizer, clip: float | None, device: torch.device
+        self,
+        objective: Objective,
+        optimiser: torch.optim.Optimizer,
+        clip: float | None,
+        device: torch.device,
+        newton: NewtonScales | None = None,
     ) -> None:
-        self.objective, self.optimiser, self.clip = objective, optimiser, clip
+        self.objective, self.optimiser, self.clip, self.newton = objective, optimiser, clip, newton
         wide = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(len(SUMMED), dtype=wide, device=device)
         self.failed = torch.zeros((), device=device)
@@ -64,17 +71,24 @@ class Step:
     def __call__(self, x: Tensor, y: Tensor, view: Tensor | None = None) -> None:
         """Change parameters and sums; `view` says which images these are (see `Batch`)."""
         self.optimiser.zero_grad(set_to_none=True)
+        if self.newton is not None:
+            self.newton.zero_grad()
         loss = self.objective(x, y, view)
         loss.loss.backward()
         gradients = [p.grad for group in self.optimiser.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         with torch.no_grad():
-            finite = torch.isfinite(loss.loss.detach() + norm).to(self.failed.dtype)
+            whole = loss.loss.detach() + norm
+            if self.newton is not None:
+                whole = whole + nn.utils.get_total_norm([p.grad for p in self.newton.parameters if p.grad is not None])
+            finite = torch.isfinite(whole).to(self.failed.dtype)
             torch.maximum(self.failed, 1 - finite, out=self.failed)
             if self.clip is not None:
                 self.optimiser.grad_scale = ((norm + 1e-6) / self.clip).clamp_min(1.0).float()  # type: ignore[attr-defined]
         self.optimiser.found_inf = self.failed  # type: ignore[attr-defined]
         self.optimiser.step()
+        if self.newton is not None:
+            self.newton.step(self.objective.kl_weight, self.failed)
         with torch.no_grad():
             labels = y.dim() == 1 and not y.is_floating_point()
             correct = (class_logits(loss.output.detach()).argmax(-1) == y).sum() if labels else torch.zeros_like(norm)
@@ -110,9 +124,14 @@ class CapturedStep(Step):
     """
 
     def __init__(
-        self, objective: Objective, optimiser: torch.optim.Optimizer, clip: float | None, device: torch.device
+        self,
+        objective: Objective,
+        optimiser: torch.optim.Optimizer,
+        clip: float | None,
+        device: torch.device,
+        newton: NewtonScales | None = None,
     ) -> None:
-        super().__init__(objective, optimiser, clip, device)
+        super().__init__(objective, optimiser, clip, device, newton)
         for group in optimiser.param_groups:
             group["lr"] = torch.zeros((), device=device)
             if "capturable" in group:
@@ -199,4 +218,8 @@ def _form(part: Tensor | None) -> Any:
 def new_step(objective: Objective, optimiser: torch.optim.Optimizer, config: FitConfig, device: torch.device) -> Step:
     """A captured step on a CUDA device unless `config.capture` is off, else an eager one."""
     kind = CapturedStep if device.type == "cuda" and config.capture == "auto" else Step
-    return kind(objective, optimiser, config.clip, device)
+    newton = None
+    if config.scale_rate is not None:
+        size = objective.model.data_size
+        newton = newton_scales(objective.guide, config.scale_rate, size, objective.site_weights)
+    return kind(objective, optimiser, config.clip, device, newton)

@@ -22,7 +22,9 @@ def linear() -> tuple[ScoringContext, Tensor]:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, HIDDEN, 1, bias=False), nn.Conv2d(HIDDEN, 1, 1, bias=False), nn.Flatten())
     inputs = torch.rand(4000, 1, 1, 1)
-    data = pb.load_data((inputs, net(inputs).detach()), task="regression", mean=[0.0], std=[1.0], valid_fraction=0.0, test_fraction=0.2)
+    data = pb.load_data(
+        (inputs, net(inputs).detach()), task="regression", mean=[0.0], std=[1.0], valid_fraction=0.0, test_fraction=0.2
+    )
     table = pb.channel_groups(net, data.example)
     model = pb.BayesianModel(
         net,
