@@ -214,17 +214,6 @@ def test_help_and_no_arguments(call: Call) -> None:
     assert call("compress", "--help")[0] == 0
 
 
-def test_ctrl_c_says_how_to_go_on(made: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*args: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("pyrobnn.inference.fit.Loop.train_step", stop)
-    code, _, err = call(
-        "compress", "--model", "small_cnn", "--data", made / "few.npz", "--epochs", 3, "--out", tmp_path / "r"
-    )
-    assert code == 130 and "--resume" in err and "Traceback" not in err
-
-
 def test_a_warning_is_one_line(made: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = tmp_path / "w.safetensors"
     save_file({k: v.contiguous() for k, v in load_file(made / "run" / "dense.safetensors").items()}, weights)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pyrobnn.errors import CheckpointError
-from pyrobnn.io.lock import locked
+from pyrobnn.io.lock import LOCK, locked
+from pyrobnn.io.manifest import write_manifest
 
 HOLD = """
 import sys, time
@@ -53,3 +57,33 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("fcntl.flock", unsupported)
     with pytest.warns(UserWarning, match="has no locks"), locked(tmp_path):
         pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="plays Windows")
+def test_the_way_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte of a file is locked there, which a second handle cannot do; the file is no part of the run."""
+    held: dict[tuple[int, int], int] = {}  # the handle that holds a file, by the file
+    close = os.close
+
+    def locking(handle: int, mode: int, length: int) -> None:
+        assert (mode, length) == (2, 1)
+        status = os.fstat(handle)
+        if held.setdefault((status.st_dev, status.st_ino), handle) != handle:
+            raise OSError(errno.EACCES, "Permission denied")
+
+    def closing(handle: int) -> None:
+        for key in [key for key, holder in held.items() if holder == handle]:
+            del held[key]
+        close(handle)
+
+    monkeypatch.setattr("sys.platform", "win32")
+    monkeypatch.setattr("os.close", closing)
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(locking=locking, LK_NBLCK=2))  # type: ignore[misc]
+    with locked(tmp_path), pytest.raises(CheckpointError, match="in use by another run"), locked(tmp_path):
+        pass
+    assert not held
+    with locked(tmp_path):
+        assert len(held) == 1
+        (tmp_path / "report.json").write_text("{}")
+        manifest = write_manifest(tmp_path)
+    assert not held and (tmp_path / LOCK).exists() and LOCK not in manifest.read_text()

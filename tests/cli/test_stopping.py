@@ -1,0 +1,90 @@
+"""Ctrl-C, sent as a signal: while Python still imports, and in the middle of a run that then goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import pyrobnn as pb
+from pyrobnn import cli
+from pyrobnn.inference.fit import Loop
+from pyrobnn.io.manifest import MANIFEST
+
+# Ctrl-C is pressed when this module is asked for.
+IMPORT = """
+import os, signal, sys
+
+class Press:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Press())
+sys.argv = ["pyrobnn", {command!r}]
+from pyrobnn.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("module", "command"), [("typer", "--help"), ("torch", "methods"), ("pyro", "methods")])
+def test_while_importing(module: str, command: str) -> None:
+    script = IMPORT.format(module=module, command=command)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 130, done
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 1
+
+
+def steady(report: Any) -> Any:
+    """A report without what depends on the clock."""
+    if isinstance(report, dict):
+        return {key: steady(value) for key, value in report.items() if key not in ("seconds", "latency_ms")}
+    return [steady(value) for value in report] if isinstance(report, list) else report
+
+
+def test_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line and exit code 130; `--resume` ends where a run that was left alone ends."""
+    full = pb.load_data("digits", valid_fraction=0.0)
+    train, test = full.train.take(160), full.test.take(60)
+    np.savez(
+        tmp_path / "few.npz", x_train=train.images.numpy(), y_train=train.labels.numpy(),
+        x_test=test.images.numpy(), y_test=test.labels.numpy(),
+    )  # fmt: skip
+
+    def run(out: Path, *more: str) -> int:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([
+                "compress", "--model", "small_cnn", "--data", str(tmp_path / "few.npz"), "--method", "gaussian",
+                "--epochs", "4", "--target-macs", "0.5", "--precision", "fp32", "--out", str(out), *more,
+            ])  # fmt: skip
+        return int(stop.value.code or 0)
+
+    assert run(tmp_path / "whole") == 0
+    steps, step = 0, Loop.train_step
+
+    def pressed(self: Loop, *args: Any, **kwargs: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "train_step", pressed)
+        capsys.readouterr()
+        code = run(tmp_path / "stopped")
+    error = capsys.readouterr().err
+    assert code == 130 and steps == 5 and "--resume" in error and "Traceback" not in error
+    assert not (tmp_path / "stopped" / MANIFEST).exists() and not list((tmp_path / "stopped").rglob(".*"))
+    assert run(tmp_path / "stopped", "--resume") == 0
+    reports = [steady(json.loads((tmp_path / name / "report.json").read_text())) for name in ("whole", "stopped")]
+    assert reports[0] == reports[1]
+    assert reports[0]["threads"] == torch.get_num_threads()
