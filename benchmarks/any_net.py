@@ -2,7 +2,7 @@
 
     python benchmarks/any_net.py [--only NAME ...] [--pixels 64]
 
-Random weights, a random half of every group. `left` is the share of the parameters that remains; `error` the largest
+Random weights (none zero, so that every channel matters), a random half of every group. `left` is the share of the parameters that remains; `error` the largest
 relative difference between mask and compact, in float64 where the network runs in it. Rows that are already in the
 result file are kept, so that an interrupted run goes on.
 """
@@ -58,6 +58,18 @@ def build(name: str) -> nn.Module | None:
     return made
 
 
+@torch.no_grad()
+def randomise(net: nn.Module) -> None:
+    """Scales, shifts and statistics that matter: many a network starts with branches that are multiplied by zero."""
+    for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        if name.endswith("running_var") or (tensor.dim() == 1 and bool((tensor == 1).all())):
+            tensor.uniform_(0.5, 1.5)
+        elif bool((tensor == tensor.reshape(-1)[0]).all()):  # zeros, and small constants such as those of layer scale
+            tensor.normal_(0, 0.3)
+
+
 def example(net: nn.Module, sizes: tuple[int, ...]) -> torch.Tensor:
     """The smallest square that the network takes, in eval and in train mode."""
     for size in sizes:
@@ -79,6 +91,7 @@ def row(name: str, sizes: tuple[int, ...]) -> dict[str, Any]:
     if net is None:
         return {"skipped": "not in this version"}
     x = example(net, sizes)
+    randomise(net)
     dense = sum(p.numel() for p in net.parameters())
     start = time.process_time()
     table = pb.channel_groups(net, x)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from pyrobnn.channels.labels import varying
 from pyrobnn.channels.surgery import grouped_unit, is_channel_map
@@ -68,6 +69,12 @@ def _others(tracer: Tracer, names: list[str], inputs: tuple[int, Tensor] | None,
         tracer.attach(name, *rows, "through")
 
 
+_NEIGHBOURS = (
+    "slides over channels, so that none can go alone (attention by linear layers or 1x1 convolutions, such as "
+    "squeeze-and-excitation, can be cut),"
+)
+
+
 @rule("conv1d", "conv2d", "conv3d")
 def conv(tracer: Tracer, call: Call) -> None:
     """Weighted sums over channels: fresh labels out, consumer slices in; depthwise and grouped ones pass or tie labels."""
@@ -76,23 +83,31 @@ def conv(tracer: Tracer, call: Call) -> None:
     axis = x.dim() - weight.dim() + 1
     if not names:
         return _refuse_weight(tracer, call, weight, call.out.numel() // call.out.shape[axis])
-    name = names[0]
+    labels = tracer.labels(x)
+    name, positions = names[0], call.out.numel() // call.out.shape[axis]
+    if labels is not None and any(along > axis for along in varying(tracer.small(labels))):
+        _count(tracer, name, positions)
+        return tracer.refuse(call, _NEIGHBOURS)
     inputs = tracer.vector(x, axis)
     groups = int(call.get(6, "groups", 1))
-    unit = grouped_unit(_owner(tracer, name), groups, weight.shape[1])
+    owner = _owner(tracer, name)
+    unit = grouped_unit(owner, groups, weight.shape[1])
     if unit is None:
         tracer.consume(name, 1, inputs)
         rows = tracer.produce(name, 0)
     elif unit == "group":
-        rows = _tied_group(tracer, inputs, groups).repeat_interleave(weight.shape[0] // groups)
+        per_group = _tied_group(tracer, inputs, groups)
+        rows = per_group.repeat_interleave(weight.shape[0] // groups)
         tracer.attach(name, 0, rows, "through")
+        if not isinstance(owner, _ConvNd) and (where := tracer.size_attribute(groups)) is not None:
+            tracer.note_size(where, None, per_group)  # a layer of the user's own, which holds the number of groups
     else:
         tracer.consume(name, 1, _tied_offsets(tracer, inputs, groups))
         rows = tracer.produce(name, 0)
         _tied_offsets(tracer, rows, groups)
     _others(tracer, names, None if unit == "group" else (1, inputs[: weight.shape[1]]), (0, rows))
     _attach_bias(tracer, bias, rows)
-    _finish(tracer, call, name, axis, rows, call.out.numel() // call.out.shape[axis])
+    _finish(tracer, call, name, axis, rows, positions)
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -139,6 +154,11 @@ def _finish(tracer: Tracer, call: Call, weight: str, axis: int, rows: Tensor, po
     view = [1] * call.out.dim()
     view[axis] = rows.numel()
     tracer.set(call.out, rows.view(view))
+    _count(tracer, weight, positions)
+
+
+def _count(tracer: Tracer, weight: str, positions: int) -> None:
+    """Note what a layer computes, in one of the two passes."""
     if tracer.count_uses:
         tracer.uses.append((weight, positions))
 

@@ -140,6 +140,8 @@ def split(tracer: Tracer, call: Call) -> None:
             tracer.ledger.union(line, line[:size].repeat(len(parts)))
             if where is not None:
                 tracer.note_size(where, None, line[:size])
+            elif isinstance(wanted, int) and (whole := tracer.size_attribute(line.numel())) is not None:
+                tracer.note_size(whole, None, line)  # as in split(x, self.channels // 2, dim=1)
     start = 0
     for part in parts:
         if part.dim() != source.dim():

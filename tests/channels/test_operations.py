@@ -68,6 +68,43 @@ def scales_of(net: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([parts[0], *(net.shared(part) for part in parts[1:])], 1)
 
 
+def halves_of(net: nn.Module, x: Tensor) -> Tensor:
+    """Kernels of two sizes on half of the channels each, as in selective kernels."""
+    a, b = torch.split(x, net.channels // 2, 1)
+    return net.left(a) + net.right(b)
+
+
+class Blur(nn.Module):
+    """A fixed depthwise filter that is no convolution layer; it holds the number of channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("filter", torch.rand(1, 1, 3, 3).repeat(channels, 1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.filter, padding=1, groups=self.channels)
+
+
+class Standardised(nn.Conv2d):
+    """Weight standardisation (Qiao 2019): each filter is used with mean 0 and variance 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        var, mean = torch.var_mean(self.weight, (1, 2, 3), keepdim=True)
+        return F.conv2d(x, (self.weight - mean) / (var + 1e-5).sqrt(), self.bias)
+
+
+class Attended(nn.Module):
+    """Efficient channel attention (Wang 2020): a 1-D convolution over the means of the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.conv(x.mean((2, 3))[:, None]).sigmoid()[:, 0, :, None, None]
+
+
 CUT: dict[str, Callable[[], nn.Module]] = {
     "group norm": lambda: Between(lambda net, x: net.norm(x).relu(), norm=nn.GroupNorm(4, 8)),
     "group norm, one channel each": lambda: Between(lambda net, x: net.norm(x).relu(), norm=nn.GroupNorm(8, 8)),
@@ -96,6 +133,10 @@ CUT: dict[str, Callable[[], nn.Module]] = {
     "unequal split": lambda: Between(parts_of, sizes=[3, 5], left=nn.Conv2d(3, 3, 1)),
     "unequal split of a tuple": lambda: Between(parts_of, sizes=(6, 2), left=nn.Conv2d(6, 6, 1)),
     "split by a width": lambda: Between(scales_of, width=2, shared=nn.Conv2d(2, 2, 1)),
+    "split by half of a width": lambda: Between(
+        halves_of, 6, channels=8, left=nn.Conv2d(4, 6, 1), right=nn.Conv2d(4, 6, 3, padding=1)
+    ),
+    "filter that counts channels": lambda: Between(lambda net, x: net.blur(x), blur=Blur(8)),
     "by keywords": lambda: Between(
         lambda net, x: torch.cat(tensors=[F.relu(input=x), torch.flip(input=net.n(input=x), dims=(2,))], dim=1),
         16,
@@ -126,6 +167,8 @@ def test_cut_exactly(name: str, exact: Callable[..., ChannelTable]) -> None:
         ("glu over channels", 4),
         ("unflatten module", 4),
         ("split by a width", 2),
+        ("split by half of a width", 4),
+        ("filter that counts channels", 8),
         ("unequal split", 8),
     ],
 )
@@ -163,6 +206,7 @@ COMPUTED = {
     "weight_norm as a parametrization": nn.utils.parametrizations.weight_norm,
     "spectral_norm": nn.utils.spectral_norm,
     "orthogonal": nn.utils.parametrizations.orthogonal,
+    "standardised": lambda layer: Standardised(8, 8, 3),
 }
 
 
@@ -180,3 +224,14 @@ def test_macs_of_computed_weights_are_counted(name: str) -> None:
     assert table.names == ["0"]
     assert table.cost().macs == count(net, x).macs
     assert "computed" in table.refused["1"]
+
+
+def test_attention_of_neighbours_is_refused_by_name_and_counted() -> None:
+    from pyrobnn.report.cost import count
+
+    net, x = Between(lambda net, x: net.outer(net.attended(net.inner(x))), attended=Attended(), inner=nn.Conv2d(8, 6, 1),
+                     outer=nn.Conv2d(6, 8, 1)), torch.randn(2, 3, 8, 8)  # fmt: skip
+    table = channel_groups(net, x)
+    assert set(table.names) == {"stem", "outer"}
+    assert "conv1d slides over channels" in table.refused["inner"] and "attended.conv (Conv1d)" in table.refused["inner"]
+    assert table.cost().macs == count(net, x).macs
