@@ -17,13 +17,13 @@ from pyro.nn import PyroModule
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 from torch.distributions import constraints
-from torch.func import functional_call
 
 from pyrobnn.channels.gates import GateMap
 from pyrobnn.channels.surgery import Sites
 from pyrobnn.errors import ConfigError, DataError
 from pyrobnn.likelihoods import OF_TENSORS, Categorical, Likelihood
 from pyrobnn.nets.calling import arguments, batch_for, main_output
+from pyrobnn.nets.functional import call_with
 from pyrobnn.nets.recomputing import call_outliving, recomputed_tensor
 from pyrobnn.nets.replica import copy_net
 from pyrobnn.priors.base import NetView, Prior, PriorFunction
@@ -38,7 +38,7 @@ class BayesianModel(PyroModule):
     """A network whose tensors come from `pyro.sample` statements.
 
     `forward(x, y=None)` runs the prior, calls the network with the sampled tensors
-    (`torch.func.functional_call`), and observes `y` in a plate scaled to `data_size`.
+    (`torch.func.functional_call`, in our form), and observes `y` in a plate scaled to `data_size`.
     It is an ordinary Pyro model: `SVI`, `Predictive` and `poutine` take it as is, and so do AutoGuides and NUTS where
     the prior has continuous sites (:func:`pyrobnn.guides.auto` starts an AutoGuide at the network's weights).
 
@@ -225,7 +225,7 @@ class BayesianModel(PyroModule):
         with cast:
             if self._recomputes is not None and torch.is_grad_enabled():
                 return self._call_recomputing(net, values, x)
-            said = functional_call(net, values, arguments(batch_for(net, x)))
+            said = call_with(net, values, arguments(batch_for(net, x)))
         return said if whole else main_output(said)
 
     def _call_recomputing(self, net: nn.Module, values: dict[str, Tensor], x: Any) -> Tensor:

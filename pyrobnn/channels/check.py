@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from pyrobnn.channels.compact import compact
 from pyrobnn.channels.gates import GateMap
@@ -18,6 +17,7 @@ from pyrobnn.channels.tracer import tensors_in
 from pyrobnn.errors import PlanError
 from pyrobnn.metrics.evaluate import eval_mode
 from pyrobnn.nets.calling import batch_for
+from pyrobnn.nets.functional import call_with
 
 _TOLERANCE = 1e-3  # of float32 with trained weights, of the largest output
 
@@ -59,7 +59,7 @@ def _differs(net: nn.Module, small: nn.Module, plan: PruningPlan, table: Channel
         gates[name][units] = 1.0
     masked = GateMap(table).apply(tensors, gates)
     with eval_mode(net), eval_mode(small), torch.random.fork_rng(devices=[]), FrozenNoise():
-        wanted = list(tensors_in(functional_call(net, masked, (batch_for(net, images),))))
+        wanted = list(tensors_in(call_with(net, masked, (batch_for(net, images),))))
         try:
             got: Any = list(tensors_in(small(batch_for(small, images))))
         except Exception as error:  # whatever the network's own Python raises

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from pyrobnn.channels import ChannelTable, GateMap
@@ -24,6 +23,7 @@ from pyrobnn.likelihoods import OF_TENSORS, Categorical, Likelihood, ProfiledNor
 from pyrobnn.metrics.evaluate import eval_mode
 from pyrobnn.nets.calling import batch_for, main_output
 from pyrobnn.nets.channel_map import ChannelMap
+from pyrobnn.nets.functional import call_with
 
 _CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 _TRANSPOSED = {torch.conv_transpose1d: 1, torch.conv_transpose2d: 2, torch.conv_transpose3d: 3}
@@ -174,7 +174,7 @@ def _one_by_one(net: nn.Module, table: ChannelTable, x: Tensor, losses: Losses) 
     for example in range(len(x)):
         factors = {g.name: x.new_ones(g.channels).requires_grad_() for g in table}
         with torch.enable_grad():
-            output = functional_call(net, gates.apply(tensors, factors), (x[example : example + 1],))
+            output = call_with(net, gates.apply(tensors, factors), (x[example : example + 1],))
             # The losses of the whole batch are known by row, so that drawn labels are the same ones.
             found = losses(_in_row(main_output(output), example, whole))
             for number, loss in enumerate(found):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from pyrobnn.distributions.base import base_distribution
 from pyrobnn.errors import ConfigError
@@ -15,6 +15,7 @@ from pyrobnn.guides.mean_field import MeanField
 from pyrobnn.likelihoods import Categorical, Likelihood
 from pyrobnn.metrics.evaluate import eval_mode
 from pyrobnn.model import BayesianModel
+from pyrobnn.nets.functional import call_with
 from pyrobnn.summary.reading import deterministic_net
 
 CHUNK = 16  # examples whose gradients are held at once
@@ -53,7 +54,7 @@ def weight_fisher(
     seen = 0
 
     def log_density(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        output = functional_call(net, {**values, **buffers}, (x[None],))
+        output = call_with(net, {**values, **buffers}, (x[None],))
         return likelihood(output).log_prob(y[None]).sum()
 
     with eval_mode(net), torch.random.fork_rng(devices=[]):

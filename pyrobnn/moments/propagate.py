@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from pyrobnn.errors import NetError
 from pyrobnn.moments.full import FullMoments
 from pyrobnn.moments.options import moment_options
 from pyrobnn.moments.tensor import Moments
+from pyrobnn.nets.functional import call_with
 
 Value = Tensor | tuple[Tensor, Tensor]
 
@@ -50,7 +50,7 @@ def propagate(
     if isinstance(x, tuple):
         x = Moments(*x)
     with moment_options(covariance=covariance):
-        output = functional_call(net, values, (x,))
+        output = call_with(net, values, (x,))
     if isinstance(output, FullMoments):
         return output.loc, output.covariance
     if isinstance(output, Moments):
@@ -99,5 +99,5 @@ def shared_weights(net: nn.Module, x: Any) -> frozenset[str]:
             )
     devices = [x.device] if isinstance(x, Tensor) and x.is_cuda else []
     with torch.random.fork_rng(devices=devices):
-        functional_call(net, values, (x,))
+        call_with(net, values, (x,))
     return frozenset(found)

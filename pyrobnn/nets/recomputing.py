@@ -1,22 +1,21 @@
 """Networks that compute activations again in the backward pass (`torch.utils.checkpoint` and its kind).
 
-`torch.func.functional_call` gives a network other tensors for the time of its forward pass; what runs again in the
+A network is given other tensors for the time of its forward pass (:mod:`pyrobnn.nets.functional`); what runs again in the
 backward pass would read the network's own. Here the call is one autograd function, whose backward pass puts the
 given tensors back in place first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrobnn.nets.calling import arguments, batch_for, main_output
+from pyrobnn.nets.functional import call_with, in_place
 from pyrobnn.nets.replica import copy_net
 
 _TRIED = "_recomputed_tensor"
@@ -45,7 +44,7 @@ def _try(net: nn.Module, x: Any) -> str | None:
     seen = _Reads(own)
     try:
         with torch.random.fork_rng(devices=[]):
-            output = main_output(functional_call(scratch, given, arguments(_few(batch_for(net, x)))))
+            output = main_output(call_with(scratch, given, arguments(_few(batch_for(net, x)))))
             if not output.requires_grad:
                 return None
             with seen:
@@ -81,7 +80,7 @@ def _tensors(net: nn.Module) -> dict[str, Tensor]:
 
 
 def call_outliving(net: nn.Module, values: Mapping[str, Tensor], x: Any) -> Tensor:
-    """`functional_call` whose tensors are in place again while the backward pass runs.
+    """A call with other tensors, which are in place again while the backward pass runs.
 
     Gradients of the first order only. Statistics move in the forward pass alone.
 
@@ -105,29 +104,11 @@ class _Outliving(torch.autograd.Function):
         leaves = [t.detach().requires_grad_() if t.requires_grad else t for t in tensors]
         ctx.values, ctx.net, ctx.leaves = dict(zip(names, leaves, strict=True)), net, leaves
         with torch.enable_grad():
-            ctx.output = main_output(functional_call(net, ctx.values, arguments(batch_for(net, x))))
+            ctx.output = main_output(call_with(net, ctx.values, arguments(batch_for(net, x))))
         return ctx.output.detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        with _in_place(ctx.net, {n: t.clone() if n.endswith(_STATISTICS) else t for n, t in ctx.values.items()}):
+        with in_place(ctx.net, {n: t.clone() if n.endswith(_STATISTICS) else t for n, t in ctx.values.items()}):
             torch.autograd.backward(ctx.output, grads[0])
         return (None, None, None, *(leaf.grad if leaf.requires_grad else None for leaf in ctx.leaves))
-
-
-@contextmanager
-def _in_place(net: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Put tensors where the network looks for its own, and take them away again."""
-    places: list[tuple[dict[str, Any], str, Any]] = []
-    names = {id(tensor): name for name, tensor in _tensors(net).items()}  # one tensor may have several places
-    try:
-        for module in net.modules():
-            for held in (module._parameters, module._buffers):
-                for leaf, tensor in held.items():
-                    if tensor is not None and id(tensor) in names and names[id(tensor)] in values:
-                        places.append((held, leaf, tensor))
-                        held[leaf] = values[names[id(tensor)]]  # type: ignore[assignment]
-        yield
-    finally:
-        for held, leaf, tensor in places:
-            held[leaf] = tensor
