@@ -233,5 +233,7 @@ def test_attention_of_neighbours_is_refused_by_name_and_counted() -> None:
                      outer=nn.Conv2d(6, 8, 1)), torch.randn(2, 3, 8, 8)  # fmt: skip
     table = channel_groups(net, x)
     assert set(table.names) == {"stem", "outer"}
-    assert "conv1d slides over channels" in table.refused["inner"] and "attended.conv (Conv1d)" in table.refused["inner"]
+    assert (
+        "conv1d slides over channels" in table.refused["inner"] and "attended.conv (Conv1d)" in table.refused["inner"]
+    )
     assert table.cost().macs == count(net, x).macs

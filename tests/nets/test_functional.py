@@ -53,6 +53,7 @@ def test_as_torch_does_it_with_gradients_and_under_vmap() -> None:
     values = {name: torch.randn_like(p) for name, p in net.named_parameters()}
     x = torch.randn(5, 1, 4, 4)
     for call in (call_with, functional_call):
+
         def loss(values: dict[str, Tensor], x: Tensor) -> Tensor:
             return call(net, values, (x[None],)).square().sum()  # noqa: B023
 
