@@ -21,6 +21,7 @@ from pyrobnn.criteria.rules import plan
 from pyrobnn.errors import PlanError
 from pyrobnn.guides.noise import NormalNoise
 from pyrobnn.inference.callbacks import Callback, FitState, FitUpdate
+from pyrobnn.methods.noise import start_at_curvature
 from pyrobnn.pipeline.choices import deepest
 from pyrobnn.pipeline.context import Context
 from pyrobnn.pipeline.method import Method
@@ -132,6 +133,8 @@ RBP_SPIKE = replace(
     cut_where="SNR < 1 (with a target: fewest nats per cost, layer by layer)",
     prior=SpikeNoise,
     rule="snr",
+    # A constant width is a tie of all channels; one as wide as the spike reads as no curvature at all.
+    start=start_at_curvature,
     callbacks=lambda context, state, number: [],
     recipes=RBP.recipes.with_values({"kl_warmup": 1.0, "kl_weight": 0.1}),
 )

@@ -17,6 +17,7 @@ import torch
 from pyrobnn.guides.turbo import TurboGuide
 from pyrobnn.inference.callbacks import Callback, FitState
 from pyrobnn.inference.turbo_updates import TurboUpdates
+from pyrobnn.inference.turbo_widths import PointWidths
 from pyrobnn.pipeline.context import Context
 from pyrobnn.pipeline.method import Method
 from pyrobnn.pipeline.recipe import recipes
@@ -25,10 +26,11 @@ from pyrobnn.pipeline.state import State
 from pyrobnn.priors.turbo import Turbo
 
 PER_EPOCH = 4  # closed-form updates; one an epoch is too few where inference has four epochs
+LEAST = 16  # of them in all: a posterior whose factors are updated four times is still that of its start
 
 
 def _callbacks(context: Context, state: State, number: int) -> list[Callback]:
-    """Updates four times an epoch, the spike narrowing over the first half; a bound where there is a target.
+    """Updates four times an epoch or more, the spike narrowing over the first half; a bound where there is a target.
 
     Most of the inference is the deterministic relaxation: σ of a weight that the data do not need
     grows towards the slab's, and ⟨w²⟩ = μ² + σ² then takes it for one that they do.
@@ -40,14 +42,16 @@ def _callbacks(context: Context, state: State, number: int) -> list[Callback]:
         others = sum(p.numel() for p in fit.model.net.parameters())
         return max(1, int(zero_goal(context, number + fit.progress) * context.dense_cost[0]) - others)
 
+    often = max(PER_EPOCH, -(-LEAST // max(1, sum(planned))))
     return [
+        PointWidths(),
         TurboUpdates(
-            per_epoch=PER_EPOCH,
-            anneal=max(1, PER_EPOCH * sum(planned) // 2),
+            per_epoch=often,
+            anneal=max(1, often * sum(planned) // 2),
             learn=False,
             point_epochs=max(0, planned[number] - 1) if last else planned[number],
             size=size if context.config.target_nonzero is not None else None,
-        )
+        ),
     ]
 
 

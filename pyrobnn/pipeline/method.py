@@ -43,7 +43,8 @@ class Method:
         settings: what the method itself was told, as plain data; two methods of one name that differ here are two.
         callbacks: makes the callbacks of one round's fit, given the round's number (from 0); what they remember goes on
             from round to round.
-        start: puts a new model, guide and callbacks, in place, where the first fit is to start from; None leaves them.
+        start: puts a new model, guide and callbacks, in place, where a fit is to start from that does not go on with an
+            earlier guide; None leaves them.
         score: scores the channels where the posterior's own statistic is not what the method reads;
             returns the posterior with its scores. None: what `summarize` found.
         usable: the groups that the method can judge, of a network and its table; the others are refused

@@ -119,7 +119,8 @@ def infer(number: int, *, epochs: float | None = None, only: str | None = None) 
                 validate=False,
             )
             terms = context.teacher.answers(state.dense, recipe.infer_distillation)
-            if state.variational is None and method.start is not None:
+            fresh = state.variational is None or state.variational.guide is None
+            if fresh and method.start is not None:
                 method.start(context, state, model, guide, callbacks)
             result = context.fit(name, model, guide, config, terms=terms, callbacks=[*callbacks, history])
             model, guide = result.model, result.guide
