@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from criteria_bench import SEEDS, Bench
 from criteria_fits import Costs, infer, tune
-from criteria_summary import RESULTS, SHARES, read, summary
+from criteria_summary import PAIRED, RESULTS, SHARES, read, summary
 from torch import Tensor
 
 import pyrobnn as pb
@@ -52,7 +52,6 @@ FEW = (
     "ard",
     "ss-gl",
 )  # those that are tuned for long, and have a two-way table
-PAIRED = ("l1", "taylor", "laplace", "ard", "ss-gl")
 
 
 def _relative(bench: Bench, scores: Costs) -> Costs:

@@ -14,6 +14,7 @@ RESULTS = Path(__file__).parent / "results" / "criteria"
 SHARES = (0.8, 0.6, 0.3, 0.1)
 FIGURES = ("accuracy", "nll", "agreement")
 POSTERIORS = ("laplace", "ard", "ss-gl", "gaussian", "turbo-vbi")  # each is tested against all controls
+PAIRED = ("l1", "taylor", "laplace", "ard", "ss-gl")  # of the two-way table
 CONTROLS = ("l1", "taylor", "group-fisher", "bn-scale", "fpgm", "random")
 
 Values = dict[str, dict[int, float]]  # by criterion and seed

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import criteria_tables
 import numpy as np
 import uncertainty
 from scipy.stats import f as f_distribution
@@ -264,6 +265,11 @@ TABLES: dict[str, Callable[[str], str]] = {
     "uncertainty": lambda _: uncertainty.all_tables(),
     "step_cost": lambda _: step_cost_table(),
     "equal_macs": lambda _: equal_macs_table(),
+    "criteria": criteria_tables.untuned,
+    "criteria_tuned": criteria_tables.tuned,
+    "criteria_compared": criteria_tables.compared,
+    "criteria_two_way": criteria_tables.two_way,
+    "criteria_moved": criteria_tables.moved,
 }
 
 

@@ -29,7 +29,7 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Any:
     import tables
 
     yield tables
-    for name in ("tables", "uncertainty"):
+    for name in ("tables", "uncertainty", "criteria_tables", "criteria_summary"):
         sys.modules.pop(name, None)
 
 
