@@ -33,7 +33,7 @@ from pyrobnn.pipeline.identity import identity
 from pyrobnn.pipeline.method import Method
 from pyrobnn.pipeline.pipelines import common, from_scratch
 from pyrobnn.pipeline.refit import check_refit, refit
-from pyrobnn.pipeline.schedule import Epochs, share_out
+from pyrobnn.pipeline.schedule import Epochs, check_epochs, share_out
 from pyrobnn.pipeline.stages import Stage, run_stages
 from pyrobnn.pipeline.store import RunStore
 from pyrobnn.tasks import Task, task_for
@@ -120,6 +120,7 @@ def compress(
         table.keep_vector(config.from_scratch)
     path = None if config.out is None else Path(config.out)
     recipe = recipes.of(net)
+    check_epochs(recipe, config, trained=trained)
     who = identity(config, chosen, recipe, data, net, trained=trained, task=chosen_task)
     with claim(path, resume=config.resume) if path is not None else nullcontext():
         store = RunStore(path, who, net, resolve_device(config.device), resume=config.resume)

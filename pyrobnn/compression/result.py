@@ -172,6 +172,7 @@ def finish(
         **figures,
         "reduction": reduction(figures["dense"], figures["compact"]),
         **others,
+        **({"dense_training": state.extras["dense_training"]} if "dense_training" in state.extras else {}),
         **({"zeros": state.extras["zeros"]} if "zeros" in state.extras else {}),
         "rounds": list(state.rounds),
         "validation": {"dense": context.figure(state.base), "compact": context.figure(state.tuned)},
@@ -189,7 +190,8 @@ def finish(
         result._write(path)
     cut = scratch or not state.plan.is_full or "zeros" in state.extras
     figure = "points of validation accuracy" if task.names_classes else f"of validation {task.metric.name}"
-    for line in complaints(target, cut=cut, figure=figure):
+    gone = None if scratch else report["reduction"]
+    for line in complaints(target, cut=cut, figure=figure, removed=gone):
         warnings.warn(line, UserWarning, stacklevel=3)
     return result
 

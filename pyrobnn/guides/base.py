@@ -88,6 +88,7 @@ class Guide(PyroModule):
         super().__init__()
         self.layout: dict[str, Layout] = {}
         self.start_scales: dict[str, float] | None = None  # median σ by site at the first call
+        self.at_curvature = False  # it started where the likelihood's curvature leaves it, see start_at
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.note_start()
@@ -97,6 +98,15 @@ class Guide(PyroModule):
         """Remember the widths of now as the start, unless there is one already."""
         if self.start_scales is None:
             self.start_scales = {site: float(scale.median()) for site, (_, scale) in self.moments().items()}
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """Where it started, as plain values, for the rounds that go on from here."""
+        return {"scales": self.start_scales, "at_curvature": self.at_curvature}
+
+    @start.setter
+    def start(self, known: Mapping[str, Any]) -> None:
+        self.start_scales, self.at_curvature = known["scales"], known["at_curvature"]
 
     def attach(self, model: BayesianModel) -> None:
         """Take up the model that this guide belongs to, at the start and after a cut; nothing by default."""

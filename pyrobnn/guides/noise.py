@@ -67,6 +67,7 @@ class NormalNoise(MeanField):
 
     @torch.no_grad()
     def start_at(self, information: Mapping[str, Tensor], weights: Mapping[str, float], kl_weight: float = 1.0) -> None:
+        self.at_curvature = True
         for name, group, prior in self._current():
             if group in information:
                 f, w, tau = information[group].double(), weights.get(group, kl_weight), _spike_width(prior)
@@ -204,6 +205,7 @@ class TruncatedLogNormalNoise(Guide):
     @torch.no_grad()
     def start_at(self, information: Mapping[str, Tensor], weights: Mapping[str, float], kl_weight: float = 1.0) -> None:
         """μ = 0, the greatest entropy of log θ ≤ 0 for its second moment, and the stationary σ; else the prior."""
+        self.at_curvature = True
         for name, (a, b) in self._bounds.items():
             group, key = self._groups.get(name), site_key(name)
             if group is not None and group in information:

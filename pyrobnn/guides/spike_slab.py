@@ -218,6 +218,7 @@ class SpikeSlabGuide(Guide):
         K takes half of ½ F at the most where there is any: with few examples the slabs of a whole layer outweigh all that
         the data say, and a start is not to close it.
         """
+        self.at_curvature = True
         slabs = self.slab_kl()
         for name, (group, _) in self._gates.items():
             if group is not None and group in information:

@@ -183,6 +183,8 @@ class Context:
         guide = self.method.guide(model, **self.recipe.guide)
         if past is not None and past.guide is not None and past.net is not None:
             guide.load_state_dict(past.guide)
+            if past.start:
+                guide.start = past.start
             model.net.load_state_dict(past.net)
         return model, guide
 
@@ -288,8 +290,8 @@ class Context:
         seed: str,
         dense: nn.Module | None = None,
         callbacks: Sequence[Callback] = (),
-    ) -> nn.Module:
-        """A trained copy of a plain network, with distillation if there is a `dense` one."""
+    ) -> tuple[nn.Module, list[dict[str, float]]]:
+        """A trained copy of a plain network, with distillation if there is a `dense` one; and what each epoch was like."""
         model = BayesianModel(net, data_size=len(self.data.train), likelihood=self.likelihood)
         terms: list[Term] = []
         data, recipe, labels = self.data, self.recipe, 1.0
@@ -302,7 +304,8 @@ class Context:
             callbacks = [*callbacks, WeightAverage(recipe.average)]
         config = self.fit_config(base, seed, epochs)
         result = self.fit(stage, model, NoLatents(), config, data, terms=terms, callbacks=callbacks)
-        return self.settled(self.refreshed(result.model.net) if recipe.average else result.model.net)
+        net = self.refreshed(result.model.net) if recipe.average else result.model.net
+        return self.settled(net), result.history
 
     def settings(self) -> dict[str, Any]:
         """What was trained and inferred with, for the report; a KL weight below 1 is a cold posterior."""

@@ -136,9 +136,10 @@ class Teacher:
         names = ("cutout", "blends", "mix", "smoothing", "average")
         more = {name: getattr(recipe, name) for name in names if getattr(recipe, name)}
         if self.task.divergence is None:
-            return {"distillation": 0.0, **more}
+            return {"distillation": 0.0, "infer_distillation": 0.0, **more}
         return {
-            "distillation": recipe.infer_distillation,
+            "distillation": self.weight,
+            "infer_distillation": recipe.infer_distillation,
             "temperature": recipe.temperature,
             "teacher": "once per image" if self.once else "every step",
             **more,

@@ -58,7 +58,7 @@ def tuning(context: Context, *, judged: bool, kept_back: int = 0) -> list[Stage]
     if not judged:
         return [tune(epochs.tune)]
     if context.config.within_drop:
-        return [tune(epochs.tune), *search(epochs.retune)]
+        return [tune(epochs.tune), *search()]
     return [tune(epochs.tune - kept_back), retune(epochs.retune + kept_back)]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pyrobnn.data import Data
+from pyrobnn.errors import ConfigError
 from pyrobnn.guides.function import NoLatents
 from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.fit import fit
@@ -59,8 +60,12 @@ def share_out(recipe: Recipe, config: CompressionConfig, data: Data, net: nn.Mod
     Without `--epochs` or `--minutes`: as many as the recipe says, more where the data set is so small that this would
     be under 5,000 steps.
     A recipe with no share for inference has rounds without epochs, unless `--max-drop` must see each cut recover.
-    Two epochs cannot hold dense training, inference and tuning: an untrained network then takes three.
+    `--epochs` is never exceeded.
+
+    Raises:
+        ConfigError: fewer epochs than phases, see :func:`check_epochs`.
     """
+    least = check_epochs(recipe, config, trained=trained)
     batch = recipe.batch_size or batch_size_for(len(data.train))
     steps = data.train.steps(batch)
     total = config.epochs
@@ -69,16 +74,36 @@ def share_out(recipe: Recipe, config: CompressionConfig, data: Data, net: nn.Mod
     if total is None:
         total = recipe.epochs_given if trained else recipe.epochs
         total = max(total, min(200, 5000 // steps))
-    dense = 0 if trained else max(1, round(total * recipe.dense_share))
-    rest = max(2, total - dense)
+    total = max(total, least)  # where it is not the user's
+    if config.from_scratch is not None:
+        return Epochs(0, (), total, 0, batch)
+    inferred = least - 1 - (not trained)
+    dense = 0 if trained else min(total - 1 - inferred, max(1, round(total * recipe.dense_share)))
+    rest = total - dense
     retune = rest // 4 if config.max_drop is not None and not config.has_budget and rest >= 8 else 0
-    if recipe.infer_share == 0 and (config.max_drop is None or config.has_budget):
+    if not inferred:
         return Epochs(dense, (0,) * recipe.rounds, rest, 0, batch)
     tune = retune or min(rest - 1, max(1, round(rest * (1 - recipe.infer_share))))
     for_rounds = max(1, rest - tune - retune)
     rounds = max(1, min(recipe.rounds, for_rounds))
     infer = tuple(for_rounds // rounds + (k < for_rounds % rounds) for k in range(rounds))
     return Epochs(dense, infer, tune, retune, batch)
+
+
+def check_epochs(recipe: Recipe, config: CompressionConfig, *, trained: bool) -> int:
+    """The least number of epochs: one for the dense network unless it was given, one to infer where that takes any, one to tune.
+
+    Raises:
+        ConfigError: `--epochs` is below it.
+    """
+    judged = config.max_drop is not None and not config.has_budget
+    phases = {"train the dense network": not trained, "infer": recipe.infer_share > 0 or judged, "tune": True}
+    needed = [phase for phase, is_needed in phases.items() if is_needed]
+    if config.from_scratch is None and config.epochs is not None and config.epochs < len(needed):
+        raise ConfigError(
+            f"--epochs must be at least {len(needed)} here (one each to {', '.join(needed[:-1])} and {needed[-1]}), got {config.epochs}"
+        )
+    return len(needed) if config.from_scratch is None else 1
 
 
 def _epoch_seconds(net: nn.Module, data: Data, config: CompressionConfig, batch: int) -> float:

@@ -1,8 +1,10 @@
 """After the first tuning under `--max-drop`: the smallest network that holds the drop, looked for in both directions.
 
-A network that holds it is cut further, one that misses it makes room for a larger one, by halves of the way (in the
-logarithm of the MACs) between the smallest that held and the largest that did not. Each attempt cuts the network that
-held by the scores of its last fit, and tunes. What held is what is returned, however the last attempt went.
+Where the tuned network misses the drop, one that holds it as it is, without any tuning, is the first answer: inference
+may have left one, else the dense network is cut as far as it stands. From there on, a network that holds the drop is cut
+further, by halves of the way (in the logarithm of the MACs) between the smallest that held and the largest that did
+not. Each attempt cuts the network that held by the scores of its last fit, and tunes for its part of all epochs that are
+left. What held is what is returned, however the last attempt went.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import torch
 
 from pyrobnn.channels import PruningPlan
 from pyrobnn.channels.planner import plan_for_budget
+from pyrobnn.channels.search import largest_cut
 from pyrobnn.errors import PlanError
 from pyrobnn.pipeline import acceptance
 from pyrobnn.pipeline.context import Context
@@ -22,35 +25,89 @@ from pyrobnn.pipeline.state import State
 from pyrobnn.summary.types import ChannelSummary, Posterior
 
 ATTEMPT_SEED = "attempt {}"
+UNTUNED = "untuned"  # the stage before the attempts
 MOST_ATTEMPTS = 4
 LEAST_EPOCHS = 2  # of an attempt
-FURTHER = 0.7  # share of the MACs that an attempt keeps as long as none has missed
+FURTHER = 0.5  # share of the MACs that an attempt keeps as long as none has missed
 CLOSE = 0.95  # two sizes that are no two
 TELLING = 1.001  # a size above one that missed, whatever rounding does
 
 
-def search(epochs: int) -> list[Stage]:
-    """Attempts that share so many epochs, and the choice among what they left."""
-    count = min(MOST_ATTEMPTS, epochs // LEAST_EPOCHS)
-    shares = [epochs // count + (k < epochs % count) for k in range(count)]
-    return [*(attempt(number, share) for number, share in enumerate(shares)), settle()]
+def search() -> list[Stage]:
+    """A network that holds the drop untuned, attempts on smaller ones, and the choice among what they left."""
+    return [untuned(), *(attempt(number) for number in range(MOST_ATTEMPTS)), settle()]
 
 
-def attempt(number: int, epochs: int) -> Stage:
+def epochs_of(number: int, left: float) -> int:
+    """Epochs of an attempt, where so many are left for it and those after it; 0 where they are too few.
+
+    >>> [epochs_of(number, left) for number, left in ((0, 19), (1, 15), (3, 5), (0, 5), (1, 2), (2, 1.5))]
+    [4, 5, 5, 2, 2, 0]
+    """
+    count = min(MOST_ATTEMPTS - number, int(left) // LEAST_EPOCHS)
+    return int(left) // count if count > 0 else 0
+
+
+def untuned() -> Stage:
+    """Where tuning missed the drop: the smallest network that is known to hold it as it is."""
+
+    def run(context: Context, state: State) -> State:
+        state = judged(context, state, "tune")
+        if state.best is not None or context.method.zeros is not None:
+            return state
+        assert state.held is not None
+        held = context.store.state(state.held).plan
+        if (
+            not held.is_full
+        ):  # its inference brought it back; where that is what tuning lost, nothing has missed by size
+            missed = state.missed if state.missed * TELLING < context.left(held)["macs"] else 0.0
+            return replace(state, best=state.held, missed=missed)
+        whole = _scored(_whole(context, state))
+        assert whole.latest is not None and whole.base is not None
+        plan = largest_cut(
+            whole.net,
+            context.table,
+            whole.latest.costs(),
+            lambda small: float(context.score(context.refreshed(small)) or 0.0),
+            acceptance.floor(whole.base, context.config.max_drop),
+            limits=context.limits,
+        )
+        if plan.is_full:
+            return state
+        small = cut_to(context, whole, plan, 0)
+        return replace(small, tuned=context.score(small.net), best=UNTUNED)
+
+    return Stage(UNTUNED, run)
+
+
+def attempt(number: int) -> Stage:
     """Cut and tune once more, from the smallest network that held the drop."""
     name = f"attempt {number + 1}"
 
     def run(context: Context, state: State) -> State:
-        state = judged(context, state, "tune" if number == 0 else f"attempt {number}")
-        for source in _sources(context, state):
+        state = judged(context, state, context.store.newest[1] if context.store.newest else None)
+        epochs = epochs_of(number, context.epochs.total - sum(state.spent.values()))
+        for source in _sources(context, state) if epochs else []:
             small = _smaller(context, source, state.missed, held=state.best is not None)
             if small is not None:
                 left = context.left(small.plan)["macs"]
                 context.say(f"{name}: {100 * left:.1f} % of the MACs", "cyan")
-                return tuned(context, small, name, ATTEMPT_SEED.format(number + 1), epochs)
+                return _better(context, small, tuned(context, small, name, ATTEMPT_SEED.format(number + 1), epochs))
         return state
 
     return Stage(name, run)
+
+
+def _better(context: Context, before: State, after: State) -> State:
+    """The tuned network; the same as it was, where only that holds the drop: tuning is no gain to every one."""
+    assert after.base is not None and after.tuned is not None
+    if context.method.zeros is not None or acceptance.holds(after.tuned, after.base, context.config.max_drop):
+        return after
+    score = context.score(before.net)
+    assert score is not None
+    if not acceptance.holds(score, after.base, context.config.max_drop):
+        return after
+    return replace(before, net=context.settled(before.net), spent=after.spent, tuned=score)
 
 
 def settle() -> Stage:
@@ -101,7 +158,7 @@ def next_size(upper: float, missed: float, *, held: bool) -> float | None:
         held: a tuned network has held it; else `upper` is of one that is not tuned.
 
     >>> next_size(0.5, 0.0, held=True), next_size(0.4, 0.1, held=False), next_size(0.4, 0.39, held=True)
-    (0.35, 0.2, None)
+    (0.25, 0.2, None)
     """
     if not missed:
         return FURTHER * upper if held else None
@@ -117,12 +174,16 @@ def _sources(context: Context, state: State) -> list[State]:
     """
     if state.best is not None or context.method.zeros is not None:
         return [_source(context, state)]
+    return [_source(context, state), _whole(context, state)]
+
+
+def _whole(context: Context, state: State) -> State:
+    """The dense network with the last score of every channel."""
     full = PruningPlan.full(context.table)
     decided = state.posterior.decide(full)
-    dense = replace(
+    return replace(
         state, net=state.dense, plan=full, variational=None, latest=None, records=(), posterior=decided, rounds=()
     )
-    return [_source(context, state), dense]
 
 
 def _smaller(context: Context, source: State, missed: float, *, held: bool) -> State | None:
@@ -153,7 +214,8 @@ def _source(context: Context, state: State) -> State:
     name = state.best or state.held
     assert name is not None
     earlier = context.store.state(name)
-    return replace(back_to(context, state, name), tuned=earlier.tuned, extras=earlier.extras)
+    score = earlier.recovered if earlier.tuned is None else earlier.tuned
+    return replace(back_to(context, state, name), tuned=score, extras=earlier.extras)
 
 
 def _scored(state: State) -> State:

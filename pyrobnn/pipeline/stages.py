@@ -21,7 +21,7 @@ from pyrobnn.inference.progress import cut_line
 from pyrobnn.inference.record import ChannelHistory
 from pyrobnn.inference.shrink import shrink
 from pyrobnn.nets.replica import copy_net
-from pyrobnn.pipeline import acceptance
+from pyrobnn.pipeline import acceptance, dense_training
 from pyrobnn.pipeline.context import Context, in_original
 from pyrobnn.pipeline.sparsity import KeepZeros, counts
 from pyrobnn.pipeline.state import State, VariationalState, copied
@@ -76,7 +76,11 @@ def train_dense() -> Stage:
             net, epochs = copy_net(state.dense), 0
         else:
             epochs = context.epochs.dense
-            net = context.train_plain("dense", state.dense, epochs, context.recipe.dense, seed=DENSE_SEED)
+            net, history = context.train_plain("dense", state.dense, epochs, context.recipe.dense, seed=DENSE_SEED)
+            training = dense_training.judged([float(row["nll"]) for row in history])
+            state = state.with_extras(dense_training=training)
+            if (line := dense_training.warning(training)) is not None:
+                context.say(line)
         base, error = context.scored(net) if context.validates else (None, 0.0)
         net = context.settled(net)
         spent = {"dense": epochs, "infer": 0, "tune": 0}
@@ -159,6 +163,7 @@ def infer(number: int, *, epochs: float | None = None, only: str | None = None) 
             prior.state_dict() if isinstance(prior, Prior) else {},
             states(callbacks),
             only,
+            getattr(guide, "start", {}),
         )
         if only is None:
             context.keep_fitted(variational, model, guide)
@@ -282,7 +287,7 @@ def tuned(context: Context, state: State, name: str, seed: str, epochs: int) -> 
     """The state after tuning. What the method zeroes weight by weight is zeroed first and stays so."""
     zeros = None if context.method.zeros is None else context.method.zeros(context, state)
     callbacks = [] if zeros is None else [KeepZeros(zeros.keep)]
-    net = context.train_plain(
+    net, _ = context.train_plain(
         name, state.net, epochs, context.recipe.tune, seed=seed, dense=state.dense, callbacks=callbacks
     )
     accuracy = context.score(net)
@@ -339,7 +344,7 @@ def train_from_scratch(plan: PruningPlan) -> Stage:
     def run(context: Context, state: State) -> State:
         small = reset(compact(state.dense, plan, None, groups=context.table), context.seed(FRESH_SEED))
         epochs = context.epochs.total
-        net = context.train_plain("from scratch", small, epochs, context.recipe.dense, seed=SCRATCH_SEED)
+        net, _ = context.train_plain("from scratch", small, epochs, context.recipe.dense, seed=SCRATCH_SEED)
         return replace(state, net=net, plan=plan, spent={"dense": 0, "infer": 0, "tune": epochs})
 
     return Stage("from scratch", run)

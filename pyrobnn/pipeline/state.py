@@ -26,6 +26,7 @@ class VariationalState:
         prior: what the prior has read from the first network, `{}` for nothing.
         callbacks: what the callbacks remember, by name.
         only: the group that latents were placed on, where it was one alone; its noise is over with the cut.
+        start: what the guide knows of its start, `{}` for a guide that keeps nothing of it.
     """
 
     guide: Tensors | None
@@ -33,6 +34,7 @@ class VariationalState:
     prior: Mapping[str, Any] = field(default_factory=dict)
     callbacks: Mapping[str, Any] = field(default_factory=dict)
     only: str | None = None
+    start: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

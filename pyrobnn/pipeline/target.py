@@ -65,8 +65,24 @@ def drop_interval(metric: Metric, dense: Tensor, compact: Tensor) -> tuple[float
     return -high, -low
 
 
-def complaints(target: Mapping[str, Any], *, cut: bool, figure: str = "points of validation accuracy") -> list[str]:
-    """What a user must be told: one line where the target was missed, one where nothing was cut; `figure` may drop."""
+LITTLE = 0.1  # share of the MACs and of the parameters below which a rule has hardly cut anything
+
+
+def complaints(
+    target: Mapping[str, Any],
+    *,
+    cut: bool,
+    figure: str = "points of validation accuracy",
+    removed: Mapping[str, float] | None = None,
+) -> list[str]:
+    """What a user must be told: that the target was missed, that nothing was cut, or hardly anything.
+
+    Args:
+        target: of the report, see :func:`outcome`.
+        cut: the result is smaller than the dense network.
+        figure: that may drop.
+        removed: shares of the MACs and parameters that are gone (`reduction` of the report).
+    """
     lines = []
     if target.get("met") is False:
         parts = []
@@ -84,4 +100,9 @@ def complaints(target: Mapping[str, Any], *, cut: bool, figure: str = "points of
             else "say what you want by --max-drop or --target-macs"
         )
         lines.append(f"nothing was cut, the result is as large as the dense network: {hint}")
+    elif not target and removed is not None and max(removed.values()) < LITTLE:
+        lines.append(
+            f"no target was given, and the method's own rule removes {100 * removed['macs']:.1f} % of the MACs and "
+            f"{100 * removed['params']:.1f} % of the parameters: say what you want by --max-drop or --target-macs"
+        )
     return lines

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pyrobnn.report.figures import as_dict, is_number
+from pyrobnn.pipeline import dense_training
 from pyrobnn.report.wording import DASH, flat, percent, plain, points, relative, removed, scaled, signed, text
 
 Report = Mapping[str, Any]
@@ -92,6 +93,10 @@ def verdict(report: Report) -> list[dict[str, str]]:
     claim = as_dict(report.get("comparison")).get("claim")
     if claim:
         lines.append({"kind": "plain", "head": "What may be claimed:", "text": text(claim)})
+    if (undertrained := dense_training.warning(as_dict(report.get("dense_training")))) is not None:
+        lines.append(
+            {"kind": "note", "head": "Undertrained.", "text": undertrained[0].upper() + undertrained[1:] + "."}
+        )
     if report.get("validation_clean") is False:
         lines.append(
             {"kind": "note", "head": "Biased choices.", "text": "The given weights had already seen the validation "

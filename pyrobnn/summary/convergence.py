@@ -38,7 +38,7 @@ def convergence(model: BayesianModel, guide: Any, scales: Mapping[str, Tensor]) 
     size = {site: scales[site].numel() for site in moved}
     total = sum(size.values())
     change = sum(moved[site] * size[site] for site in moved) / total if total else None
-    return Convergence(change, moved, rate)
+    return Convergence(change, moved, rate, getattr(guide, "at_curvature", False))
 
 
 def kl_fall(kl: Sequence[float]) -> float | None:

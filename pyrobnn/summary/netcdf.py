@@ -89,6 +89,7 @@ def _convergence(attrs: dict[str, Any]) -> Convergence | None:
         None if scale is None else float(scale),
         json.loads(attrs.get("convergence_by_site", "{}")),
         None if fall is None else float(fall),
+        bool(attrs.get("convergence_at_curvature", 0)),
     )
 
 

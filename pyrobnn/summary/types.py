@@ -106,11 +106,13 @@ class Convergence:
         scale_change: median |Δ log σ| since the start, averaged over sites by size; None if the start is not known.
         by_site: the same by site.
         kl_fall: share of the KL lost per epoch at the end; None without a history.
+        at_curvature: the start was the equilibrium with the likelihood's curvature, which it need not leave.
     """
 
     scale_change: float | None
     by_site: dict[str, float] = field(default_factory=dict)
     kl_fall: float | None = None
+    at_curvature: bool = False
 
     MOVED, FLAT = 0.1, 0.01  # of log σ; of the KL per epoch
 
@@ -121,19 +123,23 @@ class Convergence:
         A KL alone says too little: it stands still at the start too, under a small learning rate or at the end of a
         schedule.
         """
-        left = self.scale_change is None or self.scale_change >= self.MOVED
-        return left and (self.kl_fall is None or abs(self.kl_fall) < self.FLAT)
+        return not self._stuck and (self.kl_fall is None or abs(self.kl_fall) < self.FLAT)
+
+    @property
+    def _stuck(self) -> bool:
+        return not self.at_curvature and self.scale_change is not None and self.scale_change < self.MOVED
 
     def __str__(self) -> str:
-        facts = []
+        facts = ["started at the curvature of the likelihood"] if self.at_curvature else []
         if self.kl_fall is not None:
             word = "falls" if self.kl_fall >= 0 else "rises"
             facts.append(f"the KL {word} by {abs(self.kl_fall):.1%} an epoch")
         if self.scale_change is not None:
-            facts.append(f"log σ has moved by {self.scale_change:.2g} (median)")
+            since = " since" if self.at_curvature else ""
+            facts.append(f"log σ has moved by {self.scale_change:.2g}{since} (median)")
         if self.settled:
-            verdict = "settled" if self.kl_fall is not None else "moved from its start"
-        elif self.scale_change is not None and self.scale_change < self.MOVED:
+            verdict = "settled" if self.kl_fall is not None or self.at_curvature else "moved from its start"
+        elif self._stuck:
             verdict = "the posterior has hardly left its start: fit longer, or raise guide_lr or scale_lr"
         else:
             verdict = "the posterior still moves: fit longer"

@@ -67,6 +67,7 @@ def datasets(
         figures = {"scale_change": moved.scale_change, "kl_fall": moved.kl_fall}
         attrs |= {f"convergence_{what}": value for what, value in figures.items() if value is not None}
         attrs["convergence_by_site"] = json.dumps(moved.by_site)
+        attrs["convergence_at_curvature"] = int(moved.at_curvature)
         attrs["convergence"] = str(moved)
     return {name: dataset.assign_attrs(attrs) for name, dataset in groups.items() if len(dataset.data_vars)}
 

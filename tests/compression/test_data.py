@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-QUICK: dict[str, Any] = {"method": "l1", "target_macs": 0.6, "epochs": 2, "progress": False, "precision": "fp32"}
+QUICK: dict[str, Any] = {"method": "l1", "target_macs": 0.6, "epochs": 3, "progress": False, "precision": "fp32"}
 
 
 def test_a_run_on_a_streamed_folder_is_the_run_in_memory(folder: Path) -> None:

@@ -132,7 +132,7 @@ def test_what_cannot_be_exported_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_export_of_a_result(tmp_path: Path) -> None:
-    result = pb.compress("small_cnn", "digits", "l1", target_macs=0.5, epochs=2, progress=False)
+    result = pb.compress("small_cnn", "digits", "l1", target_macs=0.5, epochs=3, progress=False)
     made = result.export(tmp_path / "small.pt2", normalise=True)
     pixels = pb.load_data("digits").test.images[:9].float() / 255
     images = (pixels - torch.tensor(result._mean)) / torch.tensor(result._std)

@@ -11,7 +11,7 @@ import pyrobnn as pb
 from pyrobnn.data import Data
 from pyrobnn.pipeline import search as search_module
 from pyrobnn.pipeline import stages
-from pyrobnn.pipeline.search import next_size, search
+from pyrobnn.pipeline.search import epochs_of, next_size, search
 
 
 @pytest.fixture(scope="module")
@@ -20,13 +20,14 @@ def data() -> Data:
     return replace(full, train=full.train.take(200), valid=full.valid.take(50), test=full.test.take(60))
 
 
-@pytest.mark.parametrize("epochs", [0, 1, 2, 5, 8, 19, 40])
-def test_attempts_spend_what_there_is(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("left", [0, 1, 2, 3.5, 5, 8, 19, 40])
+def test_attempts_spend_what_there_is(left: float) -> None:
     spent: list[int] = []
-    monkeypatch.setattr(search_module, "attempt", lambda number, share: spent.append(share))
-    stages = search(epochs)
-    assert sum(spent) == (epochs if epochs > 1 else 0) and all(share >= 2 for share in spent) and len(spent) <= 4
-    assert len(stages) == len(spent) + 1 and stages[-1].name == "settle"
+    for number in range(search_module.MOST_ATTEMPTS):
+        spent.append(epochs_of(number, left - sum(spent)))
+    assert sum(spent) == (int(left) if left >= 2 else 0)
+    assert all(share == 0 or share >= 2 for share in spent) and max(spent) - min(share for share in spent) <= max(left, 2) / 2
+    assert [stage.name for stage in search()] == ["untuned", *(f"attempt {k}" for k in (1, 2, 3, 4)), "settle"]
 
 
 def test_halves_of_the_way_find_the_size() -> None:
@@ -39,7 +40,7 @@ def test_halves_of_the_way_find_the_size() -> None:
                 break
             best, missed, held = (size, missed, True) if size >= line else (best, size, held)
         assert missed < line <= best < line / 0.94
-    assert next_size(0.5, 0.0, held=True) == pytest.approx(0.35)  # nothing has missed yet: further down
+    assert next_size(0.5, 0.0, held=True) == pytest.approx(0.25)  # nothing has missed yet: further down
 
 
 # What tuning is made to give, in turn, and whether the result holds the drop.
@@ -68,9 +69,12 @@ def test_what_held_is_what_is_returned(
     result = pb.compress("small_cnn", data, method, **options)
     assert len(plans) <= 3 and result.report["target"]["met"] is met
     held = [plan for plan, good in zip(plans, figures, strict=False) if good]
-    if held:
-        assert result.plan == held[-1]
-    else:
-        assert result.plan.is_full and result.report["compact"]["accuracy"] == result.report["dense"]["accuracy"]
+    lost = result.report["validation"]["dense"] - result.report["validation"]["compact"]
+    if not held or result.plan != held[-1]:  # then it is a network that holds the drop untuned
+        assert lost <= 0.01 and (held or not result.plan.is_full or method == "turbo-vbi")
+        if held:
+            assert sum(map(len, result.plan.keep.values())) < sum(map(len, held[-1].keep.values()))
+    if result.plan.is_full:
+        assert result.report["compact"]["accuracy"] == result.report["dense"]["accuracy"]
     for name, channel in result.posterior.channels.items():
         assert channel.kept.nonzero().flatten().tolist() == result.plan.keep[name]

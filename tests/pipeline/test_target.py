@@ -45,6 +45,13 @@ def test_what_is_said() -> None:
         in complaints(found({"target_params": 0.39}), cut=True)[0]
     )
     assert "--max-drop or --target-macs" in complaints({}, cut=False)[0]
+    little = complaints({}, cut=True, removed={"macs": 0.014, "params": 0.03, "nonzero_params": 0.03})
+    assert (
+        "removes 1.4 % of the MACs and 3.0 % of the parameters" in little[0]
+        and "--max-drop or --target-macs" in little[0]
+    )
+    assert complaints({}, cut=True, removed={"macs": 0.05, "params": 0.4}) == []
+    assert complaints(found({"target_params": 0.4}), cut=True, removed={"macs": 0.01, "params": 0.01}) == []
     assert "larger --max-drop" in complaints(found({"max_drop": 1.0}, 0.9, 0.9), cut=False)[0]
 
 
@@ -96,7 +103,7 @@ def test_strict_exits_with_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "--target-macs",
         "0.5",
         "--epochs",
-        "2",
+        "3",
         "--method",
         "l1",
     ]

@@ -28,6 +28,16 @@ def separable() -> tuple[Tensor, Tensor]:
     return x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
 
 
+def separable_images() -> tuple[Tensor, Tensor]:
+    x, y = separable()
+    return x.reshape(-1, 1, 2, 2), y
+
+
+def flat_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
 def trained() -> nn.Sequential:
     """A network that knows its classes."""
     torch.manual_seed(0)
@@ -105,6 +115,45 @@ def test_verdicts() -> None:
     assert not Convergence(0.02, kl_fall=0.001).settled and not Convergence(0.01).settled
     assert Convergence(0.5, kl_fall=0.001).settled and Convergence(0.5).settled
     assert Convergence(None, kl_fall=0.001).settled
+
+
+def test_a_posterior_that_starts_at_its_equilibrium_need_not_leave_it() -> None:
+    still = Convergence(0.02, kl_fall=0.001, at_curvature=True)
+    assert still.settled and "hardly" not in str(still)
+    assert str(still).startswith("settled (started at the curvature of the likelihood; ")
+    assert "still moves" in str(Convergence(0.02, kl_fall=0.12, at_curvature=True))
+
+
+@pytest.mark.parametrize(
+    ("prior", "kind"),
+    [
+        (pb.priors.ARDNoise, pb.guides.NormalNoise),
+        (pb.priors.LogUniformNoise, pb.guides.TruncatedLogNormalNoise),
+    ],
+)
+def test_a_guide_knows_that_it_was_put_at_the_curvature(prior: Any, kind: Any) -> None:
+    model = model_of(trained(), prior())
+    guide = kind(model)
+    steps(model, guide, 1, lr=1e-6)
+    assert not pb.summarize(model, guide, draws=0).convergence.at_curvature
+    there = kind(model)
+    there.start_at({"0": torch.full((16,), 50.0)}, {})
+    steps(model, there, 1, lr=1e-6)
+    found = pb.summarize(model, there, draws=0).convergence
+    assert found.at_curvature and found.settled and found.scale_change < 1e-3
+
+
+def test_later_rounds_of_a_run_know_the_start_of_the_first(tmp_path: Path) -> None:
+    """Two rounds: the second guide is made anew from what the first left."""
+    data = pb.load_data(separable_images())
+    found = {}
+    for method in ("ard", "gaussian"):
+        options = {"epochs": 12, "target_macs": 0.5, "recipe": {"rounds": 2}, "precision": "fp32", "progress": False}
+        run = pb.compress(flat_net(), data, method, out=tmp_path / method, **options)
+        assert len(run.report["rounds"]) == 2
+        found[method] = run.posterior.convergence
+    assert found["ard"].at_curvature and not found["gaussian"].at_curvature
+    assert "hardly" not in str(found["ard"])
 
 
 def test_history_of_fit_is_used_kept_and_shown(tmp_path: Path) -> None:

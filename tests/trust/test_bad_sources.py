@@ -172,7 +172,7 @@ def test_networks(name: str, few: pb.Data, count: Callable[..., None]) -> None:
         net = NETS[name]()
         pb.channel_groups(net, few.example)
     with one_line(name):
-        pb.compress(NETS[name](), few, "l1", target_macs=0.6, epochs=2, progress=False)
+        pb.compress(NETS[name](), few, "l1", target_macs=0.6, epochs=3, progress=False)
     count("bad sources", networks=1, raw_errors=0)
 
 
