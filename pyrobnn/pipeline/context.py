@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from pyrobnn.inference.fit import FitResult, fit
 from pyrobnn.inference.precision import channels_last, cpu_has_bf16, resolve_device, resolve_precision
 from pyrobnn.inference.progress import say
 from pyrobnn.inference.terms import LabelSmoothing, Term
+from pyrobnn.inference.validation import validation_key
 from pyrobnn.likelihoods import Likelihood
 from pyrobnn.metrics.evaluate import evaluate
 from pyrobnn.metrics.metric import measured
@@ -226,6 +227,10 @@ class Context:
             return value, acceptance.resolution(value, len(valid))
         value, statistics = measured(net, valid, metric, device=self.device, precision=precision, channels_last=True)
         return metric.score(value), metric.standard_error(statistics)
+
+    def score_of_row(self, row: Mapping[str, Any]) -> float:
+        """The score (:meth:`score`) of an epoch whose network was measured on the validation images."""
+        return self.task.metric.score(float(row[validation_key(self.task.metric)]))
 
     def point(self, base: float) -> float:
         """What one point of accuracy is in the units of `max_drop`: a hundredth of the figure where it is no share."""

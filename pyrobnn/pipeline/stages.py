@@ -16,13 +16,14 @@ from torch import nn
 
 from pyrobnn.channels import PruningPlan, check_cut, compact
 from pyrobnn.criteria.context import ScoringContext
-from pyrobnn.inference.callbacks import load_states, states
+from pyrobnn.inference.callbacks import Callback, load_states, states
 from pyrobnn.inference.progress import cut_line
 from pyrobnn.inference.record import ChannelHistory
 from pyrobnn.inference.shrink import shrink
 from pyrobnn.nets.replica import copy_net
 from pyrobnn.pipeline import acceptance, dense_training
 from pyrobnn.pipeline.context import Context, in_original
+from pyrobnn.pipeline.holding import LastHeld
 from pyrobnn.pipeline.sparsity import KeepZeros, counts
 from pyrobnn.pipeline.state import State, VariationalState, copied
 from pyrobnn.priors.base import Prior
@@ -284,9 +285,15 @@ def tune(epochs: int) -> Stage:
 
 
 def tuned(context: Context, state: State, name: str, seed: str, epochs: int) -> State:
-    """The state after tuning. What the method zeroes weight by weight is zeroed first and stays so."""
+    """The state after tuning. What the method zeroes weight by weight is zeroed first and stays so.
+
+    Under `--max-drop` tuning ends with the last epoch that held it, if the very last did not. (Averaged weights are
+    those of no epoch: they are judged as they are.)
+    """
     zeros = None if context.method.zeros is None else context.method.zeros(context, state)
-    callbacks = [] if zeros is None else [KeepZeros(zeros.keep)]
+    callbacks: list[Callback] = [] if zeros is None else [KeepZeros(zeros.keep)]
+    if context.config.within_drop and state.base is not None and not context.recipe.average:
+        callbacks.append(LastHeld(context.score_of_row, acceptance.floor(state.base, context.config.max_drop)))
     net, _ = context.train_plain(
         name, state.net, epochs, context.recipe.tune, seed=seed, dense=state.dense, callbacks=callbacks
     )

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyrobnn.report.figures import as_dict, is_number
 from pyrobnn.pipeline import dense_training
+from pyrobnn.report.figures import as_dict, is_number
 from pyrobnn.report.wording import DASH, flat, percent, plain, points, relative, removed, scaled, signed, text
 
 Report = Mapping[str, Any]

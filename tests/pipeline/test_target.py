@@ -11,9 +11,10 @@ import torch
 
 import pyrobnn as pb
 from pyrobnn import cli
+from pyrobnn.channels import PruningPlan
 from pyrobnn.data import Data
 from pyrobnn.metrics.metric import accuracy, rmse
-from pyrobnn.pipeline import stages
+from pyrobnn.pipeline import acceptance, search
 from pyrobnn.pipeline.target import complaints, drop_interval, outcome
 
 DENSE, COMPACT = {"macs": 100, "params": 50, "nonzero_params": 50}, {"macs": 30, "params": 20, "nonzero_params": 5}
@@ -75,7 +76,8 @@ def test_the_interval_covers_the_drop_and_is_wide_on_few_images() -> None:
 def test_where_every_attempt_misses_the_dense_network_comes_back_with_a_warning(
     data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "tuned", lambda context, state, *rest: replace(state, tuned=0.05))
+    monkeypatch.setattr(acceptance, "holds", lambda *given: False)
+    monkeypatch.setattr(search, "largest_cut", lambda net, table, *rest, **options: PruningPlan.full(table))
     options: dict[str, Any] = {"max_drop": 1.0, "epochs": 8, "precision": "fp32", "progress": False}
     with pytest.warns(UserWarning, match="nothing was cut"):
         result = pb.compress("small_cnn", data, "gaussian", **options)
