@@ -29,7 +29,9 @@ from .errors import ConfigError as ConfigError
 from .errors import DataError as DataError
 from .errors import NetError as NetError
 from .errors import NumericalError as NumericalError
+from .errors import OutOfMemory as OutOfMemory
 from .errors import PlanError as PlanError
+from .errors import ProcessError as ProcessError
 from .errors import PyrobnnError as PyrobnnError
 from .inference.batchnorm import reestimate_batchnorm as reestimate_batchnorm
 from .inference.config import FitConfig as FitConfig

@@ -33,3 +33,11 @@ class ConfigError(PyrobnnError, ValueError):
 
 class NumericalError(PyrobnnError, ArithmeticError):
     """NaN or infinity during inference; the message names the site."""
+
+
+class ProcessError(PyrobnnError, RuntimeError):
+    """Another process of a run that several share has ended, or they were started wrongly."""
+
+
+class OutOfMemory(PyrobnnError, MemoryError):
+    """The device or the host has no memory for what was tried; the message says what to lower."""

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickle
+import socket
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyro
 import pytest
@@ -35,3 +42,44 @@ def shared_weights(shared_data: Path) -> Path:
     if not (folder / "resnet20_cifar10.safetensors").is_file():
         pytest.skip(f"needs trained networks in {folder.name}/ beside PYROBNN_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def in_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
+    """`in_processes(2, function, *arguments)`: what the function returns in each of two processes that torchrun would start.
+
+    They are forks, so that nothing is imported again; one thread each.
+    """
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    folder = tmp_path_factory.mktemp("processes")
+
+    def run(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        children = []
+        for rank in range(size):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # forks of a process with threads
+                child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    given = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_PORT": port}
+                    os.environ.update({name: str(value) for name, value in given.items()}, MASTER_ADDR="127.0.0.1")
+                    import torch
+
+                    torch.set_num_threads(1)
+                    (folder / str(rank)).write_bytes(pickle.dumps(function(*arguments)))
+                    status = 0
+                except BaseException:
+                    print(f"process {rank}:\n{traceback.format_exc()}", file=sys.__stderr__, flush=True)
+                finally:
+                    os._exit(status)
+            children.append(child)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        assert codes == [0] * size, f"processes ended with {codes}"
+        return [pickle.loads((folder / str(rank)).read_bytes()) for rank in range(size)]
+
+    return run

@@ -6,6 +6,7 @@ option needs neither.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import Annotated, Any
@@ -22,6 +23,10 @@ from pyrobnn.cli.groups import groups
 from pyrobnn.cli.inspect import inspect
 from pyrobnn.cli.methods import methods
 from pyrobnn.errors import PyrobnnError
+from pyrobnn.io import launch
+
+# torch's notes on how several processes could be quicker are nothing that a user can follow; set before torch is loaded.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 app = typer.Typer(name="pyrobnn", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for command in (compress, groups, evaluate, inspect, export, methods):
@@ -52,33 +57,36 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = app(args=arguments, standalone_mode=False)
     except PyrobnnError as error:
-        _fail(str(error))
+        _fail(str(error), launch.says(error))
     except _UsageError as error:
-        _fail(error.format_message())
+        _fail(error.format_message(), launch.says(error))
     except OSError as error:  # no permission, no space, a file where a directory should be
-        _fail(f"{error.filename or 'a file'}: {error.strerror or error}")
-    except MemoryError:
-        _fail("out of memory: use smaller batches or images, or a machine with more")
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}", launch.says(error))
+    except MemoryError as error:
+        _fail("out of memory: use smaller batches or images, or a machine with more", launch.says(error))
     except Exception as error:
         library = type(error).__module__.partition(".")[0]
         if library not in ("h5netcdf", "h5py", "pickle", "_pickle", "safetensors", "zipfile", "zlib"):
             raise  # an error of ours, whose place should be seen
-        _fail(f"a file cannot be read or written ({library}: {error})")
-    except (typer.Abort, KeyboardInterrupt):
-        _stopped()
+        _fail(f"a file cannot be read or written ({library}: {error})", launch.says(error))
+    except (typer.Abort, KeyboardInterrupt) as error:
+        _stopped(launch.says(error))
     else:
         if code == 130:  # typer turns Ctrl-C into this
-            _stopped()
+            _stopped(launch.rank() == 0)
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str) -> None:
-    err_console.print("error: " + escape(" ".join(message.split())), soft_wrap=True)
+def _fail(message: str, says: bool = True) -> None:
+    """Of several processes one `says` it."""
+    if says:
+        err_console.print("error: " + escape(" ".join(message.split())), soft_wrap=True)
     sys.exit(2)
 
 
-def _stopped() -> None:
-    err_console.print("stopped; run the same command with --resume to go on")
+def _stopped(says: bool) -> None:
+    if says:
+        err_console.print("stopped; run the same command with --resume to go on")
     sys.exit(130)
 
 

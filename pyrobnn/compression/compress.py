@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pyrobnn.errors import ConfigError
 from pyrobnn.inference.precision import choose_layout, resolve_device, resolve_precision
 from pyrobnn.inference.progress import RunProgress
 from pyrobnn.io.files import first_line
+from pyrobnn.io.processes import Processes, together
 from pyrobnn.likelihoods import OF_TENSORS, Categorical, Likelihood
 from pyrobnn.methods.registry import METHODS, get_method
 from pyrobnn.nets import build_spec, check_fits, check_precision, load_weights, net_spec
@@ -70,16 +71,34 @@ def compress(
 
         Raises:
             PyrobnnError: any bad input, in one line that says what to do.
+
+        Under `torchrun`, or where a process group of `torch.distributed` is there, the processes share the work; all of
+        them must call this, with the same arguments. The first one alone writes files and says what happens.
     """
+    with together() as processes:
+        return _compress(processes, net, data, method, task, likelihood, options)
+
+
+def _compress(
+    processes: Processes,
+    net: nn.Module | str,
+    data: Any,
+    method: str | Method,
+    task: str | Task | None,
+    likelihood: Likelihood | None,
+    options: dict[str, Any],
+) -> Result:
     chosen = method if isinstance(method, Method) else get_method(method)
     named = task.name if isinstance(task, Task) else task
     config = CompressionConfig.make({**options, "method": chosen.name, "task": named})
+    config = replace(config, progress=config.progress and processes.first)
     recipes = chosen.recipes.with_values(config.recipe)
     if config.target_nonzero is not None and chosen.zeros is None:
         able = ", ".join(name for name, other in METHODS.items() if other.zeros is not None)
         raise ConfigError(f"--target-nonzero needs a method that zeroes single weights ({able}), got {chosen.name}")
     source = data if isinstance(data, str | Path) else None
-    data = _loaded(data, config, net, task if isinstance(task, str) else None)
+    # The first process leads, so that what is downloaded is there for the others.
+    data = processes.first_leads(lambda: _loaded(data, config, net, task if isinstance(task, str) else None))
     chosen_task = task_for(data, task)
     if likelihood is not None:
         chosen_task = replace(chosen_task, likelihood=likelihood)
@@ -92,12 +111,13 @@ def compress(
             data = data.with_normalisation(info.mean, info.std)
     elif trained:
         trained_on = "all"
+    processes.of_the_first(list(net.state_dict().values()))
     _check_output(chosen_task, net, data)
     clean = trained_on != "all"
     if not clean and config.max_drop is None and (config.has_budget or config.target_nonzero is not None):
         data = data.without_validation()  # nothing is chosen on data, so all training images may train
     elif not clean and (config.max_drop is not None or chosen.stops):
-        warnings.warn(UNCLEAN, UserWarning, stacklevel=2)
+        warnings.warn(UNCLEAN, UserWarning, stacklevel=3)
     if (config.max_drop is not None or chosen.stops) and not config.has_budget and not len(data.valid):
         raise ConfigError(
             "stopping by accuracy (--max-drop, or a method's own rule) needs validation images: load the data with valid_fraction above 0"
@@ -122,7 +142,9 @@ def compress(
     recipe = recipes.of(net)
     check_epochs(recipe, config, trained=trained)
     who = identity(config, chosen, recipe, data, net, trained=trained, task=chosen_task)
-    with claim(path, resume=config.resume) if path is not None else nullcontext():
+    with ExitStack() as held:
+        if path is not None:
+            processes.first_does(lambda: held.enter_context(claim(path, resume=config.resume)))
         store = RunStore(path, who, net, resolve_device(config.device), resume=config.resume)
         # A time budget is turned into epochs when the run begins.
         epochs = Epochs.of(store.once("epochs", lambda: share_out(recipe, config, data, net, trained=trained).data()))

@@ -15,6 +15,7 @@ from pyrobnn.compression.export import Exported, export
 from pyrobnn.compression.store import DENSE, claim, write_run
 from pyrobnn.inference.measuring import milliseconds
 from pyrobnn.inference.precision import cpu_has_bf16
+from pyrobnn.io.processes import current
 from pyrobnn.metrics.paired import compare
 from pyrobnn.metrics.robustness import robustness
 from pyrobnn.metrics.scores import class_logits
@@ -101,7 +102,7 @@ def finish(
     trained_on: str,
     clean: bool,
 ) -> Result:
-    """Read the test set, once; write the run.
+    """Read the test set, once; write the run. Processes that share the run share the reading.
 
     Args:
         context, state: of the run, and what its last stage left.
@@ -111,15 +112,18 @@ def finish(
         trained_on: what the dense weights have seen, `train` or `all`.
         clean: nothing was chosen on images that they have seen.
     """
+    processes = current()
     config, data, scratch = context.config, context.data, context.config.from_scratch is not None
     dense, small = set_mode(state.dense.cpu(), False), set_mode(state.net.cpu(), False)
     nets, widths = {"dense": dense, "compact": small}, {"dense": context.table.widths(), "compact": state.plan.widths()}
     task = context.task
     said = {name: answers(net, data, context.device, task) for name, net in nets.items()}
-    figures = {
-        name: measure(net, data, widths[name], device=context.device, trained_on=trained_on, task=task, said=said[name])
-        for name, net in nets.items()
-    }
+
+    def measured() -> dict[str, dict[str, Any]]:  # times, among others, which others would disturb
+        how: dict[str, Any] = {"device": context.device, "trained_on": trained_on, "task": task}
+        return {name: measure(net, data, widths[name], said=said[name], **how) for name, net in nets.items()}
+
+    figures = processes.first_does(measured)
     comparison = compare(task.metric, said["dense"].statistics, said["compact"].statistics)
     others: dict[str, Any] = {"comparison": comparison.to_dict()}
     logits = {name: class_logits(answer.logits) for name, answer in said.items() if answer.logits is not None}
@@ -137,8 +141,9 @@ def finish(
         bayesian = BayesianNet.from_state(small, fitted, data_size=len(data.train), likelihood=context.likelihood)
         if task.softens:
             kl_weight, seconds = settings(small)["kl_schedule"], state.extras["bayesian_seconds"]
-            measured = measure_posterior(bayesian, data, draws=context.recipe.draws)  # each is a pass
-            others["bayesian"] = {**measured, "kl_weight": kl_weight, "seconds": seconds}
+            drawn, draws = bayesian, context.recipe.draws  # each is a pass
+            scores = processes.first_does(lambda: measure_posterior(drawn, data, draws=draws))
+            others["bayesian"] = {**scores, "kl_weight": kl_weight, "seconds": seconds}
     interval = None
     if config.within_drop:
         shown = replace(data, test=data.valid)
@@ -168,6 +173,7 @@ def finish(
         **_measured(context),
         "device": str(context.device),
         "threads": torch.get_num_threads(),
+        "processes": processes.size,
         "versions": versions(),
         **figures,
         "reduction": reduction(figures["dense"], figures["compact"]),
@@ -179,20 +185,25 @@ def finish(
         "settings": context.settings(),
         "refused": dict(context.table.refused),
     }
+    report = processes.agreed(report)
     images = data.train.normalise(data.train.images[:64])
     small, dense = released(small), released(dense)
     result = Result(
         small, dense, report, state.posterior, state.plan, bayesian, spec, data.mean, data.std, data.classes, images
     )
-    if path is not None:
+
+    def write(path: Path) -> None:
         if not context.trained and not scratch:  # else it was given, or never trained
             save_weights(dense, path / DENSE, mean=data.mean, std=data.std, trained_on="train")
         result._write(path)
+
+    if path is not None:
+        processes.first_does(lambda: write(path))
     cut = scratch or not state.plan.is_full or "zeros" in state.extras
     figure = "points of validation accuracy" if task.names_classes else f"of validation {task.metric.name}"
     gone = None if scratch else report["reduction"]
     for line in complaints(target, cut=cut, figure=figure, removed=gone):
-        warnings.warn(line, UserWarning, stacklevel=3)
+        warnings.warn(line, UserWarning, stacklevel=4)
     return result
 
 

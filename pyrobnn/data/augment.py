@@ -135,23 +135,31 @@ class Augment:
         return self.draw(images, generator)[0]
 
     def draw(
-        self, images: Tensor, generator: torch.Generator, mirrored: Tensor | None = None
+        self,
+        images: Tensor,
+        generator: torch.Generator,
+        mirrored: Tensor | None = None,
+        *,
+        place: slice = slice(None),
+        total: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The augmented batch, and which images are mirrored (``[B]`` bool; None without `flip`).
 
-        Which ones are is drawn, unless `mirrored` says it.
+        Which ones are is drawn, unless `mirrored` says it. Of a batch of `total` images of which these have the `place`,
+        they get what the whole batch would have given them, and the generator moves as far.
         """
+        total = len(images) if total is None else total
         if self.shift:
-            images = _shift(images, self.shift, generator)
+            images = _shift(images, self.shift, generator, place, total)
         if self.cutout:
-            images = _hide(images, self.cutout, generator)
+            images = _hide(images, self.cutout, generator, place, total)
         if self.flip:
             if mirrored is None:
-                mirrored = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
+                mirrored = (torch.rand(total, generator=generator, device=generator.device) < 0.5)[place]
             mirrored = mirrored.to(images.device)
             images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
         if self.mix:
-            images = _MIXES[self.mix](images, generator)
+            images = _MIXES[self.mix](images, generator, place, total)
         return images, mirrored if self.flip else None
 
 
@@ -162,13 +170,13 @@ def turned(targets: Tensor, mirrored: Tensor | None) -> Tensor:
     return torch.where(mirrored.view(-1, *(1,) * (targets.ndim - 1)), targets.flip(-1), targets)
 
 
-def _shift(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
+def _shift(images: Tensor, reach: int, generator: torch.Generator, place: slice, total: int) -> Tensor:
     """Pads with zeros, then reads one window per example through three broadcast index vectors."""
     count, _, height, width = images.shape
     device = images.device
     padded = torch.nn.functional.pad(images, (reach, reach, reach, reach))
-    draws = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=generator, device=generator.device)
-    offsets = draws.to(device)
+    draws = torch.randint(0, 2 * reach + 1, (2, total, 1), generator=generator, device=generator.device)
+    offsets = draws[:, place].to(device)
     rows = offsets[0] + torch.arange(height, device=device)  # [B, H]
     columns = offsets[1] + torch.arange(width, device=device)  # [B, W]
     example = torch.arange(count, device=device).view(-1, 1, 1)
@@ -177,42 +185,42 @@ def _shift(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
     return window.permute(0, 3, 1, 2)
 
 
-def _hide(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+def _hide(images: Tensor, side: int, generator: torch.Generator, place: slice, total: int) -> Tensor:
     """Fills one square per example, cut off where the image is smaller, with the mean of each channel."""
-    count, _, height, width = images.shape
+    height, width = images.shape[2:]
     covered = []
     for length in (height, width):
         span = min(side, length)
-        start = torch.randint(0, length - span + 1, (count, 1), generator=generator, device=generator.device)
-        place = torch.arange(length, device=images.device) - start.to(images.device)
-        covered.append((place >= 0) & (place < span))
+        start = torch.randint(0, length - span + 1, (total, 1), generator=generator, device=generator.device)[place]
+        distance = torch.arange(length, device=images.device) - start.to(images.device)
+        covered.append((distance >= 0) & (distance < span))
     square = covered[0][:, None, :, None] & covered[1][:, None, None, :]  # [B, 1, H, W]
     return torch.where(square, images.mean((2, 3), keepdim=True, dtype=torch.float32).to(images.dtype), images)
 
 
-def _mixup(images: Tensor, generator: torch.Generator) -> Tensor:
+def _mixup(images: Tensor, generator: torch.Generator, place: slice, total: int) -> Tensor:
     """Each image and another one of the batch, in a uniform proportion."""
-    order, share = _partners(images, generator)
+    order, share = _partners(images, generator, place, total)
     mixed = torch.lerp(images.float(), images[order].float(), share.view(-1, 1, 1, 1))
     return mixed.to(images.dtype) if images.is_floating_point() else mixed.round().to(images.dtype)
 
 
-def _cutmix(images: Tensor, generator: torch.Generator) -> Tensor:
+def _cutmix(images: Tensor, generator: torch.Generator, place: slice, total: int) -> Tensor:
     """Each image with a rectangle of another one: of its shape, of a uniform share of its area where it does not leave it."""
-    order, share = _partners(images, generator)
+    order, share = _partners(images, generator, place, total)
     covered = []
     for length in images.shape[2:]:
-        middle = torch.rand(len(images), generator=generator, device=generator.device).to(images.device) * length
+        middle = torch.rand(total, generator=generator, device=generator.device)[place].to(images.device) * length
         reach = 0.5 * length * share.sqrt()
-        place = torch.arange(length, device=images.device) + 0.5
-        covered.append((place - middle[:, None]).abs() < reach[:, None])
+        pixels = torch.arange(length, device=images.device) + 0.5
+        covered.append((pixels - middle[:, None]).abs() < reach[:, None])
     return torch.where(covered[0][:, None, :, None] & covered[1][:, None, None, :], images[order], images)
 
 
-def _partners(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Which image comes over each, and how much of it."""
-    order = torch.randperm(len(images), generator=generator, device=generator.device)
-    share = torch.rand(len(images), generator=generator, device=generator.device)
+def _partners(images: Tensor, generator: torch.Generator, place: slice, total: int) -> tuple[Tensor, Tensor]:
+    """Which image comes over each, and how much of it; partners are of the part of the batch that is here."""
+    order = torch.randperm(total, generator=generator, device=generator.device)[place].argsort().argsort()
+    share = torch.rand(total, generator=generator, device=generator.device)[place]
     return order.to(images.device), share.to(images.device)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pyrobnn.io.launch import on_this_machine
+
 #: Share of the free memory that the images of a data set may take; more than that is streamed.
 MEMORY_SHARE = 0.25
 _CGROUPS = (
@@ -25,8 +27,8 @@ def free_memory() -> int:
 
 
 def room_for_images() -> int:
-    """Bytes of images that `load_data` keeps in memory."""
-    return int(MEMORY_SHARE * free_memory())
+    """Bytes of images that `load_data` keeps in memory, in each process of a run."""
+    return int(MEMORY_SHARE * free_memory()) // on_this_machine()
 
 
 def _of_the_machine() -> int:

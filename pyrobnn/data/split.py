@@ -15,6 +15,7 @@ from pyrobnn.data.augment import Augment, turned
 from pyrobnn.data.loader import LoaderImages
 from pyrobnn.data.stream import StreamedImages, Transform
 from pyrobnn.errors import DataError
+from pyrobnn.io.processes import part_of
 
 
 class Batch(NamedTuple):
@@ -25,11 +26,13 @@ class Batch(NamedTuple):
         y: Targets ``[B, ...]``: int64 classes ``[B]``, or see `Data.task`.
         view: int64 ``[B]``, which image this is: ``views * row + (1 if mirrored else 0)``, a row of
             :meth:`Split.views` whatever was shifted or hidden. None where images have no fixed rows.
+        total: Examples of the batch in all processes that share it.
     """
 
     x: Tensor
     y: Tensor
     view: Tensor | None
+    total: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +69,7 @@ class Split:
         device: str | torch.device = "cpu",
         channels_last: bool = False,
         drop_last: bool = False,
+        turns: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Goes through the images once.
 
@@ -77,6 +81,7 @@ class Split:
             device: Where the batches go. Raw pixels are moved, the rest happens there.
             channels_last: Memory layout of the images.
             drop_last: Leave out an incomplete last batch.
+            turns: ``(k, n)`` gives batch k, k + n, k + 2 n and so on, for n processes that take turns.
 
         Yields:
             Normalised float32 images ``[B, C, H, W]`` and their targets.
@@ -91,6 +96,7 @@ class Split:
             device=device,
             channels_last=channels_last,
             drop_last=drop_last,
+            turns=turns,
         )
         return ((batch.x, batch.y) for batch in batches)
 
@@ -105,14 +111,19 @@ class Split:
         drop_last: bool = False,
         mirrored: Tensor | None = None,
         resume: tuple[Tensor, int] | None = None,
+        turns: tuple[int, int] = (0, 1),
+        share: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
         """As :meth:`batches`, with the view that each image is.
 
         Args:
-            batch_size, generator, augment, device, channels_last, drop_last: As for :meth:`batches`.
+            batch_size, generator, augment, device, channels_last, drop_last, turns: As for :meth:`batches`.
             mirrored: bool ``[N]`` by row, which images augmentation mirrors where it mirrors any; None draws them.
             resume: Goes on in the middle of a pass: the state that the generator had when the pass began, and how
                 many batches it has given. The generator itself must be as it was after them.
+            share: ``(rank, size)`` gives the part of every batch that a process takes
+                (:func:`~pyrobnn.io.processes.part_of`). The generator moves as for whole batches, and an image is
+                augmented as it would be in them.
         """
         if batch_size < 1:
             raise DataError(f"expected a batch size of at least 1, got {batch_size}")
@@ -136,8 +147,10 @@ class Split:
             start.set_state(resume[0])
         done = 0 if resume is None else resume[1]
         if isinstance(self.images, LoaderImages):
-            return self._loaded(self.images, generator, start, done, augment, device, layout)
-        return self._examples(batch_size, generator, start, done, augment, device, layout, drop_last, mirrored)
+            return self._loaded(self.images, generator, start, done, augment, device, layout, turns, share)
+        return self._examples(
+            batch_size, generator, start, done, augment, device, layout, drop_last, mirrored, turns, share
+        )
 
     def _loaded(
         self,
@@ -148,14 +161,18 @@ class Split:
         augment: bool,
         device: torch.device,
         layout: torch.memory_format,
+        turns: tuple[int, int],
+        share: tuple[int, int],
     ) -> Iterator[Batch]:
         seed = 0 if start is None else int(torch.randint(2**62, (1,), generator=start))
-        for raw, targets in itertools.islice(source.batches(seed), done, None):
-            images, y = raw.to(device), targets.to(device)
+        for raw, targets in itertools.islice(source.batches(seed), done + turns[0], None, turns[1]):
+            total = len(raw)
+            place = slice(*part_of(total, *share))
+            images, y = raw[place].to(device), targets[place].to(device)
             if augment and self.augment is not None and generator is not None:
-                images, flipped = self.augment.draw(images, generator)
+                images, flipped = self.augment.draw(images, generator, place=place, total=total)
                 y = turned(y, flipped)
-            yield Batch(_laid_out(self.normalise(images), layout), y, None)
+            yield Batch(_laid_out(self.normalise(images), layout), y, None, total)
 
     def _examples(
         self,
@@ -168,6 +185,8 @@ class Split:
         layout: torch.memory_format,
         drop_last: bool,
         mirrored: Tensor | None,
+        turns: tuple[int, int],
+        share: tuple[int, int],
     ) -> Iterator[Batch]:
         count, views = len(self), self.num_views
         order = torch.arange(count)
@@ -182,14 +201,19 @@ class Split:
         random = isinstance(self.images, StreamedImages) and self.images.reader.random
         if augment and start is not None and (transform is not None or random):
             seeds = torch.randint(2**62, (count,), generator=start, device=start.device).cpu()
-        chunks = chunks[done:]
-        for rows, images in zip(chunks, self._raw(chunks, generator is None, seeds, transform, device), strict=True):
+        chunks = chunks[done + turns[0] :: turns[1]]
+        totals = [len(chunk) for chunk in chunks]
+        places = [slice(*part_of(total, *share)) for total in totals]
+        chunks = [chunk[place] for chunk, place in zip(chunks, places, strict=True)]
+        raw = self._raw(chunks, generator is None, seeds, transform, device)
+        for rows, images, place, total in zip(chunks, raw, places, totals, strict=True):
             labels, view = self.labels[rows].to(device), views * rows.to(device)
             if change is not None and generator is not None:
-                images, flipped = change.draw(images, generator, None if mirrored is None else mirrored[rows])
+                sides = None if mirrored is None else mirrored[rows]
+                images, flipped = change.draw(images, generator, sides, place=place, total=total)
                 view = view if flipped is None else view + flipped
                 labels = turned(labels, flipped)
-            yield Batch(_laid_out(self.normalise(images), layout), labels, view)
+            yield Batch(_laid_out(self.normalise(images), layout), labels, view, total)
 
     def _raw(
         self,

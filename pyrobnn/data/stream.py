@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pyrobnn.errors import DataError
+from pyrobnn.io.launch import on_this_machine
 
 
 class Reader(Protocol):
@@ -41,10 +42,9 @@ Transform = Callable[[Tensor, int], Tensor]
 
 
 def default_workers() -> int:
-    """Processes that read images: one less than there are processors, at most eight."""
-    return min(
-        8, max(0, len(os.sched_getaffinity(0)) - 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) - 1)
-    )
+    """Processes that read images: one less than there are processors for each process of a run, at most eight."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(0, processors // on_this_machine() - 1))
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ from torch import nn
 
 from pyrobnn.data import Split
 from pyrobnn.inference.precision import as_channels_last
+from pyrobnn.io.processes import Processes, current
 from pyrobnn.nets.calling import answer
 
 _NORMS = nn.modules.batchnorm._BatchNorm
@@ -26,7 +27,7 @@ def reestimate_batchnorm(
     """Replace running means and variances by averages over `examples` images, in place.
 
     Dropout and everything but the norms stays in eval mode; parameters are not touched. A network
-    without tracked BatchNorm is returned as it is.
+    without tracked BatchNorm is returned as it is. Processes that share a run take turns with the batches.
     """
     norms = [m for m in net.modules() if isinstance(m, _NORMS) and m.track_running_stats]
     if not norms or not len(split):
@@ -38,19 +39,37 @@ def reestimate_batchnorm(
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average
         norm.train()
-    seen = 0
+    seen, processes = 0, current()
     generator = torch.Generator().manual_seed(seed)
     kind = torch.device(device).type
-    for x, _ in split.batches(batch_size, generator=generator, device=device):
+    for number, (x, _) in enumerate(split.batches(batch_size, generator=generator, device=device)):
         if len(x) == 1:
             continue
-        with torch.autocast(kind, autocast or torch.bfloat16, autocast is not None):
-            answer(net, as_channels_last(x))
+        if number % processes.size == processes.rank:
+            with torch.autocast(kind, autocast or torch.bfloat16, autocast is not None):
+                answer(net, as_channels_last(x))
         seen += len(x)
         if seen >= examples:
             break
+    if not processes.alone:
+        _joined(norms, processes)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     for module, mode in training.items():
         module.training = mode
     return net
+
+
+def _joined(norms: list[nn.modules.batchnorm._BatchNorm], processes: Processes) -> None:
+    """Cumulative averages over the batches of all processes from those of each, in place."""
+    for norm in norms:
+        count, mean, variance = norm.num_batches_tracked, norm.running_mean, norm.running_var
+        assert count is not None and mean is not None and variance is not None
+        for average in (mean, variance):
+            average.mul_(count) if int(count) else average.zero_()
+        processes.sum(mean, variance, count)
+        if not int(count):
+            norm.reset_running_stats()
+            continue
+        for average in (mean, variance):
+            average.div_(count)

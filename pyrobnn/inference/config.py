@@ -19,7 +19,7 @@ class FitConfig:
 
     Attributes:
         epochs: full passes over the training data, with gradients.
-        batch_size: examples per step.
+        batch_size: examples per step, of all processes together.
         lr: peak learning rate of the network's deterministic parameters.
         guide_lr: peak learning rate of the guide's parameters (default: `lr`).
         scale_rate: None steps the widths of a guide as its means are; a number in (0, 1] steps those of Gaussian guides
@@ -36,6 +36,7 @@ class FitConfig:
         precision: `auto`, `fp32` or `bf16`.
         device: `auto`, `cpu`, `cuda`, `mps`.
         seed: of shuffling, augmentation and sampling.
+        same_noise: several processes draw the same in a step; by default each draws its own.
         augment: use the data's augmentation; where it mirrors, each image is mirrored in every second epoch
             (Jordan 2024, "alternating flip").
         validate: measure validation accuracy (posterior means) after each epoch.
@@ -60,6 +61,7 @@ class FitConfig:
     precision: str = "auto"
     device: str = "auto"
     seed: int = 0
+    same_noise: bool = False
     augment: bool = True
     validate: bool = True
     max_steps: int | None = None

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyrobnn.channels import ChannelTable, GateMap
 from pyrobnn.errors import ConfigError, NumericalError
+from pyrobnn.io.processes import current
 from pyrobnn.likelihoods import OF_TENSORS, Categorical, Likelihood, ProfiledNormal
 from pyrobnn.metrics.evaluate import eval_mode
 from pyrobnn.nets.calling import batch_for, main_output
@@ -235,6 +236,8 @@ def gate_fisher(
 ) -> GateFisher:
     """Fisher information of every channel's gate at 1, network in evaluation mode.
 
+    Processes that share a run take turns with the batches.
+
     Args:
         net: a trained network; its mode and gradients are left as they were.
         table: its channel table.
@@ -267,13 +270,16 @@ def gate_fisher(
     softened = {name: torch.zeros_like(value) for name, value in diagonal.items()}
     outer = {g.name: torch.zeros(g.channels, g.channels, dtype=torch.float64) for g in table} if blocks else {}
     draws = draws if labels == "model" else 1
-    seen = 0
+    seen, processes = 0, current()
     device = next((t.device for t in (*net.parameters(), *net.buffers())), torch.device("cpu"))
     with eval_mode(net), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for batch in batches:
+        for place, batch in enumerate(batches):
             x, y = batch if isinstance(batch, tuple | list) else (batch, None)
             if labels == "data" and y is None:
                 raise ConfigError("labels='data' needs batches of images with labels")
+            if place % processes.size != processes.rank:
+                seen += len(x)
+                continue
             with torch.no_grad():
                 output = net(batch_for(net, x))
                 if not bool(torch.isfinite(main_output(output)).all()):
@@ -301,6 +307,7 @@ def gate_fisher(
             seen += len(x)
     if not seen:
         raise ConfigError("a Fisher information needs at least one image")
+    processes.sum(*diagonal.values(), *(softened.values() if temperature is not None else ()), *outer.values())
     factor = data_size / (seen * draws)
     return GateFisher(
         diagonal={name: value * factor for name, value in diagonal.items()},

@@ -17,8 +17,10 @@ from pyrobnn.inference.callbacks import Callback
 from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.loop import Loop
 from pyrobnn.inference.progress import Progress
+from pyrobnn.inference.sync_norm import alone
 from pyrobnn.inference.terms import Term
 from pyrobnn.io.checkpoint import load_checkpoint, save_checkpoint
+from pyrobnn.io.processes import together
 from pyrobnn.model import BayesianModel
 
 
@@ -90,14 +92,19 @@ def fit(
         NumericalError: NaN or infinity, naming the site.
 
     The global parameter store and the global RNG state are left as they were.
+
+    Under `torchrun`, or where a process group of `torch.distributed` is there, the processes share every batch; all of
+    them must call this, with the same arguments. The first one writes the checkpoint, and shows the progress.
     """
     config = replace(config or FitConfig(), **settings)
-    if resume and checkpoint is not None and Path(checkpoint).exists():
-        state = load_checkpoint(checkpoint)
-    if checkpoint is not None:
-        target = Path(checkpoint)
-        save = lambda current: save_checkpoint(current, target)  # noqa: E731
-    with local_params(model, guide), torch.random.fork_rng(devices=[]):
+    with together() as processes, local_params(model, guide), torch.random.fork_rng(devices=[]):
+        if checkpoint is not None:
+            target = Path(checkpoint)
+            save = lambda current: save_checkpoint(current, target)  # noqa: E731
+            if resume:
+                state = processes.first_does(lambda: load_checkpoint(target) if target.exists() else None) or state
+        if not processes.first:
+            save, progress = None, False
         loop = Loop(model, guide, data, config, (*callbacks, *events), terms, site_weights)
         if state is not None:
             loop.load_state_dict(state)
@@ -108,6 +115,7 @@ def fit(
                 bar.epoch(loop.history[-1], config.epochs)
                 if save is not None:
                     save(loop.state_dict())
+    alone(loop.objective)
     loop.objective.eval()
     loop.model.history = loop.history
     return FitResult(loop.model, loop.guide, loop.history, loop.plan, loop.seconds)

@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -38,13 +38,17 @@ from pyrobnn.inference.precision import (
 from pyrobnn.inference.schedules import schedule
 from pyrobnn.inference.shrink import shrink, shrink_optimiser
 from pyrobnn.inference.step import Sums, new_step
+from pyrobnn.inference.sync_norm import synchronise
 from pyrobnn.inference.terms import Term
 from pyrobnn.inference.validation import validated
+from pyrobnn.io.processes import current
 from pyrobnn.model import BayesianModel
 from pyrobnn.summary.reading import deterministic_net
 
 READ_EVERY = 0.2  # seconds between looks at what the device has summed; each one waits for it
 READ_AFTER = 64  # steps, at most, between two looks: their batches are kept until then, for a step that fails
+READ_TOGETHER = 8  # steps between two looks of several processes, which must find a failure at the same step
+APART = 0x9E3779B97F4A7C15  # between the seeds of two processes; odd, so that no two are the same
 
 
 @dataclass
@@ -85,6 +89,12 @@ class Loop:
         site_weights: dict[str, float | Tensor] | None = None,
     ) -> None:
         self.config, self.data, self.callbacks = config, data, tuple(callbacks)
+        self.processes = current()
+        if config.batch_size < 2 * self.processes.size:
+            raise ConfigError(
+                f"a batch of {config.batch_size} leaves {self.processes.size} processes less than two examples each: take a "
+                f"batch size of at least {2 * self.processes.size}"
+            )
         self.device = resolve_device(config.device)
         self.generator = torch.Generator().manual_seed(config.seed)
         # Which images are mirrored in even epochs; not drawn from the generator that shuffles, nor with its seed.
@@ -123,6 +133,7 @@ class Loop:
         x, y = next(iter(self.data.train.batches(min(8, len(self.data.train)), device=self.device)))
         self.model.initialise((x, y), self.guide)
         weights_channels_last(self.objective.to(self.device).guide, self.model.bare_net)
+        synchronise(self.model.bare_net, self.device)
         self.objective.rebuild()  # first: it may move parameters in memory
         self.optimiser = new_optimiser(self.config, self.model.net, self.guide)
         self.device_step = new_step(self.objective, self.optimiser, self.config, self.device)
@@ -153,8 +164,13 @@ class Loop:
         """Call one hook of every callback, in order; what one asks for is done before the next is called."""
         for callback in self.callbacks:
             asked = getattr(callback, hook)(self.view(), *arguments)
-            if asked is not None:
-                self.apply(FitUpdate(plan=asked) if isinstance(asked, PruningPlan) else asked)
+            update = FitUpdate(plan=asked) if isinstance(asked, PruningPlan) else asked
+            if hook == "on_epoch_end" and not self.processes.alone:  # a cut is decided once
+                update = replace(
+                    update or FitUpdate(), plan=self.processes.agreed(None if update is None else update.plan)
+                )
+            if update is not None:
+                self.apply(update)
 
     def view(self) -> FitState:
         """What callbacks see now."""
@@ -202,23 +218,25 @@ class Loop:
         self.plan = plan if self.plan is None else self.plan.compose(plan)
         self.run_callbacks("on_cut", plan)
 
-    def train_step(self, x: Tensor, y: Tensor, view: Tensor | None = None) -> None:
+    def train_step(self, x: Tensor, y: Tensor, view: Tensor | None = None, total: int | None = None) -> None:
         """One optimiser step; what it gave is in the sums of `device_step`.
 
-        `view` is that of the :class:`~pyrobnn.data.split.Batch`, for terms that know images by it.
+        `view` and `total` are those of the :class:`~pyrobnn.data.split.Batch`, for terms that know images by the one.
         """
         self._rate = _checked("lr_schedule", self._lr(self.progress))
         self._kl_weight = _checked("kl_schedule", self._kl(self.progress))
         self.device_step.set(self._rate, self._kl_weight)
-        # The draws of a step depend on the loop's generator alone: resuming is exact, ranks can differ.
+        # The draws of a step depend on the loop's generator alone: resuming is exact, processes can differ.
         seed = int(torch.randint(2**62, (1,), generator=self.generator))
+        if not self.config.same_noise:
+            seed = (seed + self.processes.rank * APART) % 2**62
         x = as_channels_last(x)
         if self._unchecked:
             self._check(seed, x, y, view)
         self._unread.append((seed, x, y, view))
         seeded(seed, self.device)
         with pyro.validation_enabled(False):
-            self.device_step(x, y, view)
+            self.device_step(x, y, view, total)
         self.step += 1
 
     def _check(self, seed: int, x: Tensor, y: Tensor, view: Tensor | None) -> None:
@@ -245,7 +263,8 @@ class Loop:
         if sums.failed:
             step = self._unread[int(sums.good) - self._good]
             with pyro.validation_enabled(False):
-                raise named_failure(self.objective, *step)
+                error = named_failure(self.objective, *step)
+            raise self.processes.first_error(error, lambda other: not isinstance(other, Unreproduced))
         self._good = sums.good
         self._unread.clear()
         return sums
@@ -273,26 +292,33 @@ class Loop:
             # In turns: two epochs show both sides of every image, where drawing would show half of them one side twice.
             mirrored=self._sides ^ bool(self.epoch % 2),
             resume=(now.begun, now.done) if now.done else None,
+            share=(self.processes.rank, self.processes.size),
         )
         for batch in itertools.islice(batches, self.steps_per_epoch - now.done):
             now.done += 1
-            if len(batch.y) == 1 and now.seen:  # a lone example has no batch statistics
+            if batch.total == 1 and now.seen:  # a lone example has no batch statistics
                 self.step += 1
                 continue
             self.train_step(*batch)
-            now.seen += len(batch.y)
+            now.seen += batch.total
             self.run_callbacks("on_batch_end")
             clock = time.perf_counter()
-            if clock - read > READ_EVERY or len(self._unread) >= READ_AFTER:
+            if self.processes.alone:
+                due = clock - read > READ_EVERY or len(self._unread) >= READ_AFTER
+            else:  # clocks differ
+                due = len(self._unread) >= READ_TOGETHER
+            if due:
                 report(self.step, self.read().loss / now.seen)
                 read = clock
-            if save is not None and clock - self._saved >= 60 * c.save_minutes and now.done < self.steps_per_epoch:
+            late = save is not None and clock - self._saved >= 60 * c.save_minutes and now.done < self.steps_per_epoch
+            if save is not None and late and (due or self.processes.alone):
                 self.read()
                 now.seconds = clock - start
                 save(self.state_dict())
                 self._saved = time.perf_counter()
         sums, seen = self.read(), now.seen
         report(self.step, sums.loss / seen)
+        self._same_buffers()
         self._pass = None
         self.epoch += 1
         row: dict[str, Any] = {
@@ -310,10 +336,17 @@ class Loop:
             row.update(validated(self.mean_net(), self.data, self.device, precision))
         self.history.append(row)
         self.run_callbacks("on_epoch_end")
+        self._same_buffers()  # what was averaged on the way, say
         row.update(self._metrics)
         self._metrics.clear()
         row["seconds"] = time.perf_counter() - start
         self.seconds += row["seconds"]
+
+    def _same_buffers(self) -> None:
+        """Statistics of normalisation, and what closed-form updates have set, as the first process has them."""
+        kept = set(self.model.held)
+        buffers = [value for name, value in self.model.net.named_buffers() if name not in kept]
+        self.processes.of_the_first([*buffers, *self.guide.buffers()])
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed fit needs; loadable with `weights_only=True`."""

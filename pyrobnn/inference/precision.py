@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyrobnn.errors import ConfigError
 from pyrobnn.inference.measuring import faster, milliseconds
+from pyrobnn.io.processes import current
 from pyrobnn.nets.calling import answer, has_layout, mark_layout, set_mode, takes_plain_only
 from pyrobnn.nets.replica import copy_net
 
@@ -68,6 +69,7 @@ def resolve_precision(
         if device.type != "cpu" or not cpu_has_bf16():
             return None
         times = milliseconds(net, example) if net is not None and example is not None else None
+        times = current().agreed(times)  # clocks differ
         convolutions = sum(isinstance(m, nn.modules.conv._ConvNd) for m in net.modules()) if net is not None else 99
         if (faster(times) is None) if times is not None else convolutions <= 4:
             return None

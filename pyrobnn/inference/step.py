@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.newton import NewtonScales, newton_scales
 from pyrobnn.inference.objective import Objective
+from pyrobnn.io.processes import current
 from pyrobnn.metrics.scores import class_logits
 
 WARM_UP = 3  # eager steps before a capture: libraries choose their kernels in them
@@ -46,6 +47,9 @@ class Sums:
 class Step:
     """Forward, backward, clipping and optimiser.
 
+    Where several processes share a fit, each computes on its part of a batch, the objective is in torch's
+    `DistributedDataParallel`, and sums and the flag are those of all.
+
     Args:
         objective: the loss.
         optimiser: one that takes `grad_scale` and `found_inf` (torch's fused ones and
@@ -64,17 +68,27 @@ class Step:
         newton: NewtonScales | None = None,
     ) -> None:
         self.objective, self.optimiser, self.clip, self.newton = objective, optimiser, clip, newton
+        self.processes = current()
+        self.evaluate = self.processes.shared(objective)
         wide = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(len(SUMMED), dtype=wide, device=device)
         self.failed = torch.zeros((), device=device)
 
-    def __call__(self, x: Tensor, y: Tensor, view: Tensor | None = None) -> None:
-        """Change parameters and sums; `view` says which images these are (see `Batch`)."""
+    def __call__(self, x: Tensor, y: Tensor, view: Tensor | None = None, total: int | None = None) -> None:
+        """Change parameters and sums.
+
+        Args:
+            x, y: the examples of this process.
+            view: which images these are (see `Batch`).
+            total: examples of the batch in all processes; by default these.
+        """
         self.optimiser.zero_grad(set_to_none=True)
         if self.newton is not None:
             self.newton.zero_grad()
-        loss = self.objective(x, y, view)
-        loss.loss.backward()
+        loss = self.evaluate(x, y, view)
+        size, weight = self._share(len(y), len(y) if total is None else total)
+        # The mean of gradients over processes is that of the whole batch only if larger parts count more.
+        (loss.loss if weight == 1 else weight * loss.loss).backward()
         gradients = [p.grad for group in self.optimiser.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         with torch.no_grad():
@@ -82,7 +96,13 @@ class Step:
             if self.newton is not None:
                 whole = whole + nn.utils.get_total_norm([p.grad for p in self.newton.parameters if p.grad is not None])
             finite = torch.isfinite(whole).to(self.failed.dtype)
-            torch.maximum(self.failed, 1 - finite, out=self.failed)
+            labels = y.dim() == 1 and not y.is_floating_point()
+            correct = (class_logits(loss.output.detach()).argmax(-1) == y).sum() if labels else torch.zeros_like(norm)
+            share = size / len(y)  # of these examples: 1, or less where all processes have them
+            parts = (size * loss.loss.detach(), size * loss.nll, size * loss.kl, share * correct, 1 - finite)
+            found = torch.stack([part.to(self.sums.dtype) for part in parts])
+            self.processes.sum(found)
+            torch.maximum(self.failed, found[-1].clamp_max(1).to(self.failed.dtype), out=self.failed)
             if self.clip is not None:
                 self.optimiser.grad_scale = ((norm + 1e-6) / self.clip).clamp_min(1.0).float()  # type: ignore[attr-defined]
         self.optimiser.found_inf = self.failed  # type: ignore[attr-defined]
@@ -90,11 +110,16 @@ class Step:
         if self.newton is not None:
             self.newton.step(self.objective.kl_weight, self.failed)
         with torch.no_grad():
-            labels = y.dim() == 1 and not y.is_floating_point()
-            correct = (class_logits(loss.output.detach()).argmax(-1) == y).sum() if labels else torch.zeros_like(norm)
-            size = len(y)
-            parts = (size * loss.loss.detach(), size * loss.nll, size * loss.kl, correct, 1 - self.failed)
-            self.sums += torch.stack([part.to(self.sums.dtype) for part in parts])
+            found[-1] = 1 - self.failed
+            self.sums += found
+
+    def _share(self, count: int, total: int) -> tuple[float, float]:
+        """What `count` examples are in sums over processes, and what their loss weighs in the mean over processes."""
+        if self.processes.alone:
+            return count, 1
+        if count == total:  # a batch too small to be shared: all processes have it
+            return total / self.processes.size, 1
+        return count, count * self.processes.size / total
 
     def set(self, rate: float, kl_weight: float) -> None:
         """What changes between steps: the factor on all learning rates and the weight of the KL."""
@@ -151,7 +176,7 @@ class CapturedStep(Step):
     def forget(self) -> None:
         self._replay = None
 
-    def __call__(self, x: Tensor, y: Tensor, view: Tensor | None = None) -> None:
+    def __call__(self, x: Tensor, y: Tensor, view: Tensor | None = None, total: int | None = None) -> None:
         if self._replay is None and not self._refused:
             self._capture(x, y, view)
         batch = (x, y, view)
@@ -216,8 +241,9 @@ def _form(part: Tensor | None) -> Any:
 
 
 def new_step(objective: Objective, optimiser: torch.optim.Optimizer, config: FitConfig, device: torch.device) -> Step:
-    """A captured step on a CUDA device unless `config.capture` is off, else an eager one."""
-    kind = CapturedStep if device.type == "cuda" and config.capture == "auto" else Step
+    """A captured step on a CUDA device unless `config.capture` is off, else an eager one, as in several processes."""
+    captured = device.type == "cuda" and config.capture == "auto" and current().alone
+    kind = CapturedStep if captured else Step
     newton = None
     if config.scale_rate is not None:
         size = objective.model.data_size

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyrobnn.data.split import Split
 from pyrobnn.errors import ConfigError
+from pyrobnn.io.processes import current
 from pyrobnn.model import BayesianModel
 from pyrobnn.nets.calling import answer, set_mode
 from pyrobnn.nets.replica import copy_net
@@ -51,8 +52,16 @@ def ask(teacher: nn.Module, x: Tensor, autocast: torch.dtype | None) -> Tensor:
 def answers(
     teacher: nn.Module, split: Split, autocast: torch.dtype | None, device: torch.device, batch_size: int = 256
 ) -> Tensor:
-    """The logits of a network (in eval mode) for every view of a split: `[views, K]`, on the CPU."""
-    return torch.cat([ask(teacher, x, autocast).cpu() for x in split.views(batch_size, device=device)])
+    """The logits of a network (in eval mode) for every view of a split: `[views, K]`, on the CPU.
+
+    Processes that share a run take turns with the batches, and all of them get all logits.
+    """
+    processes, mine = current(), {}
+    for number, x in enumerate(split.views(batch_size, device=device)):
+        if number % processes.size == processes.rank:
+            mine[number] = ask(teacher, x, autocast).cpu()
+    found = {number: part for theirs in processes.each(mine) for number, part in theirs.items()}
+    return torch.cat([found[number] for number in sorted(found)])
 
 
 class Distillation:

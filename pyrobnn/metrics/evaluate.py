@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.errors import ConfigError, DataError, NumericalError
+from pyrobnn.io.processes import current
 from pyrobnn.metrics.scores import Metrics, PredictiveAccumulator, Reliability, Tally, entropy
 from pyrobnn.nets.calling import answer
 
@@ -154,12 +155,22 @@ def iter_logits(
 
     The net runs in evaluation mode without gradients and gets its own mode back.
     It is not moved: `device` (default: where the net is) is where the batches go.
+    Processes that share a run take turns with the batches, and all of them get all logits, on the CPU.
     """
-    place = _device_of(net) if device is None else device
-    batches = split.batches(batch_size, device=place, channels_last=channels_last)
+    place, processes = _device_of(net) if device is None else device, current()
+    if processes.alone:
+        with eval_mode(net):
+            for x, y in split.batches(batch_size, device=place, channels_last=channels_last):
+                yield _forward(net, x, precision), y
+        return
+    batch_size = min(batch_size, max(2, -(-len(split) // processes.size)))
+    turns = (processes.rank, processes.size)
+    batches = split.batches(batch_size, device=place, channels_last=channels_last, turns=turns)
     with eval_mode(net):
-        for x, y in batches:
-            yield _forward(net, x, precision), y
+        for _ in range(0, split.steps(batch_size), processes.size):
+            batch = next(batches, None)
+            mine = None if batch is None else (_forward(net, batch[0], precision).cpu(), batch[1].cpu())
+            yield from (pair for pair in processes.each(mine) if pair is not None)
 
 
 def evaluate(
@@ -245,13 +256,18 @@ def noise_accuracy(
     generator = torch.Generator().manual_seed(seed)
     std = torch.as_tensor(split.std, dtype=torch.float32).view(-1, *(1,) * (split.images.ndim - 2))
     place = _device_of(net) if device is None else device
-    right, n = dict.fromkeys(sigmas, 0), 0
+    right, n, processes = dict.fromkeys(sigmas, 0), 0, current()
     with eval_mode(net):
-        for x, y in split.batches(batch_size, device=place, channels_last=channels_last):
+        for number, (x, y) in enumerate(split.batches(batch_size, device=place, channels_last=channels_last)):
             noise = (torch.randn(x.shape, generator=generator) / std).to(x.device)
             n += len(y)
+            if number % processes.size != processes.rank:
+                continue
             for sigma in right:
                 right[sigma] += int((_forward(net, x + sigma * noise, precision).argmax(1) == y).sum())
+    counts = torch.tensor(list(right.values()))
+    processes.sum(counts)
+    right = dict(zip(right, counts.tolist(), strict=True))
     if n == 0:
         raise DataError("expected at least one example to measure, got none; check the split")
     return {sigma: count / n for sigma, count in right.items()}

@@ -102,6 +102,12 @@ class CompressionConfig:
     epochs: int | None = field(default=None, metadata=_said(int, "Full passes over the training data, in all."))
     minutes: float | None = field(default=None, metadata=_said(float, "Wall-clock time instead of --epochs."))
     seed: int = field(default=0, metadata=_said(int, "Of weights, shuffling, augmentation and sampling."))
+    same_noise: bool = field(
+        default=False,
+        metadata=_said(
+            bool, "Several processes draw the same noise in a step (default: each its own, so that it averages out)."
+        ),
+    )
     protect: tuple[str, ...] = field(
         default=(), metadata=_said(str, "Pattern of group or module names not to cut; repeatable.", many=True)
     )
@@ -127,7 +133,8 @@ class CompressionConfig:
         metadata=_said(int, "Passes for a posterior of the compact weights, on top of --epochs.", same=False),
     )
     batch_size: int | None = field(
-        default=None, metadata=_said(int, "Images per step (default: 128, or less for small data).")
+        default=None,
+        metadata=_said(int, "Images per step, of all processes together (default: 128, or less for small data)."),
     )
     image_size: int | None = field(
         default=None, metadata=_said(int, "Side in pixels that images are resized to.", data=True)

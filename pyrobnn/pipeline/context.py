@@ -24,6 +24,7 @@ from pyrobnn.inference.precision import channels_last, cpu_has_bf16, resolve_dev
 from pyrobnn.inference.progress import say
 from pyrobnn.inference.terms import LabelSmoothing, Term
 from pyrobnn.inference.validation import validation_key
+from pyrobnn.io.processes import current
 from pyrobnn.likelihoods import Likelihood
 from pyrobnn.metrics.evaluate import evaluate
 from pyrobnn.metrics.metric import measured
@@ -218,7 +219,10 @@ class Context:
         return self.scored(net)[0]
 
     def scored(self, net: nn.Module) -> tuple[float, float]:
-        """The score, and its standard error in the units of `max_drop`."""
+        """The score, and its standard error in the units of `max_drop`; the same in all processes of a run."""
+        return current().agreed(self._scored(net))
+
+    def _scored(self, net: nn.Module) -> tuple[float, float]:
         metric, valid = self.task.metric, self.data.valid
         net = channels_last(set_mode(net.to(self.device), False))
         precision = "fp32" if self.autocast is None else "bf16"
@@ -261,6 +265,7 @@ class Context:
             precision=self.config.precision,
             device=self.config.device,
             seed=self.seed(seed),
+            same_noise=self.config.same_noise,
             **settings,
         )
 

@@ -20,6 +20,7 @@ from pyrobnn.inference.callbacks import Callback, load_states, states
 from pyrobnn.inference.progress import cut_line
 from pyrobnn.inference.record import ChannelHistory
 from pyrobnn.inference.shrink import shrink
+from pyrobnn.io.processes import current
 from pyrobnn.nets.replica import copy_net
 from pyrobnn.pipeline import acceptance, dense_training
 from pyrobnn.pipeline.context import Context, in_original
@@ -228,7 +229,7 @@ def cut(number: int, choose: Choose, *, fold: bool = False, until_nothing: bool 
     """
 
     def run(context: Context, state: State) -> State:
-        plan = choose(context, state, number)
+        plan = current().agreed(choose(context, state, number))
         after = cut_to(context, state, plan, number, fold=fold)
         if not (until_nothing and plan.is_full):
             return after

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pyrobnn.errors import CheckpointError
 from pyrobnn.io.checkpoint import load_checkpoint, save_checkpoint
+from pyrobnn.io.processes import current
 from pyrobnn.pipeline.identity import difference
 from pyrobnn.pipeline.state import State, Tensors, from_data, tensors_of, to_data
 
@@ -29,6 +30,8 @@ WHERE = "tensor in stage"  # key of a dict that stands for a tensor: [number of 
 
 class RunStore:
     """What a run has done so far, in memory and, with a folder, on disk.
+
+    Where several processes share a run, the first one alone reads and writes files, and the others get what it reads.
 
     Args:
         folder: the run directory; None keeps everything in memory.
@@ -53,7 +56,9 @@ class RunStore:
         *,
         resume: bool = False,
     ) -> None:
-        self.folder, self.identity, self.template, self.device = folder, dict(identity), template, device
+        self.processes = current()
+        self.folder = folder if self.processes.first else None
+        self.identity, self.template, self.device = dict(identity), template, device
         self.newest: tuple[int, str] | None = None
         self._states: dict[str, State] = {}  # that a later stage may want: the newest, and those to go back to
         self._needs: dict[int, list[int]] = {}  # per stage file the files that it points to
@@ -62,8 +67,10 @@ class RunStore:
         self._values: dict[str, Any] = {}
         self._fit: tuple[str, dict[str, Any]] | None = None
         self._start, self._before = time.perf_counter(), 0.0
-        if resume and folder is not None and (folder / CHECKPOINT).exists():
-            self._resume(load_checkpoint(folder / CHECKPOINT))
+        if resume and folder is not None:
+            found = self.processes.first_does(self._found)
+            if found is not None:
+                self._values, self._before, self._fit, self.newest = found
 
     # What is asked of it while a run goes on
 
@@ -75,25 +82,27 @@ class RunStore:
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """A plain value that is decided when the run begins and stays so when it is resumed."""
         if name not in self._values:
-            self._values[name] = make()
+            self._values[name] = self.processes.agreed(make())
             self._save()
         return self._values[name]
 
     def write(self, number: int, name: str, state: State) -> None:
         """A stage is finished: store its state, and delete what nothing points to any more."""
         self._states[name] = state
-        if self.folder is not None:
-            self._write(number, name, state)
+        self.processes.first_does(lambda: self._write(number, name, state))
         self.newest, self._fit = (number, name), None
         wanted = {name, state.accepted, state.held, state.best}
         self._states = {key: kept for key, kept in self._states.items() if key in wanted}
-        self._save()
+        self.processes.first_does(self._save)
         self._clean({self._number(key) for key in wanted if key is not None})
 
     def state(self, name: str) -> State:
         """The state that a stage left: the newest, or one that the newest points to."""
         if name not in self._states:
-            self._states[name] = self._read(self._number(name))
+            data = self.processes.first_does(lambda: self._read(self._number(name)))
+            state = from_data(data, self.template, self.device)
+            self._tensors[state.dense], self._tensors[state.net] = data["dense"], data["net"]
+            self._states[name] = state
         return self._states[name]
 
     def save_fit(self, stage: str, state: dict[str, Any]) -> None:
@@ -123,6 +132,8 @@ class RunStore:
         return next((number for number, path in self._files().items() if path.name.partition("-")[2] == end), -1)
 
     def _write(self, number: int, name: str, state: State) -> None:
+        if self.folder is None:
+            return
         new: list[Tensor] = []
         needs: set[int] = set()
 
@@ -145,7 +156,7 @@ class RunStore:
         content = {"format": FORMAT, "name": name, "state": packed, "tensors": new, "needs": self._needs[number]}
         save_checkpoint(content, self._path(number, name))
 
-    def _read(self, number: int) -> State:
+    def _read(self, number: int) -> dict[str, Any]:
         files = self._files()
         loaded: dict[int, dict[str, Any]] = {}
 
@@ -171,10 +182,8 @@ class RunStore:
             return [unpack(part) for part in value] if isinstance(value, list) else value
 
         self._needs[number] = list(content(number)["needs"])
-        data = unpack(content(number)["state"])
-        state = from_data(data, self.template, self.device)
-        self._tensors[state.dense], self._tensors[state.net] = data["dense"], data["net"]
-        return state
+        found: dict[str, Any] = unpack(content(number)["state"])
+        return found
 
     def _tensors_of(self, net: nn.Module) -> Tensors:
         if net not in self._tensors:
@@ -204,8 +213,13 @@ class RunStore:
             }
             save_checkpoint(content, self.folder / CHECKPOINT)
 
-    def _resume(self, content: dict[str, Any]) -> None:
-        path = self.folder / CHECKPOINT if self.folder is not None else CHECKPOINT
+    def _found(self) -> tuple[dict[str, Any], float, tuple[str, dict[str, Any]] | None, tuple[int, str] | None] | None:
+        """Values, seconds, running fit and newest stage of an interrupted run in the folder; None without one."""
+        assert self.folder is not None
+        path = self.folder / CHECKPOINT
+        if not path.exists():
+            return None
+        content = load_checkpoint(path)
         if "carry" in content:
             raise CheckpointError(
                 f"{path} was written by an earlier version, whose interrupted runs cannot be resumed: start afresh in "
@@ -220,13 +234,11 @@ class RunStore:
                 f"{path} belongs to a run with {name}={theirs!r}, this one has {ours!r}: "
                 "use the same settings, or another --out"
             )
-        self._values, self._before = dict(content["values"]), float(content["seconds"])
-        if content["fit"] is not None:
-            self._fit = (content["running"], content["fit"])
+        fit = None if content["fit"] is None else (content["running"], content["fit"])
         # A process that ended between the two files has a newer stage than its checkpoint says.
-        numbers = self._files()
+        numbers, newest = self._files(), None
         if numbers:
-            newest = max(numbers)
-            self.newest = (newest, load_checkpoint(numbers[newest])["name"])
+            newest = (max(numbers), load_checkpoint(numbers[max(numbers)])["name"])
         elif content["newest"] is not None:
             raise CheckpointError(f"{self.folder} has lost its {STAGES}: start afresh in another --out")
+        return dict(content["values"]), float(content["seconds"]), fit, newest

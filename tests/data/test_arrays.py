@@ -163,7 +163,7 @@ def test_examples_say_which_view_they_are(augment: Augment | None) -> None:
     views = torch.cat(list(split.views(4)))
     assert len(views) == 11 * split.num_views and split.num_views == (2 if augment and augment.flip else 1)
     seen = []
-    for x, y, view in split.examples(4, generator=generator(), augment=True):
+    for x, y, view, _ in split.examples(4, generator=generator(), augment=True):
         assert torch.equal(y, split.labels[view // split.num_views])
         if augment is None or not augment.shift:
             assert torch.equal(x, views[view])
@@ -183,7 +183,7 @@ def test_mirrored_images_can_be_chosen_by_row() -> None:
     split = make_split(11, Augment(flip=True))
     sides = torch.arange(11) % 3 == 0
     views = torch.cat(list(split.views(4)))
-    for x, _, view in split.examples(4, generator=generator(), augment=True, mirrored=sides):
+    for x, _, view, _ in split.examples(4, generator=generator(), augment=True, mirrored=sides):
         assert torch.equal((view % 2).bool(), sides[view // 2])
         assert torch.equal(x, views[view])
     with pytest.raises(DataError, match="one mirror flag for each of 11"):

@@ -57,7 +57,7 @@ def test_kept_answers_are_those_of_the_teacher(flip: bool) -> None:
     kept = answers(teacher, data, None, CPU, batch_size=4)
     assert kept.shape == (9 * data.num_views, 3)
     live, once = Distillation(teacher), Distillation(teacher, logits=kept)
-    for x, y, view in data.examples(4, generator=torch.Generator().manual_seed(2), augment=True):
+    for x, y, view, _ in data.examples(4, generator=torch.Generator().manual_seed(2), augment=True):
         assert torch.allclose(kept[view], teacher(x), atol=1e-6)
         # A divergence of nearly equal distributions is a difference of logarithms: six digits of those.
         assert torch.allclose(live(step(x, y)), once(step(x, y, view)), atol=1e-5)
@@ -67,7 +67,7 @@ def test_a_shifted_image_is_taught_what_the_image_itself_is() -> None:
     data, teacher = split(Augment(shift=2)), Teacher().eval()
     once = Distillation(teacher, logits=answers(teacher, data, None, CPU))
     calls = once.teacher.calls
-    x, y, view = next(data.examples(9, generator=torch.Generator().manual_seed(2), augment=True))
+    x, y, view, _ = next(data.examples(9, generator=torch.Generator().manual_seed(2), augment=True))
     still = data.normalise(data.images[view])
     log_p = F.log_softmax(teacher(still) / 4, -1)
     one = step(x, y, view)

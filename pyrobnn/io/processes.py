@@ -1,0 +1,267 @@
+"""The processes of a run that works on one data set together; in one process all of it is the identity.
+
+Every process runs the same code on the same network. What they share is said here: sums over examples, decisions of
+the first process, files that it alone writes, and how the end of one becomes the end of all.
+
+Sharing is switched on by :func:`together` alone, so that nothing that a script calls in one of its processes waits for
+others that do not come.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pyrobnn.errors import ProcessError, PyrobnnError
+from pyrobnn.io import launch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+T = TypeVar("T")
+# A process that has died is noticed at once; this is for one that hangs, and longer than the first may take alone.
+TIMEOUT = timedelta(hours=2)
+_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket|timed out", re.IGNORECASE)
+# A kernel of one channel lies the same in both layouts; where the two differ in name gradients are copied.
+_HARMLESS = ".*Grad strides do not match bucket view strides"
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Those that share a run, seen from one of them.
+
+    Attributes:
+        rank: number of this one, from 0.
+        size: how many there are.
+        host: their group for what lies in the memory of the host; None alone.
+    """
+
+    rank: int = 0
+    size: int = 1
+    host: Any = None
+
+    @property
+    def first(self) -> bool:
+        """This one writes files and speaks to the user."""
+        return self.rank == 0
+
+    @property
+    def alone(self) -> bool:
+        """There is no other one."""
+        return self.size == 1
+
+    def sum(self, *tensors: Tensor) -> None:
+        """Replace tensors by their sums over all processes, in place."""
+        if self.alone:
+            return
+        import torch.distributed as dist
+
+        for tensor in tensors:
+            dist.all_reduce(tensor, group=self.host if tensor.device.type == "cpu" else None)
+
+    def of_the_first(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors by those of the first process, in place."""
+        if self.alone:
+            return
+        import torch
+        import torch.distributed as dist
+
+        with torch.no_grad():
+            for tensor in tensors:
+                sent = tensor.detach().contiguous()
+                dist.broadcast(sent, 0, group=self.host if sent.device.type == "cpu" else None)
+                tensor.copy_(sent)
+
+    def agreed(self, value: T) -> T:
+        """The value that the first process has."""
+        if self.alone:
+            return value
+        import torch
+        import torch.distributed as dist
+
+        box = [value if self.first else None]
+        dist.broadcast_object_list(box, 0, group=self.host, device=torch.device("cpu"))
+        found: Any = box[0]
+        return found
+
+    def each(self, value: T) -> list[T]:
+        """The values of all processes, in their order."""
+        if self.alone:
+            return [value]
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value, group=self.host)
+        return found
+
+    def first_does(self, make: Callable[[], T]) -> T:
+        """Call a function in the first process alone, and give all what it returned, or raise what it raised."""
+        if self.alone:
+            return make()
+        value: Any = None
+        error: Exception | None = None
+        if self.first:
+            try:
+                with _as(Processes()):
+                    value = make()
+            except Exception as raised:
+                error = raised
+        shown = error if isinstance(error, PyrobnnError | OSError) or error is None else ProcessError(str(error))
+        value, told = self.agreed((value, shown))
+        if error is not None:  # with the place where it was raised
+            raise error
+        if told is not None:
+            raise told
+        result: T = value
+        return result
+
+    def first_leads(self, make: Callable[[], T]) -> T:
+        """Call a function in the first process, then in the others; what it raises in the first is raised in all.
+
+        For what the first leaves on the disk for the others, and for errors that would be the same in all.
+        """
+        if self.alone:
+            return make()
+        made: list[T] = []
+        self.first_does(lambda: made.append(make()))
+        return made[0] if self.first else make()
+
+    def first_error(self, error: PyrobnnError, better: Callable[[PyrobnnError], bool]) -> PyrobnnError:
+        """Of the errors that all processes have at once, the first that says more than the others."""
+        found = self.each(error)
+        return next((other for other in found if better(other)), found[0])
+
+    def shared(self, module: nn.Module) -> nn.Module:
+        """The module in torch's `DistributedDataParallel`: gradients are averaged, tensors start as the first's are."""
+        if self.alone:
+            return module
+        from torch.nn.parallel import DistributedDataParallel
+
+        # Statistics of normalisation are the first process's when they are read (see Loop), and held tensors never
+        # change, so nothing is broadcast step by step; the option was renamed in torch 2.14.
+        known = inspect.signature(DistributedDataParallel).parameters
+        options: dict[str, Any] = {
+            "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
+        }
+        # Which parameters a step uses can change: means alone at first, say.
+        return DistributedDataParallel(module, find_unused_parameters=True, **options)
+
+
+def part_of(count: int, rank: int, size: int) -> tuple[int, int]:
+    """Start and stop of the examples of a batch that a process takes.
+
+    A batch with fewer than two for each process is taken by all: one example alone has no batch statistics.
+
+    >>> part_of(5, 0, 2), part_of(5, 1, 2), part_of(3, 1, 2)
+    ((0, 2), (2, 5), (0, 3))
+    """
+    if count < 2 * size:
+        return 0, count
+    return count * rank // size, count * (rank + 1) // size
+
+
+_current: ContextVar[Processes | None] = ContextVar("processes", default=None)
+
+
+def current() -> Processes:
+    """The processes that share what is going on; one alone outside of :func:`together`."""
+    return _current.get() or Processes()
+
+
+@contextmanager
+def _as(processes: Processes) -> Iterator[None]:
+    token = _current.set(processes)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+@contextmanager
+def together() -> Iterator[Processes]:
+    """Share what follows between the processes of a launcher (`torchrun`), or those of a group that is there.
+
+    Every one of them must come here. Without other processes nothing happens.
+
+    Raises:
+        ProcessError: another one ended. One process alone is to tell the user of an error: `launch.says`.
+    """
+    running = _current.get()
+    if running is not None:  # within a run, or in what the first does alone
+        yield running
+        return
+    import torch.distributed as dist
+
+    begun = dist.is_available() and dist.is_initialized()
+    if not begun and launch.world_size() == 1:
+        yield Processes()
+        return
+    store = None if begun else _begin()
+    host = dist.new_group(backend="gloo", timeout=TIMEOUT) if begun else None
+    processes = Processes(dist.get_rank(), dist.get_world_size(), host)
+    try:
+        with _as(processes), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=_HARMLESS)
+            if not processes.first:
+                warnings.simplefilter("ignore")
+            yield processes
+    except BaseException as error:
+        lost = _lost(error)
+        _tell(lost or error, store, processes)
+        if lost is not None:
+            raise lost from error
+        raise
+    finally:
+        if not begun:
+            dist.destroy_process_group()
+
+
+def _begin() -> Any:
+    """Join the others at the address that the launcher says; returns the store of keys that all see."""
+    import torch
+    import torch.distributed as dist
+
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+        raise ProcessError(
+            f"WORLD_SIZE says that there are several processes, and {missing[0]} is not set: start them with torchrun"
+        )
+    device = torch.cuda.is_available()
+    if device:
+        torch.cuda.set_device(launch.local_rank() % torch.cuda.device_count())
+    store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    backend = "cpu:gloo,cuda:nccl" if device else "gloo"
+    shared = dist.PrefixStore("pyrobnn", store)
+    dist.init_process_group(backend, store=shared, rank=rank, world_size=size, timeout=TIMEOUT)
+    return shared
+
+
+def _lost(error: BaseException) -> ProcessError | None:
+    """What a failed exchange means: another process is gone."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if type(error) is not RuntimeError and not kinds & {"DistError", "DistBackendError", "DistNetworkError"}:
+        return None
+    return (
+        ProcessError(
+            "another process of this run has ended or does not answer: run the same command with --resume to go on from the "
+            "last checkpoint, on as many processes as you like"
+        )
+        if _LOST.search(str(error))
+        else None
+    )
+
+
+def _tell(error: BaseException, store: Any, processes: Processes) -> None:
+    """Note in the error whether another process tells the user: the first that comes does, without a store rank 0."""
+    told = not processes.first
+    if store is not None:
+        with suppress(RuntimeError):  # the process that kept the store is gone
+            told = store.add("told", 1) > 1
+    error.told_by_another = told  # type: ignore[attr-defined]
