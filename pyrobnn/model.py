@@ -18,6 +18,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyrobnn.channels.by_example import GivenFactors
 from pyrobnn.channels.gates import GateMap
 from pyrobnn.channels.surgery import Sites
 from pyrobnn.errors import ConfigError, DataError
@@ -89,6 +90,7 @@ class BayesianModel(PyroModule):
         self.seen: tuple[Tensor, ...] = ()  # one example, for guides that are functions of the batch
         self.last_batch: tuple[Any, Tensor] | None = None  # with targets; held by reference
         self.history: list[dict[str, Any]] = []  # rows of the last fit
+        self.example_factors: dict[str, Tensor] | None = None  # {group: [B, channels]} on what reads the channels
         self.function_guides: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self.tensor_names = {name for name, _ in net.named_parameters()} | {name for name, _ in net.named_buffers()}
         self.held = tuple(self._random_names(prior, net))
@@ -225,11 +227,17 @@ class BayesianModel(PyroModule):
         with cast:
             if self._recomputes is not None and torch.is_grad_enabled():
                 return self._call_recomputing(net, values, x)
-            said = call_with(net, values, arguments(batch_for(net, x)))
+            taken = arguments(batch_for(net, x))
+            if self.example_factors is None:
+                said = call_with(net, values, taken)
+            else:
+                assert self.groups is not None
+                factors = GivenFactors(net, self.groups, self.example_factors, values)
+                said = factors.run(lambda: call_with(net, values, taken))
         return said if whole else main_output(said)
 
     def _call_recomputing(self, net: nn.Module, values: dict[str, Tensor], x: Any) -> Tensor:
-        if any(type(value) not in (Tensor, nn.Parameter) for value in values.values()):
+        if self.example_factors is not None or any(type(v) not in (Tensor, nn.Parameter) for v in values.values()):
             raise ConfigError(
                 f"the network computes activations again in the backward pass (torch.utils.checkpoint; "
                 f"{self._recomputes!r} is read there), which goes with estimator='weight' only: take that, or switch "

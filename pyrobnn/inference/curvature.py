@@ -15,110 +15,38 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from pyrobnn.channels import ChannelTable, GateMap
+from pyrobnn.channels.by_example import ExampleFactors, NotPerExample
 from pyrobnn.errors import ConfigError, NumericalError
 from pyrobnn.io.processes import current
 from pyrobnn.likelihoods import OF_TENSORS, Categorical, Likelihood, ProfiledNormal
 from pyrobnn.metrics.evaluate import eval_mode
 from pyrobnn.nets.calling import batch_for, main_output
-from pyrobnn.nets.channel_map import ChannelMap
 from pyrobnn.nets.functional import call_with
 
-_CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
-_TRANSPOSED = {torch.conv_transpose1d: 1, torch.conv_transpose2d: 2, torch.conv_transpose3d: 3}
 
-
-class _NotPerExample(Exception):
-    """A reader whose gate cannot be written as a factor per example on its input."""
-
-
-class _ExampleGates(TorchFunctionMode):
-    """Gives every example its own gates, as factors on what the readers of a channel get.
-
-    One backward pass then has the gradients of all examples apart. Convolutions, linear layers and channel maps are
-    covered, the readers of nearly every network; another one raises `_NotPerExample`.
-    """
+class _ExampleGates(ExampleFactors):
+    """Gives every example its own gates: one backward pass then has the gradients of all examples apart."""
 
     def __init__(self, net: nn.Module, table: ChannelTable, examples: int) -> None:
-        super().__init__()
-        self.examples = examples
-        self._axes = {name: axes for name, axes in table.read_axes.items() if any(bool(u.any()) for u in axes.values())}
-        tensors = dict(net.named_parameters(remove_duplicate=False)) | dict(net.named_buffers(remove_duplicate=False))
-        self._names = {id(tensors[name]): name for name in self._axes}
-        self._maps = {
-            f"{path}.weight": module for path, module in net.named_modules() if isinstance(module, ChannelMap)
-        }
+        super().__init__(net, table, examples)
         self.gates: dict[str, Tensor] = {}
 
-    def gate(self, name: str, axis: int, like: Tensor) -> Tensor:
-        """`[examples, positions]`, ones, on the axis of a reader's tensor."""
-        units = self._axes[name].get(axis)
-        if units is None or len(self._axes[name]) > 1 or like.shape[0] != self.examples:
-            raise _NotPerExample
+    def factors(self, name: str, units: Tensor, like: Tensor) -> Tensor:
         if name not in self.gates:
             self.gates[name] = torch.ones(
                 self.examples, len(units), dtype=like.dtype, device=like.device, requires_grad=True
             )
         return self.gates[name]
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.nn.functional.linear or func in _CONVOLUTIONS or func in _TRANSPOSED:
-            x, weight = _argument(args, kwargs, 0, "input"), _argument(args, kwargs, 1, "weight")
-            name = self._names.get(id(weight))
-            if name is not None:
-                x = self._gated(func, name, x, weight)
-                args, kwargs = ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "input": x})
-        return func(*args, **kwargs)
-
-    def _gated(self, func: Any, name: str, x: Tensor, weight: Tensor) -> Tensor:
-        if func is torch.nn.functional.linear:
-            gate = self.gate(name, 1, x)
-            return x * gate.view(self.examples, *[1] * (x.dim() - 2), -1)
-        transposed = func in _TRANSPOSED
-        spatial = _TRANSPOSED[func] if transposed else _CONVOLUTIONS[func]
-        if x.dim() != spatial + 2:
-            raise _NotPerExample
-        gate = self.gate(name, 0 if transposed else 1, x)
-        # Position k of a grouped weight reads channel k of every group.
-        gate = gate.repeat(1, x.shape[1] // gate.shape[1])
-        return x * gate.view(*gate.shape, *[1] * spatial)
-
-    def on_map(self, name: str, output: Tensor) -> Tensor:
-        """A channel map's output under its gate."""
-        gate = self.gate(name, 0, output)
-        return output * gate.view(*gate.shape, *[1] * (output.dim() - 2))
-
-    def run(self, net: nn.Module, x: Tensor) -> Any:
-        """The network's output under ones."""
-        hooks = [
-            module.register_forward_hook(lambda _module, _args, output, name=name: self.on_map(name, output))
-            for name, module in self._maps.items()
-            if name in self._axes
-        ]
-        try:
-            with self:
-                output = net(batch_for(net, x))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if self.gates.keys() != self._axes.keys():  # read in a way that was not seen, such as computed weights
-            raise _NotPerExample
-        return output
-
     def by_unit(self, gradients: Mapping[str, Tensor], units: int) -> Tensor:
         """`[examples, units]`: the gradients of all readers of a unit, summed."""
         found = next(iter(gradients.values())).new_zeros(self.examples, units + 1)
         for name, gradient in gradients.items():
-            (positions,) = self._axes[name].values()
+            (positions,) = self.axes[name].values()
             found.index_add_(1, positions.to(found.device), gradient.to(found))
         return found[:, 1:]
-
-
-def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], place: int, name: str) -> Any:
-    return args[place] if len(args) > place else kwargs.get(name)
 
 
 Losses = Callable[[Any], "list[Tensor]"]
@@ -142,7 +70,7 @@ def gate_gradients(net: nn.Module, table: ChannelTable, x: Tensor, losses: Losse
         parameter.requires_grad_(False)
     try:
         with torch.enable_grad():
-            found = losses(gates.run(net, x))
+            found = losses(gates.run(lambda: net(batch_for(net, x))))
             names = list(gates.gates)
             rows = []
             for number, loss in enumerate(found):
@@ -155,7 +83,7 @@ def gate_gradients(net: nn.Module, table: ChannelTable, x: Tensor, losses: Losse
                         {n: zeros[n] if p is None else p for n, p in zip(names, parts, strict=True)}, table.units
                     )
                 )
-    except _NotPerExample:
+    except NotPerExample:
         rows = _one_by_one(net, table, x, losses)
     finally:
         for parameter in frozen:

@@ -11,6 +11,7 @@ Traces come from Pyro's own hooks (`_get_trace`, `_get_traces`), with its valida
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch.distributions import kl_divergence
 
 from pyrobnn.distributions.base import base_distribution
 from pyrobnn.errors import ConfigError, NumericalError
+from pyrobnn.inference.example_noise import by_example
 from pyrobnn.moments import MomentMessenger
 from pyrobnn.moments.handler import is_unconstrained
 
@@ -65,7 +67,8 @@ class ELBO(PyroELBO):
         kl_weight: factor on the whole KL (1 is the ELBO; below 1 is a cold posterior).
         site_weights: `{site: factor}`; a factor is a number or a tensor that broadcasts against the
             site's KL per coordinate, e.g. a price per channel.
-        estimator: `"weight"` samples weights; `"local"` samples pre-activations (local
+        estimator: `"weight"` samples weights (and channel noise once for the batch); `"example"` samples channel noise for
+            every example (:mod:`pyrobnn.inference.example_noise`); `"local"` samples pre-activations (local
             reparameterisation, Kingma 2015); `"moments"` carries mean and variance to the output.
         options: as for :class:`pyro.infer.ELBO` (`max_plate_nesting`, `vectorize_particles`, `retain_graph`).
 
@@ -84,8 +87,8 @@ class ELBO(PyroELBO):
         **options: Any,
     ) -> None:
         super().__init__(num_particles=num_particles, **options)
-        if estimator not in ("weight", "local", "moments"):
-            raise ConfigError(f"estimator must be 'weight', 'local' or 'moments', got {estimator!r}")
+        if estimator not in ("weight", "example", "local", "moments"):
+            raise ConfigError(f"estimator must be 'weight', 'example', 'local' or 'moments', got {estimator!r}")
         self.kl_weight: float | Tensor = kl_weight
         self.site_weights: dict[str, float | Tensor] = dict(site_weights or {})
         self.estimator = estimator
@@ -126,11 +129,9 @@ class ELBO(PyroELBO):
             model_trace.add_node("_RETURN", name="_RETURN", type="return", value=returned)
         else:
             guide_trace = poutine.trace(guide, graph_type="flat").get_trace(*args, **kwargs)
-            seen = model
-            if self.estimator != "weight":
-                seen = MomentMessenger(guide_trace, mode=self.estimator, shared=self.shared)(model)  # type: ignore[arg-type]
-            replayed = poutine.replay(seen, trace=guide_trace)
-            model_trace = poutine.trace(replayed, graph_type="flat").get_trace(*args, **kwargs)
+            with self._estimated(model, guide_trace, args) as seen:
+                replayed = poutine.replay(seen, trace=guide_trace)
+                model_trace = poutine.trace(replayed, graph_type="flat").get_trace(*args, **kwargs)
         if is_validation_enabled():
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
         model_trace, guide_trace = prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
@@ -141,6 +142,14 @@ class ELBO(PyroELBO):
                     log_prob = torch.zeros(()).expand(site["fn"].batch_shape)  # type: ignore[attr-defined]
                     check_site_shape({**site, "log_prob": log_prob}, self.max_plate_nesting)
         return model_trace, guide_trace
+
+    def _estimated(self, model: Any, guide_trace: Any, args: Any) -> AbstractContextManager[Any]:
+        """The model as the estimator has it."""
+        if self.estimator == "weight":
+            return nullcontext(model)
+        if self.estimator == "example":
+            return by_example(model, guide_trace, len(args[-1]))
+        return nullcontext(MomentMessenger(guide_trace, mode=self.estimator, shared=self.shared)(model))  # type: ignore[arg-type]
 
     def _kl_terms(self, model_trace: Any, guide_trace: Any) -> list[tuple[str, Tensor, bool]]:
         terms = []

@@ -163,7 +163,12 @@ class FlatELBO:
 def flat_elbo(elbo: ELBO, model: BayesianModel, guide: Any) -> FlatELBO | None:
     """The fast evaluation of this pair, or None where the traced ELBO has to do."""
     ours = type(model).forward is BayesianModel.forward
-    ours = ours and type(elbo).parts is ELBO.parts and type(elbo)._get_trace is ELBO._get_trace
+    ours = (
+        ours
+        and elbo.estimator != "example"
+        and type(elbo).parts is ELBO.parts
+        and type(elbo)._get_trace is ELBO._get_trace
+    )
     if ours and type(guide) is NoLatents and model.prior is None and elbo.num_particles == 1:
         return FlatELBO(elbo, model, None, [])
     mean_field = isinstance(guide, MeanField) and type(guide).forward is MeanField.forward

@@ -114,7 +114,7 @@ class CompressionConfig:
     min_channels: int = field(default=1, metadata=_said(int, "Channels that each group keeps at least."))
     round_to: int | None = field(default=None, metadata=_said(int, "Kept channels are multiples of this."))
     estimator: str | None = field(
-        default=None, metadata=_said(str, "weight, local or moments (default: the method's own).")
+        default=None, metadata=_said(str, "weight, example, local or moments (default: the method's own).")
     )
     recipe: Mapping[str, Any] = field(
         default_factory=dict,
@@ -197,8 +197,8 @@ class CompressionConfig:
             raise ConfigError(f"--round-to must be at least 1, got {self.round_to}")
         if self.batch_size is not None and self.batch_size < 2:
             raise ConfigError(f"--batch-size must be at least 2, got {self.batch_size}")
-        if self.estimator not in (None, "weight", "local", "moments"):
-            raise ConfigError(f"--estimator must be weight, local or moments, got {self.estimator!r}")
+        if self.estimator not in (None, "weight", "example", "local", "moments"):
+            raise ConfigError(f"--estimator must be weight, example, local or moments, got {self.estimator!r}")
         if self.bayesian_epochs < 0:
             raise ConfigError(f"--bayesian-epochs must be 0 or more, got {self.bayesian_epochs}")
         if self.from_scratch is not None and self.target:

@@ -252,7 +252,7 @@ def test_a_guide_site_without_rsample_is_refused() -> None:
 
 
 def test_unknown_estimator() -> None:
-    with pytest.raises(ConfigError, match="'weight', 'local' or 'moments', got 'flipout'"):
+    with pytest.raises(ConfigError, match="'weight', 'example', 'local' or 'moments', got 'flipout'"):
         ELBO(estimator="flipout")
 
 

@@ -31,7 +31,7 @@ from pyrobnn.pipeline.config import CompressionConfig
         ({"seed": -1}, "--seed must be from 0"),
         ({"min_channels": 0}, "--min-channels must be at least 1"),
         ({"round_to": 0}, "--round-to must be at least 1"),
-        ({"estimator": "exact"}, "--estimator must be weight, local or moments"),
+        ({"estimator": "exact"}, "--estimator must be weight, example, local or moments"),
         ({"bayesian_epochs": -1}, "--bayesian-epochs must be 0 or more"),
         ({"recipe": ["cutout"]}, "--recipe takes NAME=VALUE"),
         ({"target_mac": 0.5}, "compress has no option 'target_mac': did you mean target_macs"),
