@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import socket
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -48,13 +50,16 @@ def shared_weights(shared_data: Path) -> Path:
 def in_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
     """`in_processes(2, function, *arguments)`: what the function returns in each of two processes that torchrun would start.
 
-    They are forks, so that nothing is imported again; one thread each.
+    They are forks, so that nothing is imported again; one thread each. With `kill=(rank, seconds)` one of them is killed
+    after that time; what it would have returned is None then.
     """
     if not hasattr(os, "fork"):
         pytest.skip("needs fork")
     folder = tmp_path_factory.mktemp("processes")
 
-    def run(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    def run(
+        size: int, function: Callable[..., Any], *arguments: Any, kill: tuple[int, float] | None = None
+    ) -> list[Any]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -78,8 +83,13 @@ def in_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list
                 finally:
                     os._exit(status)
             children.append(child)
+        if kill is not None:
+            time.sleep(kill[1])
+            os.kill(children[kill[0]], signal.SIGKILL)
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        assert codes == [0] * size, f"processes ended with {codes}"
-        return [pickle.loads((folder / str(rank)).read_bytes()) for rank in range(size)]
+        killed = [code == -signal.SIGKILL for code in codes]
+        assert all(code == 0 or gone for code, gone in zip(codes, killed, strict=True)), f"processes ended with {codes}"
+        assert sum(killed) <= (kill is not None)
+        return [None if gone else pickle.loads((folder / str(rank)).read_bytes()) for rank, gone in enumerate(killed)]
 
     return run

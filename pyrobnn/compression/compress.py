@@ -18,8 +18,10 @@ from pyrobnn.compression.result import Result, finish
 from pyrobnn.compression.store import claim, find_spec
 from pyrobnn.data import Data, load_data
 from pyrobnn.errors import ConfigError
+from pyrobnn.inference.fit import LOWER
 from pyrobnn.inference.precision import choose_layout, resolve_device, resolve_precision
 from pyrobnn.inference.progress import RunProgress
+from pyrobnn.io.exhausted import within_memory
 from pyrobnn.io.files import first_line
 from pyrobnn.io.processes import Processes, together
 from pyrobnn.likelihoods import OF_TENSORS, Categorical, Likelihood
@@ -75,7 +77,11 @@ def compress(
         Under `torchrun`, or where a process group of `torch.distributed` is there, the processes share the work; all of
         them must call this, with the same arguments. The first one alone writes files and says what happens.
     """
-    with together() as processes:
+
+    def tried() -> str:
+        return "passes over images without gradients, or their loading"
+
+    with together() as processes, within_memory(tried, f"{LOWER} or --workers"):
         return _compress(processes, net, data, method, task, likelihood, options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ from pyrobnn.inference.progress import Progress
 from pyrobnn.inference.sync_norm import alone
 from pyrobnn.inference.terms import Term
 from pyrobnn.io.checkpoint import load_checkpoint, save_checkpoint
+from pyrobnn.io.exhausted import within_memory
 from pyrobnn.io.processes import together
 from pyrobnn.model import BayesianModel
+
+LOWER = "the batch size (--batch-size), or the side of the images (--image-size)"
 
 
 @dataclass
@@ -89,7 +93,8 @@ def fit(
 
     Raises:
         ConfigError: bad settings. CheckpointError: a checkpoint of another fit.
-        NumericalError: NaN or infinity, naming the site.
+        NumericalError: NaN or infinity, naming the site. OutOfMemory: on the device or the host; the last checkpoint is
+        whole. ProcessError: another process has ended.
 
     The global parameter store and the global RNG state are left as they were.
 
@@ -97,7 +102,7 @@ def fit(
     them must call this, with the same arguments. The first one writes the checkpoint, and shows the progress.
     """
     config = replace(config or FitConfig(), **settings)
-    with together() as processes, local_params(model, guide), torch.random.fork_rng(devices=[]):
+    with together() as processes, local_params(model, guide), torch.random.fork_rng(devices=[]), ExitStack() as held:
         if checkpoint is not None:
             target = Path(checkpoint)
             save = lambda current: save_checkpoint(current, target)  # noqa: E731
@@ -105,6 +110,18 @@ def fit(
                 state = processes.first_does(lambda: load_checkpoint(target) if target.exists() else None) or state
         if not processes.first:
             save, progress = None, False
+        loop: Loop | None = None
+
+        def tried() -> str:
+            share = (
+                ""
+                if processes.alone
+                else f", {-(-config.batch_size // processes.size)} in each of {processes.size} processes"
+            )
+            return f"{title} (epoch {1 if loop is None else loop.epoch + 1} of {config.epochs}, {config.batch_size} images a step{share})"
+
+        kept = "the last checkpoint is whole: it goes on with --resume where there is more memory, or on more processes"
+        held.enter_context(within_memory(tried, LOWER, "" if save is None else kept))
         loop = Loop(model, guide, data, config, (*callbacks, *events), terms, site_weights)
         if state is not None:
             loop.load_state_dict(state)
