@@ -13,6 +13,8 @@ from .channels import compact as compact
 from .channels import mask as mask
 from .channels.planner import plan_for_budget as plan_for_budget
 from .channels.search import largest_cut as largest_cut
+from .compression.by_hand import report_on as report_on
+from .compression.by_hand import tune as tune
 from .compression.compress import Result as Result
 from .compression.compress import compress as compress
 from .compression.export import export as export

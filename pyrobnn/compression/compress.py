@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,9 @@ from pyrobnn.io.exhausted import within_memory
 from pyrobnn.io.files import first_line
 from pyrobnn.io.processes import Processes, together
 from pyrobnn.likelihoods import OF_TENSORS, Categorical, Likelihood
+from pyrobnn.methods.own import with_own
 from pyrobnn.methods.registry import METHODS, get_method
+from pyrobnn.model import BayesianModel
 from pyrobnn.nets import build_spec, check_fits, check_precision, load_weights, net_spec
 from pyrobnn.nets.adapter import adapted
 from pyrobnn.nets.calling import arguments, batch_for, main_output, set_mode
@@ -39,6 +42,7 @@ from pyrobnn.pipeline.refit import check_refit, refit
 from pyrobnn.pipeline.schedule import Epochs, check_epochs, share_out
 from pyrobnn.pipeline.stages import Stage, run_stages
 from pyrobnn.pipeline.store import RunStore
+from pyrobnn.priors.base import Prior, PriorFunction
 from pyrobnn.tasks import Task, task_for
 
 UNCLEAN = (
@@ -52,49 +56,56 @@ def compress(
     data: Any,
     method: str | Method = "ard",
     *,
+    prior: Prior | PriorFunction | None = None,
+    guide: Callable[[BayesianModel], Any] | None = None,
     task: str | Task | None = None,
     likelihood: Likelihood | None = None,
     **options: Any,
 ) -> Result:
     """Train, infer, cut, tune and report.
 
-        Args:
-            net: a module, or a name that :func:`pyrobnn.nets.build` knows. It is copied.
-            data: a :class:`~pyrobnn.data.Data`, or anything that :func:`~pyrobnn.load_data` takes.
-            method: a name, see `pyrobnn methods`; or a :class:`~pyrobnn.pipeline.method.Method` of your own.
-            task: what the targets are: a name (`classification`, `segmentation`, `multilabel`, `regression`), or a
-                :class:`~pyrobnn.tasks.Task` of your own; by default what they look like.
-            likelihood: of the targets, in place of the task's own.
-            **options: the fields of :class:`~pyrobnn.pipeline.config.CompressionConfig`:
+    Args:
+        net: a module, or a name that :func:`pyrobnn.nets.build` knows. It is copied.
+        data: a :class:`~pyrobnn.data.Data`, or anything that :func:`~pyrobnn.load_data` takes.
+        method: a name, see `pyrobnn methods`; or a :class:`~pyrobnn.pipeline.method.Method` of your own.
+        prior: of your own, in place of the method's; the method then says how the network is trained, and nothing else.
+        guide: the same for the guide: what makes one of a model, such as `pb.guides.MeanField`.
+        task: what the targets are: a name (`classification`, `segmentation`, `multilabel`, `regression`), or a
+            :class:`~pyrobnn.tasks.Task` of your own; by default what they look like.
+        likelihood: of the targets, in place of the task's own.
+        **options: the fields of :class:`~pyrobnn.pipeline.config.CompressionConfig`:
 
-    OPTIONS
-        Returns:
-            A :class:`Result`.
+            OPTIONS
 
-        Raises:
-            PyrobnnError: any bad input, in one line that says what to do.
+    Returns:
+        A :class:`Result`.
 
-        Under `torchrun`, or where a process group of `torch.distributed` is there, the processes share the work; all of
-        them must call this, with the same arguments. The first one alone writes files and says what happens.
+    Raises:
+        PyrobnnError: any bad input, in one line that says what to do.
+
+    Under `torchrun`, or where a process group of `torch.distributed` is there, the processes share the work; all of
+    them must call this, with the same arguments. The first one alone writes files and says what happens.
     """
+    chosen = method if isinstance(method, Method) else get_method(method)
+    if prior is not None or guide is not None:
+        chosen = with_own(chosen, prior, guide)
 
     def tried() -> str:
         return "passes over images without gradients, or their loading"
 
     with together() as processes, within_memory(tried, f"{LOWER} or --workers"):
-        return _compress(processes, net, data, method, task, likelihood, options)
+        return _compress(processes, net, data, chosen, task, likelihood, options)
 
 
 def _compress(
     processes: Processes,
     net: nn.Module | str,
     data: Any,
-    method: str | Method,
+    chosen: Method,
     task: str | Task | None,
     likelihood: Likelihood | None,
     options: dict[str, Any],
 ) -> Result:
-    chosen = method if isinstance(method, Method) else get_method(method)
     named = task.name if isinstance(task, Task) else task
     config = CompressionConfig.make({**options, "method": chosen.name, "task": named})
     config = replace(config, progress=config.progress and processes.first)
@@ -240,7 +251,7 @@ def _check_output(task: Task, net: nn.Module, data: Data) -> None:
 def _say_options() -> None:
     """The signature and the docstring of :func:`compress` from the one list of options."""
     lines = [f"            {o.name}: {o.help}" for o in CompressionConfig.options() if o.name not in ("method", "task")]
-    compress.__doc__ = (compress.__doc__ or "").replace("OPTIONS", "\n".join(lines) + "\n")
+    compress.__doc__ = (compress.__doc__ or "").replace("            OPTIONS", "\n".join(lines))
     shown = [p for p in inspect.signature(compress).parameters.values() if p.kind is not p.VAR_KEYWORD]
     shown += keyword_parameters(without=("method", "task"))
     compress.__signature__ = inspect.Signature(shown, return_annotation=Result)  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pyrobnn.compression.store import DENSE, claim, write_run
 from pyrobnn.inference.measuring import milliseconds
 from pyrobnn.inference.precision import cpu_has_bf16
 from pyrobnn.io.processes import current
+from pyrobnn.methods.registry import METHODS
 from pyrobnn.metrics.paired import compare
 from pyrobnn.metrics.robustness import robustness
 from pyrobnn.metrics.scores import class_logits
@@ -101,6 +103,7 @@ def finish(
     path: Path | None,
     trained_on: str,
     clean: bool,
+    more: Mapping[str, Any] | None = None,
 ) -> Result:
     """Read the test set, once; write the run. Processes that share the run share the reading.
 
@@ -111,6 +114,7 @@ def finish(
         path: run directory; None writes nothing.
         trained_on: what the dense weights have seen, `train` or `all`.
         clean: nothing was chosen on images that they have seen.
+        more: entries of the report that the context knows nothing of.
     """
     processes = current()
     config, data, scratch = context.config, context.data, context.config.from_scratch is not None
@@ -184,6 +188,9 @@ def finish(
         "validation": {"dense": context.figure(state.base), "compact": context.figure(state.tuned)},
         "settings": context.settings(),
         "refused": dict(context.table.refused),
+        # None: no command line makes this run again.
+        **({} if METHODS.get(context.method.name) is context.method else {"command": None}),
+        **(more or {}),
     }
     report = processes.agreed(report)
     images = data.train.normalise(data.train.images[:64])

@@ -14,7 +14,9 @@ from pyrobnn.channels import ChannelTable, PruningPlan
 from pyrobnn.channels.planner import Limits
 from pyrobnn.criteria.registry import CRITERIA
 from pyrobnn.data import Data
+from pyrobnn.guides.base import Guide
 from pyrobnn.guides.function import NoLatents
+from pyrobnn.guides.mean_field import MeanField
 from pyrobnn.inference.averaging import WeightAverage
 from pyrobnn.inference.batchnorm import reestimate_batchnorm
 from pyrobnn.inference.callbacks import Callback
@@ -36,8 +38,9 @@ from pyrobnn.pipeline.distillation import Teacher
 from pyrobnn.pipeline.method import Method
 from pyrobnn.pipeline.recipe import Recipe
 from pyrobnn.pipeline.schedule import Epochs
-from pyrobnn.pipeline.state import State, VariationalState, settled
+from pyrobnn.pipeline.state import State, Tensors, VariationalState, settled
 from pyrobnn.pipeline.store import RunStore
+from pyrobnn.priors.base import Prior
 from pyrobnn.tasks import Task
 
 
@@ -171,8 +174,8 @@ class Context:
         if only is None and past is not None and past.guide is not None:
             only = past.only
         prior: Any = self.method.prior()
-        if past is not None and prior is not None:
-            prior.load_state_dict(past.prior)
+        if past is not None and isinstance(prior, Prior):
+            prior.load_state_dict(dict(past.prior))
         if only is not None:
             prior = replace(prior, groups=[only])
         model = BayesianModel(
@@ -184,11 +187,21 @@ class Context:
         )
         guide = self.method.guide(model, **self.recipe.guide)
         if past is not None and past.guide is not None and past.net is not None:
+            if not isinstance(guide, Guide | NoLatents):  # an AutoGuide: what shrink leaves of it is a mean-field guide
+                guide = self._foreign(guide, model, past.guide)
             guide.load_state_dict(past.guide)
             if past.start:
                 guide.start = past.start
             model.net.load_state_dict(past.net)
         return model, guide
+
+    def _foreign(self, guide: Any, model: BayesianModel, stored: Tensors) -> Any:
+        """The guide with its parameters made; after a cut, the mean-field guide that `shrink` puts in its place."""
+        field = MeanField(model)
+        if field.state_dict().keys() == stored.keys():
+            return field
+        model.initialise(next(self.data.train.batches(2, device=self.device)), guide)
+        return guide
 
     def keep_fitted(self, fitted: VariationalState, model: BayesianModel, guide: Any) -> None:
         """Keep the pair that a variational state was read from, until :meth:`fitted` asks for it."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from pyrobnn.inference.callbacks import Callback
 from pyrobnn.pipeline.recipe import Recipes, recipes
-from pyrobnn.priors.base import Prior
+from pyrobnn.priors.base import Prior, PriorFunction
 from pyrobnn.summary.types import Posterior
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Method:
     title: str
     source: str
     cut_where: str
-    prior: Callable[[], Prior | None]
+    prior: Callable[[], Prior | PriorFunction | None]
     guide: Callable[..., Any]
     recipes: Recipes = field(default_factory=recipes)
     rule: str = "snr"

@@ -298,9 +298,10 @@ def settings(report: Report) -> Section:
     }  # fmt: skip
     shown = {**report, "seconds": round(report["seconds"])} if is_number(report.get("seconds")) else report
     rows = [[label, flat(shown[key])] for key, label in names.items() if shown.get(key) is not None]
+    again = rows and report.get("command", "") is not None
     return Section(
-        "settings", "What was done", rows=rows, text=True, code=[command(report)] if rows else [],
-        after=["The command does the same again, up to the order in which other processors add."] if rows else [],
+        "settings", "What was done", rows=rows, text=True, code=[command(report)] if again else [],
+        after=["The command does the same again, up to the order in which other processors add."] if again else [],
     )  # fmt: skip
 
 
