@@ -104,3 +104,20 @@ def taken() -> list[str]:
 def test_a_directory_that_the_first_cannot_have_ends_all(in_processes: Callable[..., list[Any]]) -> None:
     one, two = in_processes(2, taken)
     assert one == two and "is a file; give a directory" in one[1]
+
+
+def accuracy(seed: int) -> float:
+    result = pb.compress("small_cnn", "digits", target_macs=0.4, epochs=8, seed=seed, precision="fp32", progress=False)
+    assert result.report["target"]["met"]
+    return float(result.report["compact"]["accuracy"])
+
+
+@pytest.mark.slow
+def test_figures_are_within_seeds(in_processes: Callable[..., list[Any]]) -> None:
+    """With noise of their own, and batch statistics of half a batch, on a network with BatchNorm."""
+    alone = torch.tensor([accuracy(seed) for seed in range(3)])
+    shared = torch.tensor([in_processes(2, accuracy, seed)[0] for seed in range(3)])
+    print(alone.tolist(), shared.tolist())
+    # Three standard errors of the difference of two means, where a mean of 599 images alone has 0.009.
+    allowed = 3 * float(torch.sqrt((alone.var() + shared.var()) / 3 + 2 * 0.05 / 599 / 3))
+    assert abs(float(alone.mean() - shared.mean())) < allowed
