@@ -2,10 +2,10 @@
 
 2,000 generated pictures of 64 to 500 pixels (some grey, CMYK, rotated by EXIF, of 16 bits; `examples/imagenet/pictures.py`),
 random weights, `--stream --target-macs 0.5 --epochs 2` under torchrun with gloo. The resident memory of every process is
-read each second. The same command is then killed (SIGKILL to the second process) and resumed. Writes
+read every few seconds. The same command is killed (SIGKILL to the second process, once it tunes) and resumed. Writes
 benchmarks/results/streamed.json.
 
-    python benchmarks/streamed.py [IMAGE SIZE]
+    python benchmarks/streamed.py [IMAGE SIZE [whole] [killed]]
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ import torch
 
 import pyrobnn as pb
 from pyrobnn.nets import save_weights
+from pyrobnn.report.report import versions
 
 HERE = Path(__file__).parent
 FOLDER = HERE.parent / "runs" / "bench" / "streamed"
 PICTURES, WEIGHTS = FOLDER / "pictures", FOLDER / "resnet50.safetensors"
 COUNT, PROCESSES = 2000, 2
+EVERY = 5  # seconds between two looks at the memory
 
 
 def command(out: Path, size: int, *more: str) -> list[str]:
@@ -93,79 +95,98 @@ def resident(process: int) -> float:
     return total
 
 
-def watched(
-    words: list[str], kill_after: float | None = None
-) -> tuple[int, float, list[tuple[float, list[float]]], str]:
-    """Run a command; its exit code, seconds, memory over time, and what it said. The second process may be killed."""
-    start, samples = time.monotonic(), []
-    log = FOLDER / "log.txt"
+def watched(name: str, words: list[str], kill_after: float | None = None) -> dict[str, Any]:
+    """Run a command: its exit code, seconds, memory over time, and its lines. After a first checkpoint and so many seconds
+    the second process is killed."""
+    start, samples, log = time.monotonic(), [], FOLDER / f"{name}.txt"
     with log.open("w") as file:
         child = subprocess.Popen(
             words, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )
         while child.poll() is None:
-            time.sleep(1)
+            time.sleep(EVERY)
             there, now = ranks(child.pid), time.monotonic() - start
             if len(there) == PROCESSES:
-                samples.append((now, [resident(number) for number in there]))
-                if kill_after is not None and now > kill_after:
+                samples.append((round(now), *(round(resident(number)) for number in there)))
+                if kill_after is not None and now > kill_after and "cut 1" in log.read_text():
                     os.kill(there[1], signal.SIGKILL)
                     kill_after = None
-    return child.returncode, time.monotonic() - start, samples, log.read_text()
+    return {
+        "code": child.returncode,
+        "seconds": time.monotonic() - start,
+        "samples": samples,
+        "said": log.read_text().splitlines(),
+    }
 
 
-def main() -> None:
-    """The run, and the run that is killed."""
-    size = int(sys.argv[1]) if len(sys.argv) > 1 else 224
-    prepare()
-    for name in ("whole", "killed"):
-        shutil.rmtree(FOLDER / name, ignore_errors=True)
-    code, seconds, samples, said = watched(command(FOLDER / "whole", size))
-    assert code == 0, said
-    code, _, _, said = watched(command(FOLDER / "killed", size), kill_after=0.6 * seconds)
-    assert code != 0, "the run had ended before it was killed"
-    told = [line for line in said.splitlines() if line.startswith("error:")]
-    code, again, _, said = watched(command(FOLDER / "killed", size, "--resume"))
-    assert code == 0, said
+def whole(size: int) -> None:
+    """The run that nothing stops."""
+    shutil.rmtree(FOLDER / "whole", ignore_errors=True)
+    found = watched("whole", command(FOLDER / "whole", size))
+    assert found["code"] == 0, found["said"]
+    (FOLDER / "whole.json").write_text(json.dumps(found))
+
+
+def killed(size: int) -> None:
+    """The run that is killed while it tunes, and resumed."""
+    shutil.rmtree(FOLDER / "killed", ignore_errors=True)
+    first = watched("killed", command(FOLDER / "killed", size), kill_after=0.0)
+    assert first["code"] != 0, "the run had ended before it was killed"
+    second = watched("resumed", command(FOLDER / "killed", size, "--resume"))
+    assert second["code"] == 0, second["said"]
+    (FOLDER / "killed.json").write_text(json.dumps({"killed": first, "resumed": second}))
+
+
+def result(size: int) -> dict[str, Any]:
+    """What both runs say."""
+    found, stopped = (json.loads((FOLDER / f"{name}.json").read_text()) for name in ("whole", "killed"))
     plans, reports = [], []
     for name in ("whole", "killed"):
-        plans.append(json.loads((FOLDER / name / "plan.json").read_text()))
+        plans.append(json.loads((FOLDER / name / "plan.json").read_text())["keep"])
         reports.append(json.loads((FOLDER / name / "report.json").read_text()))
-    # From the middle on everything has been done at least once: reading, steps, a cut.
-    middle = len(samples) // 2
-    rows: list[dict[str, Any]] = []
+    samples = found["samples"]
+    half = len(samples) // 2  # from here on everything has been done once: reading, steps, a cut
+    rows = []
     for rank in range(PROCESSES):
-        early, late = (
-            [memory[rank] for _, memory in part] for part in (samples[middle // 2 : middle], samples[middle:])
-        )
+        quarter, rest = ([sample[1 + rank] for sample in part] for part in (samples[half // 2 : half], samples[half:]))
         rows.append(
             {
                 "rank": rank,
-                "median_mb_second_quarter": statistics.median(early),
-                "median_mb_second_half": statistics.median(late),
-                "peak_mb": max(memory[rank] for _, memory in samples),
+                "median_mb_second_quarter": statistics.median(quarter),
+                "median_mb_second_half": statistics.median(rest),
+                "peak_mb": max(sample[1 + rank] for sample in samples),
             }
         )
-    result = {
+    return {
         "script": "streamed",
         "pictures": COUNT,
         "image_size": size,
         "processes": PROCESSES,
         "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "seconds": seconds,
-        "seconds_resumed": again,
+        "versions": versions(),
+        "seconds": found["seconds"],
+        "seconds_until_killed": stopped["killed"]["seconds"],
+        "seconds_resumed": stopped["resumed"]["seconds"],
         "memory": rows,
-        "samples_mb": [
-            [round(now), *(round(value) for value in memory)] for now, memory in samples[:: max(1, len(samples) // 60)]
-        ],
+        "samples": samples[:: max(1, len(samples) // 60)],
         "macs_left": reports[0]["compact"]["macs"] / reports[0]["dense"]["macs"],
-        "said_when_killed": told,
+        "said_when_killed": [line for line in stopped["killed"]["said"] if line.startswith("error:")],
         "same_plan": plans[0] == plans[1],
-        "same_figures": reports[0]["compact"]["nll"] == reports[1]["compact"]["nll"],
+        "nll": [report["compact"]["nll"] for report in reports],
     }
-    (HERE / "results" / "streamed.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+
+
+def main() -> None:
+    """Each part that is not done yet; with names of parts, those."""
+    size = int(sys.argv[1]) if len(sys.argv) > 1 else 224
+    wanted = sys.argv[2:] or [name for name in ("whole", "killed") if not (FOLDER / f"{name}.json").exists()]
+    prepare()
+    for name in wanted:
+        {"whole": whole, "killed": killed}[name](size)
+    if all((FOLDER / f"{name}.json").exists() for name in ("whole", "killed")):
+        found = result(size)
+        (HERE / "results" / "streamed.json").write_text(json.dumps(found, indent=2) + "\n")
+        print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

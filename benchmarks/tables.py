@@ -12,6 +12,7 @@ from typing import Any
 
 import criteria_tables
 import numpy as np
+import scaling
 import uncertainty
 from scipy.stats import f as f_distribution
 from scipy.stats import t as t_distribution
@@ -264,6 +265,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "headlines": lambda _: headlines_table(),
     "uncertainty": lambda _: uncertainty.all_tables(),
     "step_cost": lambda _: step_cost_table(),
+    "scaling": lambda _: scaling.table(),
     "equal_macs": lambda _: equal_macs_table(),
     "criteria": criteria_tables.untuned,
     "criteria_tuned": criteria_tables.tuned,

@@ -110,7 +110,7 @@ class StreamedImages:
             transform: See `Transform`; None brings images to the size of the set.
         """
         workers = default_workers() if self.workers is None else self.workers
-        wanted = [[(int(row), 0 if seeds is None else int(seeds[row])) for row in chunk] for chunk in chunks]
+        wanted = _Wanted(chunks, seeds)
         loader = DataLoader(
             _Images(self, transform),
             sampler=wanted,
@@ -155,6 +155,21 @@ class _Readers:
 
     def state(self) -> list[str]:
         return [line for part in self.parts for line in part.state()]
+
+
+class _Wanted:
+    """Rows and seeds of each batch, made when they are asked for: a list of a million would be larger than the images."""
+
+    def __init__(self, chunks: Sequence[Tensor], seeds: Tensor | None) -> None:
+        self.chunks, self.seeds = chunks, seeds
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for chunk in self.chunks:
+            drawn = [0] * len(chunk) if self.seeds is None else self.seeds[chunk].tolist()
+            yield list(zip(chunk.tolist(), drawn, strict=True))
 
 
 class _Images(Dataset[Any]):
