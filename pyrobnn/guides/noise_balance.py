@@ -37,7 +37,7 @@ def ard_loss(snr: Tensor, weight: float) -> Tensor:
     twice when the loss is divided by the cost saved.
     """
     square = snr.square()
-    return 0.5 * weight * square.square() / (1 + square)
+    return 0.5 * weight * square * (square / (1 + square))  # the fourth power overflows long before its root does
 
 
 WIDEST = 10.0  # noise that a start gives a channel at the most: as good as none is left of it

@@ -59,6 +59,12 @@ def test_ard_noise(weight: float) -> None:
     torch.testing.assert_close(started, 0.5 * CURVATURES, rtol=1e-9, atol=0)
 
 
+def test_ard_noise_that_is_next_to_none() -> None:
+    """A ratio of 1e12 loses ½ w 1e24 nats, which single precision holds, and its fourth power does not."""
+    found = ard_loss(torch.tensor([0.0, 1e12]), 2.0)
+    assert found.tolist() == [0.0, pytest.approx(1e24, rel=1e-6)]
+
+
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_log_uniform_noise(weight: float) -> None:
     a, b = -20.0, 0.0
