@@ -71,8 +71,8 @@ def test_noise_snr_and_evidence() -> None:
 def test_no_gaussian_prior_no_evidence() -> None:
     model = model_with(ARDNoise())
     assert all(c.evidence is None for c in pb.summarize(model, MeanField(model), draws=0).channels.values())
-    assert _evidence(torch.ones(2), torch.ones(2), dist.Normal(torch.ones(2), 1.0)) is None
-    assert _evidence(torch.ones(2), torch.ones(2), dist.Laplace(0.0, 1.0)) is None
+    assert _evidence(torch.ones(2), torch.ones(2), dist.Normal(torch.ones(2), 1.0), 1.0) is None
+    assert _evidence(torch.ones(2), torch.ones(2), dist.Laplace(0.0, 1.0), 1.0) is None
 
 
 # Weight-level sites
