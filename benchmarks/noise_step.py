@@ -2,7 +2,8 @@
 
 VGG-16 and ResNet-20, batch 128, the default precision, medians of CPU time over interleaved steps of one process.
 `in`: one draw for the batch, on the input slices of all consumers (target: 1.15 times the plain step); `example`: a draw for
-every example, on what the consumers get.
+every example, on what the consumers get. (`results/noise_step.json` is older, measured by the clock and without `example`;
+`results/noise_by_example.json` is this script on a busy machine, `--steps 6 --out benchmarks/results/noise_by_example.json`.)
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
     data = pb.load_data("cifar10")
     data = replace(data, train=data.train.take(4 * args.batch))
@@ -70,7 +72,7 @@ def main() -> None:
         found[name] = {**row, **ratios, "unit": "ms"}
         print(name, found[name], flush=True)
     found["versions"] = versions()
-    RESULT.write_text(json.dumps(found, indent=2) + "\n")
+    args.out.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":
