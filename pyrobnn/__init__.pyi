@@ -13,6 +13,7 @@ from .channels import compact as compact
 from .channels import mask as mask
 from .channels.planner import plan_for_budget as plan_for_budget
 from .channels.search import largest_cut as largest_cut
+from .channels.timing import time_layers as time_layers
 from .compression.by_hand import report_on as report_on
 from .compression.by_hand import tune as tune
 from .compression.compress import Result as Result

@@ -9,6 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pyrobnn.channels.times import LayerTimes
+
+COSTS = ("macs", "params", "latency")  # what a budget may be set for: fields of Cost
 Role = Literal["out", "through", "in", "map", "size"]
 
 
@@ -19,12 +22,18 @@ class Cost:
     Attributes:
         params: elements of parameter tensors.
         macs: multiply-accumulates of convolutions and linear layers for one example, without biases.
+        latency: milliseconds of a forward pass by the table's layer times; 0 without such (:func:`~pyrobnn.time_layers`).
 
-    Both are exact ints for whole networks, floats for mean prices, and float64 tensors for soft keeps.
+    The first two are exact ints for whole networks, floats for mean prices, and float64 tensors for soft keeps.
     """
 
     params: Any
     macs: Any
+    latency: Any = 0.0
+
+    def __repr__(self) -> str:
+        timed = "" if isinstance(self.latency, float) and self.latency == 0 else f", latency={self.latency}"
+        return f"Cost(params={self.params}, macs={self.macs}{timed})"
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,7 @@ class NetFacts:
         maps: input side of every ``ChannelMap``, by the name of its ``index`` buffer.
         fixed_macs: multiply-accumulates for one example of layers that cannot be cut since their weight is computed.
         sizes: attributes that count channels: the module's path, the attribute, the position in it or None.
+        times: what the layers take by their widths, where that was measured.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -110,6 +120,7 @@ class NetFacts:
     maps: Mapping[str, MapInput]
     fixed_macs: int = 0
     sizes: Mapping[str, tuple[str, str, int | None]] = field(default_factory=dict)
+    times: LayerTimes | None = None
 
 
 def per_unit(tensor: Tensor, axis: int, index: Tensor) -> Tensor:

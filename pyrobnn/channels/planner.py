@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from pyrobnn.channels.parts import COSTS, Cost
 from pyrobnn.channels.plan import PruningPlan
 from pyrobnn.errors import ConfigError, PlanError
 
@@ -53,29 +54,31 @@ def plan_for_budget(
     *,
     target_macs: float | None = None,
     target_params: float | None = None,
+    target_latency: float | None = None,
     limits: Limits | None = None,
-    dense: tuple[float, float] | None = None,
+    dense: Cost | tuple[float, float] | None = None,
 ) -> PruningPlan:
     """Remove units in the order of nats lost per cost saved until the budget holds.
 
     Marginal prices are recomputed as neighbours disappear (the cost is multilinear in the kept
-    counts, so one gradient gives them all). Afterwards removed units are taken back, most nats
+    counts, piecewise where it is milliseconds, so one gradient gives them all). Afterwards removed units are taken back, most nats
     first, wherever the budget still allows, so no single unit more would fit. Units that cost nothing (0 or less) go
     in any case and are not taken back, even if more of the budget then stays unspent.
 
     Args:
         nats: `{group: [channels]}`, what is lost if a unit goes; one scale for all groups.
         table: channel table of the same network.
-        target_macs, target_params: share that may be left, of `dense` (default: of this network).
+        target_macs, target_params, target_latency: share that may be left, of `dense` (default: of this network). The
+            last needs a table whose layers were timed (:func:`~pyrobnn.time_layers`).
         limits: lower bounds and multiples.
-        dense: (params, macs) that the targets refer to.
+        dense: what the targets refer to, a :class:`~pyrobnn.channels.Cost` or (params, macs).
 
     Raises:
-        ConfigError: no target, or one outside (0, 1).
+        ConfigError: no target, one outside (0, 1), or a latency without times.
         PlanError: the budget lies below what the limits leave.
     """
     limits = limits or Limits()
-    budget = Budget(table, target_macs, target_params, dense)
+    budget = Budget(table, {"macs": target_macs, "params": target_params, "latency": target_latency}, dense)
     groups = [group for group in table if group.name in nats]
     order = {g.name: torch.argsort(nats[g.name].double(), stable=True).tolist() for g in groups}
     gone = {}
@@ -121,25 +124,47 @@ def plan_for_budget(
     )
 
 
+def as_targets(goal: Mapping[str, float | None]) -> dict[str, Any]:
+    """Shares by cost as the keywords of :func:`plan_for_budget`.
+
+    >>> as_targets({"macs": 0.5})
+    {'target_macs': 0.5}
+    """
+    return {f"target_{name}": share for name, share in goal.items()}
+
+
 class Budget:
-    """Targets on MACs and parameters, and where a choice of units stands against them."""
+    """Targets on the costs of a network, and where a choice of units stands against them.
+
+    Args:
+        table: of the network.
+        targets: share that may be left, by the name of a field of :class:`~pyrobnn.channels.Cost`; None is no target.
+        dense: what they are shares of; default: the cost of `table`'s network.
+    """
 
     def __init__(
-        self, table: ChannelTable, macs: float | None, params: float | None, dense: tuple[float, float] | None
+        self,
+        table: ChannelTable,
+        targets: Mapping[str, float | None],
+        dense: Cost | tuple[float, float] | None = None,
     ) -> None:
         self.targets: dict[str, float] = {}
-        for name, value in (("macs", macs), ("params", params)):
+        for name, value in targets.items():
             if value is not None:
                 if not 0 < value < 1:
                     raise ConfigError(f"target_{name} is the share that may be left, in (0, 1), got {value}")
                 self.targets[name] = float(value)
         if not self.targets:
-            raise ConfigError("a budget needs target_macs or target_params, the share that may be left, in (0, 1)")
+            wanted = ", ".join(f"target_{name}" for name in COSTS[:-1])
+            raise ConfigError(f"a budget needs {wanted} or target_{COSTS[-1]}, the share that may be left, in (0, 1)")
+        if "latency" in self.targets and table.facts.times is None:
+            raise ConfigError(
+                "target_latency needs measured times of the layers: table = pb.time_layers(net, table, example) makes them"
+            )
         self.table = table
         full = table.cost(None)
-        self.dense = {"params": float(full.params), "macs": float(full.macs)}
-        if dense is not None:
-            self.dense = {"params": float(dense[0]), "macs": float(dense[1])}
+        whole = dense if isinstance(dense, Cost) else full if dense is None else Cost(*dense, full.latency)
+        self.dense = {name: float(getattr(whole, name)) for name in COSTS}
 
     def __str__(self) -> str:
         return " and ".join(f"{name} <= {value:g}" for name, value in self.targets.items())
@@ -153,12 +178,9 @@ class Budget:
         return masks
 
     def shares(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Parameters and MACs under keep masks `{group: [channels]}`, as shares of the dense ones; differentiable."""
+        """What keep masks `{group: [channels]}` leave of each targeted cost, as shares of the dense ones; differentiable."""
         cost = self.table.cost(dict(masks))
-        return {
-            "params": torch.as_tensor(cost.params) / self.dense["params"],
-            "macs": torch.as_tensor(cost.macs) / self.dense["macs"],
-        }
+        return {name: torch.as_tensor(getattr(cost, name)) / self.dense[name] for name in self.targets}
 
     def left(self, order: Mapping[str, list[int]], gone: Mapping[str, int]) -> str:
         """In words, what is left without the first `gone` units of each `order`."""

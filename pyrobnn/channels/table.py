@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyrobnn.channels.parts import ChannelGroup, Cost, MapInput, NetFacts
 from pyrobnn.channels.pricing import Pricing
+from pyrobnn.channels.times import LayerTimes
 from pyrobnn.errors import PlanError
 
 if TYPE_CHECKING:
@@ -254,6 +255,10 @@ class ChannelTable(list[ChannelGroup]):
         facts = replace(self.facts, shapes=shapes, maps=maps)
         return ChannelTable(groups, facts, self.refused)
 
+    def timed(self, times: LayerTimes | None) -> ChannelTable:
+        """The same table with the times of its layers (:func:`~pyrobnn.time_layers` measures them), or without any."""
+        return ChannelTable(self, replace(self.facts, times=times), self.refused)
+
     def without(self, reasons: Mapping[str, str]) -> ChannelTable:
         """The same table with some groups refused, name by name with the reason."""
         groups = [group for group in self if group.name not in reasons]
@@ -276,16 +281,18 @@ class ChannelTable(list[ChannelGroup]):
             keep: per group a boolean or float tensor ``[channels]``; groups not named stay whole. None: all.
 
         Returns:
-            Ints for boolean keeps and None, float64 tensors for float ones.
+            Ints for boolean keeps and None, float64 tensors for float ones; `latency` in milliseconds where layers were timed.
 
         Raises:
             PlanError: a group is unknown or a tensor has the wrong shape.
         """
         values = dict(keep or {})
-        params, macs = self._pricing(self.flat({name: value.to(torch.float64) for name, value in values.items()}))
+        params, macs, latency = self._pricing(
+            self.flat({name: value.to(torch.float64) for name, value in values.items()})
+        )
         if any(value.is_floating_point() for value in values.values()):
-            return Cost(params, macs)
-        return Cost(round(float(params)), round(float(macs)))
+            return Cost(params, macs, latency)
+        return Cost(round(float(params)), round(float(macs)), float(latency))
 
 
 def compact_rows(index: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.channels import channel_groups
-from pyrobnn.channels.planner import Limits, plan_for_budget
 from pyrobnn.compression.result import Result, finish
 from pyrobnn.compression.store import claim, find_spec
 from pyrobnn.data import Data, load_data
@@ -35,6 +35,7 @@ from pyrobnn.nets.calling import arguments, batch_for, main_output, set_mode
 from pyrobnn.nets.replica import copy_net
 from pyrobnn.pipeline.config import CompressionConfig, keyword_parameters
 from pyrobnn.pipeline.context import Context
+from pyrobnn.pipeline.device import on_this_device, said, settled_by
 from pyrobnn.pipeline.identity import identity
 from pyrobnn.pipeline.method import Method
 from pyrobnn.pipeline.pipelines import common, from_scratch
@@ -147,27 +148,28 @@ def _compress(
         raise ConfigError(f"no channel of this network can be cut ({reasons or 'no groups found'})")
     # What can be refused is refused now, before hours of training and before anything is written.
     resolve_precision(config.precision, resolve_device(config.device), net)
-    if config.has_budget:
-        limits = Limits(config.min_channels, config.round_to)
-        nothing = {group.name: torch.zeros(group.channels) for group in table}
-        plan_for_budget(
-            nothing, table, target_macs=config.target_macs, target_params=config.target_params, limits=limits
-        )
     if config.from_scratch is not None:
         table.keep_vector(config.from_scratch)
     path = None if config.out is None else Path(config.out)
     recipe = recipes.of(net)
     check_epochs(recipe, config, trained=trained)
     who = identity(config, chosen, recipe, data, net, trained=trained, task=chosen_task)
+    measured = processes.first_does(lambda: on_this_device(config, net, table, data.example))
+    settled_by(measured, config, table)
     with ExitStack() as held:
         if path is not None:
             processes.first_does(lambda: held.enter_context(claim(path, resume=config.resume)))
         store = RunStore(path, who, net, resolve_device(config.device), resume=config.resume)
+        if measured:  # a resumed run goes on with what was measured when it began
+            measured = store.once("measured", partial(dict, measured))
+            config, table = settled_by(measured, config, table)
         # A time budget is turned into epochs when the run begins.
         epochs = Epochs.of(store.once("epochs", lambda: share_out(recipe, config, data, net, trained=trained).data()))
         context = Context(config, chosen, recipe, epochs, data, net, table, store, trained, chosen_task)
         planned = {"dense": epochs.dense, "infer": sum(epochs.infer), "tune": epochs.tune + epochs.retune}
         context.say(data.describe(), "")
+        if measured:
+            context.say(said(measured, table), "")
         with RunProgress(
             {**planned, "bayesian": config.bayesian_epochs},
             done=None if store.newest is None else store.state(store.newest[1]).spent,

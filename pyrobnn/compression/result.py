@@ -18,6 +18,7 @@ from pyrobnn.inference.measuring import milliseconds
 from pyrobnn.inference.precision import cpu_has_bf16
 from pyrobnn.io.processes import current
 from pyrobnn.methods.registry import METHODS
+from pyrobnn.metrics.latency import relative_latency, smallest_batch
 from pyrobnn.metrics.paired import compare
 from pyrobnn.metrics.robustness import robustness
 from pyrobnn.metrics.scores import class_logits
@@ -153,8 +154,19 @@ def finish(
         shown = replace(data, test=data.valid)
         valid = [answers(net, shown, context.device, task).statistics for net in (dense, small)]
         interval = drop_interval(task.metric, *valid)
+    share = None
+    if config.target_latency is not None:
+        example = data.example.to(context.device)
+        one = example[: smallest_batch(small, example)]
+        share = processes.first_does(lambda: relative_latency(small, dense, one))
     target = outcome(
-        config.target, figures["dense"], figures["compact"], base=state.base, tuned=state.tuned, interval=interval
+        config.target,
+        figures["dense"],
+        figures["compact"],
+        base=state.base,
+        tuned=state.tuned,
+        interval=interval,
+        latency=share,
     )
     spent = {phase: round(passes, 3) for phase, passes in state.spent.items()}
     epochs = {phase: int(passes) if float(passes).is_integer() else passes for phase, passes in spent.items()}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from pyrobnn.channels.plan import PruningPlan
-from pyrobnn.channels.planner import Limits, plan_for_budget
+from pyrobnn.channels.planner import Limits, as_targets, plan_for_budget
 from pyrobnn.criteria.context import ScoringContext
 from pyrobnn.criteria.criterion import Criterion
 from pyrobnn.criteria.registry import criterion
@@ -30,6 +30,7 @@ def plan(
     round_to: int | None = None,
     target_macs: float | None = None,
     target_params: float | None = None,
+    target_latency: float | None = None,
     groups: ChannelTable | None = None,
     max_cut: float = 1.0,
     net: nn.Module | None = None,
@@ -48,8 +49,9 @@ def plan(
             the fewest nats per cost saved until the targets are met.
         threshold: the cut line of a fixed rule.
         min_channels, round_to, max_cut: see :class:`Limits`.
-        target_macs, target_params: share of the network's MACs or parameters that may be left, in
-            (0, 1); either makes the rule a budget, spent on the criterion's scores, and needs `groups`.
+        target_macs, target_params, target_latency: share of the network's MACs, parameters or milliseconds that may be
+            left, in (0, 1); any of them makes the rule a budget, spent on the criterion's scores, and needs `groups` (for
+            the last, timed ones: :func:`~pyrobnn.time_layers`).
         groups: the channel table of the network that the posterior speaks of.
         net, data: for criteria that look at the network itself.
 
@@ -58,15 +60,14 @@ def plan(
         PlanError: a budget below what `min_channels` leaves.
     """
     limits, chosen = Limits(min_channels, round_to, max_cut), criterion(rule)
-    budget = target_macs is not None or target_params is not None or rule == "budget"
+    targets: dict[str, Any] = as_targets({"macs": target_macs, "params": target_params, "latency": target_latency})
+    budget = any(share is not None for share in targets.values()) or rule == "budget"
     if budget and groups is None:
         raise ConfigError("a budget needs the costs of the channels: pass groups=pb.channel_groups(net, example)")
     scores = chosen(ScoringContext(posterior or Posterior({}, {}), table=groups, net=net, data=data))
     if budget:
         assert groups is not None
-        return plan_for_budget(
-            scores.costs(), groups, target_macs=target_macs, target_params=target_params, limits=limits
-        )
+        return plan_for_budget(scores.costs(), groups, **targets, limits=limits)
     keep: dict[str, list[int]] = {}
     score: dict[str, list[float] | None] = {}
     reason: dict[str, str] = {}

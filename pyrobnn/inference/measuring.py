@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 import time
-from pathlib import Path
+from typing import Any
 
-import platformdirs
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.io.files import write_json
+from pyrobnn.io.measured import Measurements
 from pyrobnn.nets.calling import answer, set_mode
 from pyrobnn.nets.replica import copy_net
 
 WORTH = 1e8  # multiply-accumulates of a batch from which on a choice of precision is worth its trial
 ROUNDS = 3
 GAIN = 0.95  # of the time in fp32: bfloat16 must be below
-_known: dict[str, dict[str, float]] = {}
+MEASURED = Measurements("precision", lambda times: {name: float(times[name]) for name in ("fp32", "bf16")})
 
 
 def milliseconds(net: nn.Module, example: Tensor, batch_size: int = 128) -> dict[str, float] | None:
@@ -36,13 +32,9 @@ def milliseconds(net: nn.Module, example: Tensor, batch_size: int = 128) -> dict
     """
     if multiply_accumulates(net, example) * batch_size < WORTH:
         return None
-    key = _key(net, example, batch_size)
-    if key not in _known:
-        _known.update(_read())
-    if key not in _known:
-        _known[key] = _timed(net, example.repeat(-(-batch_size // len(example)), *[1] * (example.dim() - 1)))
-        _write({**_read(), key: _known[key]})
-    return _known[key]
+    x = example.repeat(-(-batch_size // len(example)), *[1] * (example.dim() - 1))
+    found: dict[str, float] = MEASURED.once(_what(net, example, batch_size), lambda: _timed(net, x))
+    return found
 
 
 def faster(times: dict[str, float] | None) -> torch.dtype | None:
@@ -84,38 +76,9 @@ def _timed(net: nn.Module, x: Tensor) -> dict[str, float]:
     return {name: round(value, 3) for name, value in best.items()}
 
 
-def _key(net: nn.Module, example: Tensor, batch_size: int) -> str:
+def _what(net: nn.Module, example: Tensor, batch_size: int) -> Any:
     layers = [
         (type(m).__name__, getattr(m, "kernel_size", None), getattr(m, "stride", None), getattr(m, "groups", 1) == 1)
         for m in net.modules()
     ]
-    what = (layers, tuple(example.shape[1:]), batch_size, _processor(), torch.get_num_threads(), torch.__version__)
-    return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
-def _file() -> Path:
-    return Path(platformdirs.user_cache_path("pyrobnn", appauthor=False, opinion=False)) / "precision.json"
-
-
-def _read() -> dict[str, dict[str, float]]:
-    try:
-        found = json.loads(_file().read_text())
-        return {str(key): {name: float(times[name]) for name in ("fp32", "bf16")} for key, times in found.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # no cache, or none of ours: measured anew
-
-
-def _write(times: dict[str, dict[str, float]]) -> None:
-    try:
-        _file().parent.mkdir(parents=True, exist_ok=True)
-        write_json(_file(), times)
-    except OSError:
-        pass  # a cache that cannot be written is one that is not there
+    return layers, tuple(example.shape[1:]), batch_size

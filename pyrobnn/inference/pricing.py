@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrobnn.channels.parts import Cost
 from pyrobnn.channels.planner import Budget
 from pyrobnn.errors import ConfigError
 from pyrobnn.inference.callbacks import Callback, FitState, FitUpdate
@@ -20,7 +21,7 @@ class PricedKL(Callback):
     """Weights each channel's KL by its current marginal price, times a multiplier set by dual ascent.
 
     The weight of a channel of group g is multiplier * price_g / (mean price over all channels), where
-    price_g is the share of the dense MACs (or parameters) that goes if one more channel of g goes,
+    price_g is the share of the dense MACs (or parameters, or milliseconds) that goes if one more channel of g goes,
     given the channels that the posterior still needs (inclusion probability of at least 1/2 where the
     guide has gates, else SNR of at least 1; for a gate both are the same). Every `every` steps the
     multiplier grows by `rate` if more than the goal is needed and falls by `rate` if less is: dual
@@ -30,8 +31,8 @@ class PricedKL(Callback):
     size is the special case of prices fixed at the start.
 
     Args:
-        goal: share of `dense` that may be left: `{"macs": …}`, `{"params": …}` or both.
-        dense: (params, macs) of the dense network.
+        goal: share of `dense` that may be left: `macs`, `params`, `latency` or several of them.
+        dense: cost of the dense network.
         start: first multiplier.
         rate: relative change per update.
         every: steps between updates.
@@ -50,7 +51,7 @@ class PricedKL(Callback):
     def __init__(
         self,
         goal: dict[str, float],
-        dense: tuple[float, float],
+        dense: Cost | tuple[float, float],
         *,
         start: float = 1.0,
         rate: float = 0.1,
@@ -124,7 +125,8 @@ class PricedKL(Callback):
         return FitUpdate(kl_weights={f"{group}.{self.site}": weight for group, weight in self.weights.items()})
 
     def _budget(self, state: FitState) -> Budget:
-        return Budget(state.model.groups, self.goal.get("macs"), self.goal.get("params"), self.dense)  # type: ignore[arg-type]
+        assert state.model.groups is not None
+        return Budget(state.model.groups, self.goal, self.dense)
 
     def _needed(self, state: FitState) -> dict[str, Tensor]:
         """Per group, the channels that carry signal; at least one."""

@@ -97,7 +97,7 @@ def cut_line(
     Args:
         number: of the cut, from 1.
         before, after: channels by group.
-        left: share of `macs` and `params` of the dense network, in [0, 1].
+        left: share of `macs` and `params`, maybe of `latency`, of the dense network, in [0, 1].
         valid: the figure on the validation images right after the cut, in words.
 
     >>> cut_line(1, {"a": 8, "b": 4}, {"a": 3, "b": 4}, {"macs": 0.5, "params": 0.25}, "90.00 %")
@@ -105,7 +105,8 @@ def cut_line(
     """
     changed = [f"{group} {width}→{after[group]}" for group, width in before.items() if after[group] != width]
     shown = ", ".join(changed[:6]) + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
-    sizes = f"{100 * left['macs']:.1f} % of MACs, {100 * left['params']:.1f} % of parameters left"
+    words = {"macs": "MACs", "params": "parameters", "latency": "latency"}
+    sizes = ", ".join(f"{100 * left[name]:.1f} % of {word}" for name, word in words.items() if name in left) + " left"
     return f"cut {number}: {shown or 'nothing'}; {sizes}" + ("" if valid is None else f"; valid {valid}")
 
 

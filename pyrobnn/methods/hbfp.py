@@ -38,8 +38,7 @@ def pair_fraction(context: Context) -> float:
     config = context.config
     if not config.has_budget:
         return 1 - SHARE
-    targets = [value for value in (config.target_macs, config.target_params) if value is not None]
-    return float(1 - min(targets) ** (0.5 / len(context.epochs.infer)))
+    return float(1 - min(config.budget.values()) ** (0.5 / len(context.epochs.infer)))
 
 
 def by_history(context: Context, even: bool = False) -> list[Stage]:

@@ -27,8 +27,7 @@ def round_goal(context: Context, state: State, number: int) -> dict[str, float]:
     """What may be left after this round: a geometric step of the budget, or half of what there is."""
     config, share = context.config, (number + 1) / len(context.epochs.infer)
     if config.has_budget:
-        targets = {"macs": config.target_macs, "params": config.target_params}
-        return {name: value**share for name, value in targets.items() if value is not None}
+        return {cost: value**share for cost, value in config.budget.items()}
     return {"macs": 0.5 * context.left(state.plan)["macs"]}
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from pyrobnn.channels import PruningPlan
-from pyrobnn.channels.planner import Limits, plan_for_budget
+from pyrobnn.channels.planner import Limits, as_targets, plan_for_budget
 from pyrobnn.criteria.rules import plan
 from pyrobnn.errors import PlanError
 from pyrobnn.guides.noise import NormalNoise
@@ -82,15 +82,13 @@ def _choose(context: Context, state: State, number: int, *, name: str, remaining
         return plan(mine, method.rule, method.threshold, min_channels=limits.min_channels, round_to=limits.round_to)
     left, widths = context.left(state.plan), table.widths()
     goals = {}
-    for kind in ("macs", "params"):
-        target = getattr(config, f"target_{kind}")
-        if target is not None:
-            # The rest of the cut in log space, by each remaining group's part of the cost.
-            parts = {other: float(getattr(table[other].cost, kind)) * widths[other] for other in remaining}
-            share = parts[name] / max(sum(parts.values()), 1e-12)
-            goals[f"target_{kind}"] = left[kind] * min(1.0, target / left[kind]) ** share
+    for kind, target in config.budget.items():
+        # The rest of the cut in log space, by each remaining group's part of the cost.
+        parts = {other: float(getattr(table[other].cost, kind)) * widths[other] for other in remaining}
+        share = parts[name] / max(sum(parts.values()), 1e-12)
+        goals[kind] = left[kind] * min(1.0, target / left[kind]) ** share
     try:
-        return plan_for_budget(costs, table, limits=limits, dense=context.dense_cost, **goals)
+        return plan_for_budget(costs, table, limits=limits, dense=context.dense_cost, **as_targets(goals))
     except PlanError:
         return plan_for_budget_floor(mine, limits)
 

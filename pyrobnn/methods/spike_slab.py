@@ -160,7 +160,7 @@ def _edge_callbacks(context: Context, state: State, number: int) -> list[Callbac
     """The same for the weights: priced where a target says how many may stay."""
     if context.config.target_nonzero is None:
         return []
-    return [SupportPrice(zero_goal(context, number + 1), context.dense_cost[0], start=1 / context.recipe.kl_weight)]
+    return [SupportPrice(zero_goal(context, number + 1), context.dense_cost.params, start=1 / context.recipe.kl_weight)]
 
 
 SS_EDGE = replace(

@@ -40,7 +40,7 @@ def _callbacks(context: Context, state: State, number: int) -> list[Callback]:
 
     def size(fit: FitState) -> int:
         others = sum(p.numel() for p in fit.model.net.parameters())
-        return max(1, int(zero_goal(context, number + fit.progress) * context.dense_cost[0]) - others)
+        return max(1, int(zero_goal(context, number + fit.progress) * context.dense_cost.params) - others)
 
     often = max(PER_EPOCH, -(-LEAST // max(1, sum(planned))))
     return [

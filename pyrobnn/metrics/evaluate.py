@@ -5,10 +5,7 @@ The scores themselves are in `pyrobnn.metrics.scores` and can be imported from h
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,8 +14,9 @@ from torch import Tensor, nn
 
 from pyrobnn.errors import ConfigError, DataError, NumericalError
 from pyrobnn.io.processes import current
+from pyrobnn.metrics.latency import latency_ms
 from pyrobnn.metrics.scores import Metrics, PredictiveAccumulator, Reliability, Tally, entropy
-from pyrobnn.nets.calling import answer
+from pyrobnn.nets.calling import answer, eval_mode
 
 if TYPE_CHECKING:
     from pyrobnn.data.split import Split
@@ -116,18 +114,6 @@ def agreement(logits_a: Tensor, logits_b: Tensor) -> float:
             f"{tuple(logits_b.shape)}; feed both nets the same examples"
         )
     return float((logits_a.argmax(1).cpu() == logits_b.argmax(1).cpu()).double().mean())
-
-
-@contextmanager
-def eval_mode(net: nn.Module) -> Iterator[nn.Module]:
-    """Sets every module to evaluation and gives each its own mode back afterwards."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield net
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _device_of(net: nn.Module) -> torch.device:
@@ -271,37 +257,6 @@ def noise_accuracy(
     if n == 0:
         raise DataError("expected at least one example to measure, got none; check the split")
     return {sigma: count / n for sigma, count in right.items()}
-
-
-def latency_ms(net: nn.Module, example: Tensor, repeats: int = 50, *, warmup: int = 5, batch: int = 1) -> float:
-    """Median wall-clock time of one forward pass, in milliseconds.
-
-    Measured in evaluation mode without gradients, on the device of `example` and
-    with torch's current number of threads, after `warmup` passes that do not count.
-
-    Args:
-        net: a module on the same device as `example`.
-        example: images ``[B, C, H, W]``; the first `batch` are used.
-        repeats: timed passes, at least 1.
-        warmup: untimed passes before them.
-        batch: examples per pass. The default, 1, is what ``report.json`` states.
-    """
-    if repeats < 1 or warmup < 0 or not 1 <= batch <= len(example):
-        raise ConfigError(
-            f"expected repeats >= 1, warmup >= 0 and 1 <= batch <= {len(example)}, got repeats={repeats}, "
-            f"warmup={warmup}, batch={batch}; change the settings or pass a longer example"
-        )
-    x = example[:batch]
-    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(x.device.type, lambda: None)
-    times = []
-    with eval_mode(net), torch.no_grad():
-        for _ in range(warmup + repeats):
-            wait()
-            start = time.perf_counter()
-            answer(net, x)
-            wait()
-            times.append(time.perf_counter() - start)
-    return statistics.median(times[warmup:]) * 1e3
 
 
 def module_bytes(net: nn.Module) -> int:

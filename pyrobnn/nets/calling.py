@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +18,18 @@ def set_mode(net: nn.Module, training: bool) -> nn.Module:
     """`net.train(training)`, and the network, whatever its own `train` returns."""
     net.train(training)
     return net
+
+
+@contextmanager
+def eval_mode(net: nn.Module) -> Iterator[nn.Module]:
+    """Sets every module to evaluation and gives each its own mode back afterwards."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield net
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def main_output(output: Any) -> Tensor:

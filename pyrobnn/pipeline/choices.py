@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from pyrobnn.channels import PruningPlan
-from pyrobnn.channels.planner import plan_for_budget
+from pyrobnn.channels.planner import as_targets, plan_for_budget
 from pyrobnn.channels.search import largest_cut
 from pyrobnn.criteria.rules import plan
 from pyrobnn.errors import PlanError
@@ -34,8 +34,7 @@ def choose(context: Context, state: State, number: int) -> PruningPlan:
     config, rounds = context.config, len(context.epochs.infer)
     if config.has_budget:
         share = (number + 1) / rounds
-        targets = {"target_macs": config.target_macs, "target_params": config.target_params}
-        steps = {name: None if value is None else value**share for name, value in targets.items()}
+        steps = as_targets({cost: value**share for cost, value in config.budget.items()})
         for most in (group_cut(rounds), 1.0):
             try:
                 return plan_for_budget(
@@ -56,8 +55,8 @@ def choose(context: Context, state: State, number: int) -> PruningPlan:
 def by_rule(context: Context, state: State) -> PruningPlan:
     """The method's own rule, on all channels that the last fit has scored."""
     assert state.latest is not None
-    config, method = context.config, context.method
-    return plan(state.latest, method.rule, method.threshold, min_channels=config.min_channels, round_to=config.round_to)
+    limits, method = context.limits, context.method
+    return plan(state.latest, method.rule, method.threshold, min_channels=limits.min_channels, round_to=limits.round_to)
 
 
 def group_cut(rounds: int) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,13 +50,18 @@ class Option:
     @property
     def flag(self) -> str:
         """`--target-macs` of `target_macs`."""
-        return "--" + self.name.replace("_", "-")
+        return _flags([self.name])
+
+
+def _flags(names: Iterable[str]) -> str:
+    return " and ".join("--" + name.replace("_", "-") for name in names)
 
 
 def _said(kind: type, help: str, **how: Any) -> dict[str, Option]:
     return {"option": Option(help, kind, **how)}
 
 
+BUDGETS = ("macs", "params", "latency")  # costs of a network that a target may be set for
 _KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", Path: "a path"}
 
 
@@ -89,6 +94,12 @@ class CompressionConfig:
         default=None,
         metadata=_said(float, "Fraction of the dense parameters that may be left, in (0, 1).", target=True),
     )
+    target_latency: float | None = field(
+        default=None,
+        metadata=_said(
+            float, "Fraction of the dense time of one image that may be left, in (0, 1); measured.", target=True
+        ),
+    )
     target_nonzero: float | None = field(
         default=None,
         metadata=_said(float, "Fraction that may be other than zero, where single weights are zeroed.", target=True),
@@ -112,7 +123,10 @@ class CompressionConfig:
         default=(), metadata=_said(str, "Pattern of group or module names not to cut; repeatable.", many=True)
     )
     min_channels: int = field(default=1, metadata=_said(int, "Channels that each group keeps at least."))
-    round_to: int | None = field(default=None, metadata=_said(int, "Kept channels are multiples of this."))
+    round_to: int | str | None = field(
+        default=None,
+        metadata=_said(str, "Kept channels are multiples of this; auto: of what the device computes at no extra cost."),
+    )
     estimator: str | None = field(
         default=None, metadata=_said(str, "weight, example, local or moments (default: the method's own).")
     )
@@ -171,11 +185,10 @@ class CompressionConfig:
     def __post_init__(self) -> None:
         self._check_kinds()
         self._settle()
-        for name in ("target_macs", "target_params", "target_nonzero"):
+        for name in (*(f"target_{cost}" for cost in BUDGETS), "target_nonzero"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
-                flag = "--" + name.replace("_", "-")
-                raise ConfigError(f"{flag} is the share that may be left, between 0 and 1, got {value:g}")
+                raise ConfigError(f"{_flags([name])} is the share that may be left, between 0 and 1, got {value:g}")
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise ConfigError(f"--max-drop is in percentage points, from 0 to 100, got {self.max_drop:g}")
         if self.epochs is not None and self.epochs < 2:
@@ -186,14 +199,14 @@ class CompressionConfig:
             raise ConfigError(f"--seed must be from 0 to 2**63 - 1, got {self.seed}")
         if self.has_budget and self.max_drop is not None:
             raise ConfigError(
-                "--max-drop looks for the smallest network within a drop, --target-macs and --target-params say its "
-                "size: give one or the other"
+                f"--max-drop looks for the smallest network within a drop, {_flags(f'target_{cost}' for cost in self.budget)} "
+                "set its size: give one or the other"
             )
         if self.epochs is not None and self.minutes is not None:
             raise ConfigError("give --epochs or --minutes, not both")
         if self.min_channels < 1:
             raise ConfigError(f"--min-channels must be at least 1, got {self.min_channels}")
-        if self.round_to is not None and self.round_to < 1:
+        if isinstance(self.round_to, int) and self.round_to < 1:
             raise ConfigError(f"--round-to must be at least 1, got {self.round_to}")
         if self.batch_size is not None and self.batch_size < 2:
             raise ConfigError(f"--batch-size must be at least 2, got {self.batch_size}")
@@ -204,7 +217,7 @@ class CompressionConfig:
         if self.from_scratch is not None and self.target:
             raise ConfigError(
                 f"--from-scratch trains the widths of its plan, so {' and '.join(self.target)} would do nothing: leave out "
-                + " and ".join("--" + name.replace("_", "-") for name in self.target)
+                + _flags(self.target)
             )
 
     def _check_kinds(self) -> None:
@@ -231,6 +244,7 @@ class CompressionConfig:
         """Numbers of NumPy become Python's, which a file can hold; patterns a tuple; `NAME=VALUE` a mapping."""
         for name in self.__dataclass_fields__:
             object.__setattr__(self, name, _plain(getattr(self, name)))
+        object.__setattr__(self, "round_to", _multiple(self.round_to))
         protect = (self.protect,) if isinstance(self.protect, str) else tuple(self.protect)
         object.__setattr__(self, "protect", protect)
         if not isinstance(self.recipe, Mapping):
@@ -268,9 +282,15 @@ class CompressionConfig:
         return {name: value for name, (value, default) in told.items() if value != default}
 
     @property
+    def budget(self) -> dict[str, float]:
+        """Shares that may be left, by the cost that they are of: `macs`, `params`, `latency`."""
+        found = {cost: getattr(self, f"target_{cost}") for cost in BUDGETS}
+        return {cost: share for cost, share in found.items() if share is not None}
+
+    @property
     def has_budget(self) -> bool:
         """A fixed size was asked for."""
-        return self.target_macs is not None or self.target_params is not None
+        return bool(self.budget)
 
     @property
     def within_drop(self) -> bool:
@@ -303,6 +323,19 @@ def keyword_parameters(without: tuple[str, ...] = ()) -> list[inspect.Parameter]
 
 def _plain(value: Any) -> Any:
     return value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") else value
+
+
+def _multiple(value: Any) -> int | str | None:
+    """What `--round-to` says: text of a command line becomes a number, unless it is `auto`."""
+    if value is None or value == "auto" or (isinstance(value, int) and not isinstance(value, bool)):
+        found: int | str | None = value
+        return found
+    try:
+        if isinstance(value, str):
+            return int(value)
+    except ValueError:
+        pass
+    raise ConfigError(f"--round-to expected a whole number or auto, got {value!r}")
 
 
 def _assignment(text: str) -> tuple[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.channels import ChannelTable, PruningPlan
+from pyrobnn.channels.parts import COSTS, Cost
 from pyrobnn.channels.planner import Limits
 from pyrobnn.criteria.registry import CRITERIA
 from pyrobnn.data import Data
@@ -113,13 +114,12 @@ class Context:
     @property
     def limits(self) -> Limits:
         """What every cut must leave."""
-        return Limits(self.config.min_channels, self.config.round_to)
+        return limits(self.config)
 
     @property
-    def dense_cost(self) -> tuple[float, float]:
-        """Parameters and MACs of the dense network."""
-        cost = self.table.cost(None)
-        return float(cost.params), float(cost.macs)
+    def dense_cost(self) -> Cost:
+        """Of the dense network."""
+        return self.table.cost(None)
 
     @property
     def estimator(self) -> str:
@@ -160,13 +160,14 @@ class Context:
         return self._tables[key]
 
     def left(self, plan: PruningPlan) -> dict[str, float]:
-        """Share of the dense MACs and parameters that a plan leaves."""
+        """Share of the dense parameters, MACs and, where layers were timed, milliseconds that a plan leaves."""
         masks = {}
         for name, units in plan.keep.items():
             masks[name] = torch.zeros(plan.channels[name], dtype=torch.float64)
             masks[name][units] = 1.0
         cost, dense = self.table.cost(masks), self.dense_cost
-        return {"params": float(cost.params) / dense[0], "macs": float(cost.macs) / dense[1]}
+        found = {name: (float(getattr(cost, name)), float(getattr(dense, name))) for name in COSTS}
+        return {name: left / whole for name, (left, whole) in found.items() if whole}
 
     def model_of(self, state: State, only: str | None = None) -> tuple[BayesianModel, Any]:
         """Model and guide of the current network, where the last round left them; with latents on one group `only`."""
@@ -345,8 +346,15 @@ class Context:
             "rounds": len(self.epochs.infer),
             "tune_optimizer": recipe.tune.optimizer,
             "tune_lr": recipe.tune.lr,
+            **({} if self.config.round_to is None else {"round_to": self.config.round_to}),
             **({"method": dict(self.method.settings)} if self.method.settings else {}),
         }
+
+
+def limits(config: CompressionConfig) -> Limits:
+    """What every cut must leave, when the multiple of `--round-to auto` is known."""
+    assert not isinstance(config.round_to, str)
+    return Limits(config.min_channels, config.round_to)
 
 
 def in_original(record: dict[str, Tensor], plan: PruningPlan) -> dict[str, Tensor]:

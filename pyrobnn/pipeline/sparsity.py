@@ -173,7 +173,7 @@ def _line(odds: Mapping[str, Tensor], count: int) -> Tensor:
 def _allowed(context: Context, state: State, odds: Mapping[str, Tensor]) -> int:
     """How many weights the target leaves once biases and normalisation are counted."""
     others = sum(p.numel() for name, p in state.net.named_parameters() if name not in odds)
-    allowed = int(float(context.config.target_nonzero or 1.0) * context.dense_cost[0]) - others
+    allowed = int(float(context.config.target_nonzero or 1.0) * context.dense_cost.params) - others
     if allowed < len(odds):
         context.say(
             f"--target-nonzero is out of reach: {others} biases and normalisation parameters are left beside it"

@@ -261,8 +261,8 @@ def cut_to(context: Context, state: State, plan: PruningPlan, number: int, *, fo
     left, dense, accuracy = context.left(after), context.dense_cost, context.score(net)
     entry: dict[str, Any] = {
         "round": len(state.rounds) + 1,
-        "params": round(left["params"] * dense[0]),
-        "macs": round(left["macs"] * dense[1]),
+        "params": round(left["params"] * dense.params),
+        "macs": round(left["macs"] * dense.macs),
         **context.validation_entry(accuracy),
         "widths": after.widths(),
         "epochs": dict(state.spent),

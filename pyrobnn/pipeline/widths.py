@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from pyrobnn.channels import PruningPlan
-from pyrobnn.channels.planner import plan_for_budget
+from pyrobnn.channels.planner import as_targets, plan_for_budget
 from pyrobnn.pipeline.choices import costs_of
 from pyrobnn.pipeline.context import Context
 from pyrobnn.pipeline.stages import Stage, cut, infer, train_dense, tune
@@ -50,8 +50,7 @@ def by_scores(context: Context, state: State) -> PruningPlan:
     return plan_for_budget(
         costs_of(state),
         context.table_of(state.plan),
-        target_macs=context.config.target_macs,
-        target_params=context.config.target_params,
+        **as_targets(context.config.budget),
         limits=context.limits,
         dense=context.dense_cost,
     )
@@ -86,8 +85,7 @@ def evenly(context: Context, state: State) -> PruningPlan:
 def _meets(context: Context, state: State, plan: PruningPlan) -> bool:
     """Whether a plan of the current network keeps to the budget."""
     left = context.left(state.plan.compose(plan))
-    targets = {"macs": context.config.target_macs, "params": context.config.target_params}
-    return all(left[kind] <= value + 1e-12 for kind, value in targets.items() if value is not None)
+    return all(left[cost] <= share + 1e-12 for cost, share in context.config.budget.items())
 
 
 def _choose(context: Context, state: State, number: int, *, rounds: int) -> PruningPlan:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyrobnn.data import Data
 from pyrobnn.metrics.evaluate import iter_logits, latency_ms, predict_logits
+from pyrobnn.metrics.latency import smallest_batch
 from pyrobnn.metrics.metric import statistics_of
 from pyrobnn.metrics.scores import Tally
 from pyrobnn.nets.calling import set_mode
@@ -120,10 +121,9 @@ def measure(
 
 
 def _latency(net: nn.Module, example: Tensor) -> dict[str, Any]:
-    try:
-        return {"latency_ms": latency_ms(net, example)}
-    except (RuntimeError, IndexError, TypeError, ValueError):  # a squeeze() that takes the batch axis of one image away
-        return {"latency_ms": latency_ms(net, example, batch=2), "latency_batch": 2}
+    batch = smallest_batch(net, example)
+    found = {"latency_ms": latency_ms(net, example, batch=batch)}
+    return found if batch == 1 else {**found, "latency_batch": batch}
 
 
 def measure_posterior(net: BayesianNet, data: Data, *, draws: int = 50) -> dict[str, Any]:

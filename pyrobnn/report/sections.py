@@ -47,7 +47,10 @@ FIGURES: list[tuple[str, str, Callable[[float], str], Callable[[float, float], s
     ("latency_ms", "Median latency, one example", lambda v: f"{v:.3g}\N{NO-BREAK SPACE}ms", relative),
 ]
 MOST_CLASSES = 30  # that the page shows
-SIZES = {"target_macs": "MACs", "target_params": "parameters", "target_nonzero": "parameters that are not zero"}
+SIZES = {
+    "target_macs": "MACs", "target_params": "parameters", "target_nonzero": "parameters that are not zero",
+    "target_latency": "latency (within 5 points)",
+}  # fmt: skip
 
 
 def all_sections(
@@ -126,7 +129,8 @@ def _reached(target: Report) -> str:
         if key == "max_drop":
             parts.append(f"{value:.2f}\N{NO-BREAK SPACE}points lost")
         else:
-            parts.append(f"{100 * value:.1f}\N{NO-BREAK SPACE}% of the {SIZES.get(key, key.replace('_', ' '))} left")
+            size = SIZES.get(key, key.replace("_", " ")).partition(" (")[0]
+            parts.append(f"{100 * value:.1f}\N{NO-BREAK SPACE}% of the {size} left")
     if is_number(reached):
         parts.append(f"{reached:.4g}")
     if parts and isinstance(interval, list | tuple) and len(interval) == 2 and all(map(is_number, interval)):

@@ -20,12 +20,17 @@ from torch import nn
 
 import pyrobnn as pb
 from pyrobnn import cli
+from pyrobnn.channels import timing
+from pyrobnn.channels.times import LayerTimes
 from pyrobnn.data import Data
+from pyrobnn.errors import CheckpointError
 from pyrobnn.inference.fit import Loop
 from pyrobnn.io.checkpoint import load_checkpoint, save_checkpoint
+from pyrobnn.io.measured import Measurements
 from pyrobnn.pipeline.state import State
 from pyrobnn.pipeline.store import RunStore
 from pyrobnn.report.report import VOLATILE
+from pyrobnn.report.sections import verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore:nothing was cut", "ignore:the target was missed")  # by runs this short
 EPOCHS = 5
@@ -191,6 +196,37 @@ def test_round_to_min_channels_and_protect(data: Data) -> None:
     assert result.compact.fc1.out_features == 64
     assert all(width % 4 == 0 and width >= 6 for width in widths.values())
     assert left_after(result, "macs") <= 0.45
+
+
+def test_a_latency_is_planned_in_measured_milliseconds(data: Data, tmp_path: Path, monkeypatch: Any) -> None:
+    """What was measured when a run began holds for its resume, whatever the clock says then; the report says what is left."""
+    monkeypatch.setattr(Measurements, "file", tmp_path / "times.json")
+
+    def one_ms(net: nn.Module, args: Any, cuttable: Any, batch: int) -> LayerTimes:
+        first, second = (getattr(net, name).weight.shape[:2] for name in ("conv1", "conv2"))
+        grids = [
+            (torch.tensor([1, n]), torch.tensor([m]), torch.tensor([[1.0 / n], [1.0]])) for n, m in (first, second)
+        ]
+        return LayerTimes.of({"conv1.weight": [grids[0]], "conv2.weight": [grids[1]]}, 0.5, batch)
+
+    monkeypatch.setattr(timing, "_measure", one_ms)
+    monkeypatch.setattr(timing, "_multiple", lambda *given: 4)
+    settings = {**SETTINGS, "epochs": 4, "target_latency": 0.6, "out": tmp_path / "run"}
+    result = pb.compress("small_cnn", data, round_to="auto", **settings)
+    widths, dense = result.report["compact"]["widths"], result.report["dense"]["widths"]
+    assert sum(widths[g] / dense[g] for g in ("conv1", "conv2")) + 0.5 <= 0.6 * 2.5
+    assert all(width % 4 == 0 for width in widths.values()) and result.report["settings"]["round_to"] == 4
+    target = result.report["target"]
+    assert target["asked"] == {"target_latency": 0.6} and 0 < target["reached"]["target_latency"] < 2
+    assert target["met"] is (target["reached"]["target_latency"] <= 0.65)
+    assert "% of the latency" in " ".join(line["text"] for line in verdict(result.report))
+    monkeypatch.setattr(timing, "_multiple", lambda *given: 8)
+    monkeypatch.setattr(timing.ROUNDED, "known", {})
+    (tmp_path / "times.json").unlink()
+    again = pb.compress("small_cnn", data, round_to="auto", resume=True, **settings)
+    assert again.plan == result.plan
+    with pytest.raises(CheckpointError, match="target_latency"):
+        pb.compress("small_cnn", data, round_to="auto", resume=True, **{**settings, "target_latency": 0.7})
 
 
 def test_both_targets_and_the_rule_without_any(data: Data) -> None:

@@ -218,7 +218,7 @@ def test_targets_are_shares(target: float, table: ChannelTable) -> None:
     nats = {g.name: torch.rand(g.channels) for g in table}
     with pytest.raises(ConfigError, match=r"\(0, 1\)"):
         plan_for_budget(nats, table, target_macs=target)
-    with pytest.raises(ConfigError, match="target_macs or target_params"):
+    with pytest.raises(ConfigError, match="target_macs, target_params or target_latency"):
         plan_for_budget(nats, table)
 
 

@@ -15,6 +15,7 @@ from pyrobnn.inference import measuring, precision
 from pyrobnn.inference.callbacks import Callback
 from pyrobnn.inference.measuring import milliseconds, multiply_accumulates
 from pyrobnn.inference.precision import resolve_precision
+from pyrobnn.io.measured import Measurements
 
 CPU = torch.device("cpu")
 
@@ -22,8 +23,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def empty(monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
-    monkeypatch.setattr(measuring, "_known", {})
-    monkeypatch.setattr(measuring, "_file", lambda: tmp_path / "cache" / "precision.json")
+    monkeypatch.setattr(measuring.MEASURED, "known", {})
+    monkeypatch.setattr(Measurements, "file", tmp_path / "cache" / "precision.json")
 
 
 def wide(width: int = 32) -> nn.Module:
@@ -54,10 +55,10 @@ def test_the_faster_one_is_taken_and_remembered(bf16: float, dtype: Any, monkeyp
     net, x = made()
     assert resolve_precision("auto", CPU, net, x) is dtype
     assert resolve_precision("auto", CPU, made(40)[0], x) is dtype  # the same layers, cut or not
-    monkeypatch.setattr(measuring, "_known", {})  # another process
+    monkeypatch.setattr(measuring.MEASURED, "known", {})  # another process
     assert resolve_precision("auto", CPU, net, x) is dtype and asked == [128]
-    measuring._file().write_text("{broken")
-    monkeypatch.setattr(measuring, "_known", {})
+    measuring.MEASURED.file.write_text("{broken")
+    monkeypatch.setattr(measuring.MEASURED, "known", {})
     assert resolve_precision("auto", CPU, net, x) is dtype and asked == [128, 128]
     assert resolve_precision("fp32", CPU, net, x) is None
 

@@ -31,6 +31,10 @@ from pyrobnn.pipeline.config import CompressionConfig
         ({"seed": -1}, "--seed must be from 0"),
         ({"min_channels": 0}, "--min-channels must be at least 1"),
         ({"round_to": 0}, "--round-to must be at least 1"),
+        ({"round_to": "eight"}, "--round-to expected a whole number or auto, got 'eight'"),
+        ({"round_to": True}, "--round-to expected a whole number or auto"),
+        ({"target_latency": 1.0}, "--target-latency is the share that may be left"),
+        ({"target_latency": 0.5, "max_drop": 1.0}, "--target-latency set its size: give one or the other"),
         ({"estimator": "exact"}, "--estimator must be weight, example, local or moments"),
         ({"bayesian_epochs": -1}, "--bayesian-epochs must be 0 or more"),
         ({"recipe": ["cutout"]}, "--recipe takes NAME=VALUE"),
@@ -45,6 +49,9 @@ def test_what_cannot_be_asked_for(options: dict[str, Any], say: str) -> None:
 def test_the_target_in_the_report() -> None:
     both = CompressionConfig(target_macs=0.3, target_params=0.2)
     assert both.target == {"target_macs": 0.3, "target_params": 0.2} and both.has_budget
+    timed = CompressionConfig(target_latency=0.5, round_to="8")
+    assert timed.budget == {"latency": 0.5} and timed.has_budget and timed.round_to == 8
+    assert timed.identity() != CompressionConfig(target_latency=0.6, round_to="8").identity()
     assert CompressionConfig().target == {} and not CompressionConfig(max_drop=1.0).has_budget
 
 

@@ -35,6 +35,13 @@ def test_sizes_and_drops() -> None:
     assert found({}) == {}
 
 
+def test_a_measured_time_is_met_within_what_timing_tells_apart() -> None:
+    for latency, met in ((0.45, True), (0.549, True), (0.56, False)):
+        said = outcome({"target_latency": 0.5}, DENSE, COMPACT, base=None, tuned=None, latency=latency)
+        assert said["reached"] == {"target_latency": latency} and said["met"] is met
+    assert "56.0 % of the latency left where 50 % were asked for" in complaints(said, cut=True)[0]
+
+
 def test_what_is_said() -> None:
     assert complaints({}, cut=True) == [] and complaints(found({"target_macs": 0.3}), cut=True) == []
     missed = complaints(found({"max_drop": 1.0}, 0.95, 0.935), cut=True)
