@@ -21,7 +21,7 @@ from pyrobnn.inference.progress import RunProgress
 from pyrobnn.nets import check_fits
 from pyrobnn.nets.calling import set_mode
 from pyrobnn.nets.replica import copy_net
-from pyrobnn.pipeline.config import CompressionConfig
+from pyrobnn.pipeline.config import BUDGETS, CompressionConfig
 from pyrobnn.pipeline.context import Context
 from pyrobnn.pipeline.method import Method
 from pyrobnn.pipeline.schedule import share_out
@@ -116,15 +116,15 @@ def report_on(
         task, seed, device: as for :func:`~pyrobnn.compress`; the seed is that of your own steps, for the record.
         epochs: passes by phase that you spent, such as `{"infer": 5, "tune": 10}`, for the record.
         out: run directory to write.
-        **target: what was asked for (`max_drop`, `target_macs`, `target_params`): whether it was met is in the report.
+        **target: what was asked for (`max_drop`, `target_macs`, `target_params`, `target_latency`): whether it was met is in the report.
 
     Raises:
         PyrobnnError: networks, plan and data that do not fit, or an unknown target.
     """
     start = time.perf_counter()
-    unknown = [name for name in target if name not in ("max_drop", "target_macs", "target_params")]
+    unknown = [name for name in target if name not in ("max_drop", *(f"target_{cost}" for cost in BUDGETS))]
     if unknown:
-        raise ConfigError(f"a target is max_drop, target_macs or target_params, got {unknown[0]!r}")
+        raise ConfigError(f"a target is max_drop, target_macs, target_params or target_latency, got {unknown[0]!r}")
     context = _context(dense, data, task, {"seed": seed, "device": device, "progress": False, **target})
     expected = {
         name: tuple(value.shape)
@@ -143,7 +143,7 @@ def report_on(
     left = context.left(plan)
     base, error = context.scored(copy_net(dense)) if context.validates else (None, 0.0)
     tuned = context.score(small)
-    cost = dict(zip(("params", "macs"), context.dense_cost, strict=True))
+    cost = {name: float(getattr(context.dense_cost, name)) for name in ("params", "macs")}
     entry = {
         "round": 1,
         **{name: round(left[name] * cost[name]) for name in cost},
