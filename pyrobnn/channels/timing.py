@@ -78,7 +78,7 @@ def preferred_multiple(net: nn.Module, example: Example, *, batch: int = 1, devi
     where = torch.device(device)
     args = _inputs(example, batch, where)
     what = (_architecture(net), [tuple(t.shape) for t in tensors_in(args)], MULTIPLES)
-    return int(ROUNDED.once(what, lambda: _multiple(_watched(net, args)[0], where), where))
+    return int(ROUNDED.once(what, lambda: _multiple(timed_calls(net, args)[0], where), where))
 
 
 @dataclass
@@ -177,7 +177,7 @@ class _Watch(TorchFunctionMode):
         return out
 
 
-def _watched(net: nn.Module, args: tuple[Any, ...]) -> tuple[list[_Called], float]:
+def timed_calls(net: nn.Module, args: tuple[Any, ...]) -> tuple[list[_Called], float]:
     """The calls of a forward pass, and the time of the whole."""
     device = next((t.device for t in tensors_in(args)), torch.device("cpu"))
     scratch = set_mode(copy_net(unwrap(net)), False).to(device)
@@ -194,7 +194,7 @@ def _watched(net: nn.Module, args: tuple[Any, ...]) -> tuple[list[_Called], floa
 
 
 def _measure(net: nn.Module, args: tuple[Any, ...], cuttable: dict[str, list[int]], batch: int) -> LayerTimes:
-    calls, whole = _watched(net, args)
+    calls, whole = timed_calls(net, args)
     device = next((t.device for t in tensors_in(args)), torch.device("cpu"))
     shapes = {name: tuple(tensor.shape) for name, tensor in [*net.named_buffers(), *net.named_parameters()]}
     one = torch.zeros(1, device=device)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn.data.augment import Augment, turned
+from pyrobnn.data.device import ahead, resident, rows_of
 from pyrobnn.data.loader import LoaderImages
 from pyrobnn.data.stream import StreamedImages, Transform
 from pyrobnn.errors import DataError
@@ -78,7 +79,8 @@ class Split:
             generator: Shuffles, and is the source of the augmentation. It is an argument so that its state
                 can be part of a checkpoint. None keeps the order.
             augment: Augment the images; needs the generator.
-            device: Where the batches go. Raw pixels are moved, the rest happens there.
+            device: Where the batches go. A set in memory that fits there is copied once (:mod:`pyrobnn.data.device`), of
+                others raw pixels are, batch by batch; the rest happens there.
             channels_last: Memory layout of the images.
             drop_last: Leave out an incomplete last batch.
             turns: ``(k, n)`` gives batch k, k + n, k + 2 n and so on, for n processes that take turns.
@@ -165,10 +167,17 @@ class Split:
         share: tuple[int, int],
     ) -> Iterator[Batch]:
         seed = 0 if start is None else int(torch.randint(2**62, (1,), generator=start))
-        for raw, targets in itertools.islice(source.batches(seed), done + turns[0], None, turns[1]):
-            total = len(raw)
+        totals: list[int] = []
+
+        def parts() -> Iterator[tuple[Tensor, Tensor]]:
+            for raw, targets in itertools.islice(source.batches(seed), done + turns[0], None, turns[1]):
+                totals.append(len(raw))
+                own = slice(*part_of(len(raw), *share))
+                yield raw[own], targets[own]
+
+        for number, (images, y) in enumerate(ahead(parts(), device)):
+            total = totals[number]
             place = slice(*part_of(total, *share))
-            images, y = raw[place].to(device), targets[place].to(device)
             if augment and self.augment is not None and generator is not None:
                 images, flipped = self.augment.draw(images, generator, place=place, total=total)
                 y = turned(y, flipped)
@@ -207,7 +216,7 @@ class Split:
         chunks = [chunk[place] for chunk, place in zip(chunks, places, strict=True)]
         raw = self._raw(chunks, generator is None, seeds, transform, device)
         for rows, images, place, total in zip(chunks, raw, places, totals, strict=True):
-            labels, view = self.labels[rows].to(device), views * rows.to(device)
+            labels, view = rows_of(self.labels, rows, device), views * rows.to(device)
             if change is not None and generator is not None:
                 sides = None if mirrored is None else mirrored[rows]
                 images, flipped = change.draw(images, generator, sides, place=place, total=total)
@@ -225,15 +234,21 @@ class Split:
     ) -> Iterator[Tensor]:
         """Raw images by rows, each through the transform with its seed if there is one."""
         if isinstance(self.images, StreamedImages):
-            yield from (images.to(device) for images in self.images.batches(chunks, seeds, transform))
+            yield from (part for (part,) in ahead(zip(self.images.batches(chunks, seeds, transform)), device))
             return
         assert isinstance(self.images, Tensor)
-        for rows in chunks:
-            place = slice(int(rows[0]), int(rows[-1]) + 1) if in_order else rows  # a slice copies nothing
-            images = self.images[place].to(device)
+        # A slice copies nothing.
+        places = [slice(int(rows[0]), int(rows[-1]) + 1) if in_order else rows for rows in chunks]
+        images, held = self.images, resident(self.images, device)
+        if held is not None:
+            parts = (held[place if isinstance(place, slice) else place.to(device)] for place in places)
+        else:
+            parts = (part for (part,) in ahead(((images[place],) for place in places), device))
+        for part, rows in zip(parts, chunks, strict=True):
             if transform is not None and seeds is not None:
-                images = torch.stack([transform(x, int(seeds[row])) for x, row in zip(images, rows, strict=True)])
-            yield images
+                yield torch.stack([transform(x, int(seeds[row])) for x, row in zip(part, rows, strict=True)])
+            else:
+                yield part
 
     def steps(self, batch_size: int) -> int:
         """Batches of one pass."""

@@ -33,7 +33,7 @@ def ticking(monkeypatch: Any) -> None:
 
 
 def calls_of(net: nn.Module, x: torch.Tensor) -> list[timing._Called]:
-    return [call for call in timing._watched(net, (x,))[0] if call.is_layer]
+    return [call for call in timing.timed_calls(net, (x,))[0] if call.is_layer]
 
 
 @pytest.mark.parametrize(
