@@ -236,4 +236,5 @@ class Posterior:
             net_widths=widths,
             history=self.history + later.history,
             trajectories=self.trajectories + later.trajectories,
+            convergence=self.convergence if later.convergence is None else later.convergence,
         )

@@ -32,7 +32,9 @@ from pyrobnn.pipeline.store import RunStore
 from pyrobnn.report.report import VOLATILE
 from pyrobnn.report.sections import verdict
 
-pytestmark = pytest.mark.filterwarnings("ignore:nothing was cut", "ignore:the target was missed")  # by runs this short
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:nothing was cut", "ignore:no target was given", "ignore:the target was missed"
+)  # by runs this short
 EPOCHS = 5
 SETTINGS: dict[str, Any] = {"method": "gaussian", "epochs": EPOCHS, "precision": "fp32", "seed": 3, "progress": False}
 

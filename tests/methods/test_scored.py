@@ -20,7 +20,9 @@ from pyrobnn.pipeline import acceptance, pipelines
 from pyrobnn.pipeline.context import Context
 from pyrobnn.pipeline.state import State
 
-pytestmark = pytest.mark.filterwarnings("ignore:nothing was cut", "ignore:the target was missed")  # by runs this short
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:nothing was cut", "ignore:no target was given", "ignore:the target was missed"
+)  # by runs this short
 SETTINGS: dict[str, Any] = {"precision": "fp32", "progress": False, "seed": 1}
 
 

@@ -15,7 +15,9 @@ from pyrobnn.methods.registry import METHODS
 from pyrobnn.pipeline.state import State
 from pyrobnn.pipeline.store import RunStore
 
-pytestmark = pytest.mark.filterwarnings("ignore:nothing was cut", "ignore:the target was missed")  # by runs this short
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:nothing was cut", "ignore:no target was given", "ignore:the target was missed"
+)  # by runs this short
 SETTINGS: dict[str, Any] = {"precision": "fp32", "seed": 0, "progress": False}
 
 

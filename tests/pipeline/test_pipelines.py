@@ -25,7 +25,9 @@ from pyrobnn.pipeline.store import RunStore
 from pyrobnn.report.report import VOLATILE
 from pyrobnn.summary.saliency import FREE_NATS
 
-pytestmark = pytest.mark.filterwarnings("ignore:nothing was cut", "ignore:the target was missed")  # by runs this short
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:nothing was cut", "ignore:no target was given", "ignore:the target was missed"
+)  # by runs this short
 SETTINGS: dict[str, Any] = {"epochs": 5, "precision": "fp32", "seed": 2, "progress": False}
 
 

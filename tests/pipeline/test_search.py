@@ -50,7 +50,7 @@ def test_halves_of_the_way_find_the_size() -> None:
     ("figures", "met"), [((1.0, 1.0, 0.0), True), ((0.0, 1.0, 0.0), True), ((0.0, 0.0, 0.0), True)]
 )
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:nothing was cut")
+@pytest.mark.filterwarnings("ignore:nothing was cut", "ignore:no target was given")
 def test_what_held_is_what_is_returned(
     method: str, figures: tuple[float, ...], met: bool, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,9 @@ from pyrobnn.guides.function import NoLatents
 from pyrobnn.inference.fit import fit
 from pyrobnn.pipeline.sparsity import KeepZeros, SupportPrice, _line, masks, nonzero_share, support_report
 
-pytestmark = pytest.mark.filterwarnings("ignore:nothing was cut", "ignore:the target was missed")  # by runs this short
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:nothing was cut", "ignore:no target was given", "ignore:the target was missed"
+)  # by runs this short
 
 
 @pytest.fixture(scope="module")
