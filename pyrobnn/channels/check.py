@@ -15,8 +15,7 @@ from pyrobnn.channels.scratch import difference
 from pyrobnn.channels.table import ChannelTable
 from pyrobnn.channels.tracer import tensors_in
 from pyrobnn.errors import PlanError
-from pyrobnn.metrics.evaluate import eval_mode
-from pyrobnn.nets.calling import batch_for
+from pyrobnn.nets.calling import batch_for, eval_mode
 from pyrobnn.nets.functional import call_with
 
 _TOLERANCE = 1e-3  # of float32 with trained weights, of the largest output

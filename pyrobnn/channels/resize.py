@@ -15,13 +15,14 @@ from pyrobnn.nets.replica import copy_net
 
 
 @torch.no_grad()
-def resize_to(net: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
+def resize_to(net: nn.Module, state_dict: Mapping[str, Tensor], *, copy: bool = True) -> nn.Module:
     """Turn a dense network into a compact one of the saved shapes, and load the saved tensors.
 
     Args:
         net: the network as its factory builds it; it is copied. On the `meta` device only its shapes matter: the
             result is on the CPU, and takes the memory of the saved tensors.
         state_dict: tensors of a compact network of the same kind.
+        copy: False changes `net` itself.
 
     Returns:
         The compact network.
@@ -29,7 +30,7 @@ def resize_to(net: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
     Raises:
         NetError: a tensor is missing, unexpected, or of another number of axes.
     """
-    small = copy_net(net)
+    small = copy_net(net) if copy else net
     restore_sizes(small, state_dict)
     sites = Sites(small)
     # Buffers that a cut made smaller are saved although the factory's network does not save them.

@@ -29,6 +29,7 @@ def largest_cut(
     limits: Limits | None = None,
     tolerance: float = 0.02,
     prices: Sequence[str] = ("both", "macs", "params"),
+    copy: bool = True,
 ) -> PruningPlan:
     """Bisection on the share left: the smallest network of at least this quality.
 
@@ -41,8 +42,10 @@ def largest_cut(
         table: its channel table.
         nats: `{group: [channels]}`, what is lost if a unit goes (from a posterior's channels).
         quality: measures a compact network, for example its validation accuracy with BatchNorm
-            statistics measured again. Called about log2(1 / tolerance) times for each price, with one network that is
-            cut anew each time; it may change its tensors and modes.
+            statistics measured again. Called about log2(1 / tolerance) times for each price, with one network as it is
+            cut at that time, on tensors of its own; it may change these and the modes.
+        copy: False cuts `net` itself for the time of each measurement, after which it is as before; for a `quality` that
+            does not look at `net`.
         least: the quality that must be kept.
         smallest: share that is left at the least.
         limits: see :class:`~pyrobnn.criteria.rules.Limits`.
@@ -65,7 +68,7 @@ def largest_cut(
         cost = table.after(plan).cost(None)
         return float(cost.macs) / float(dense.macs) * float(cost.params) / float(dense.params)
 
-    scratch = copy_net(net)
+    scratch = copy_net(net) if copy else net
 
     def good(plan: PruningPlan) -> bool:
         with _cut_for_a_while(scratch, table, plan):
@@ -86,10 +89,10 @@ def _cut_for_a_while(net: nn.Module, table: ChannelTable, plan: PruningPlan) -> 
                 for leaf, tensor in held.items():
                     if tensor is not None:
                         if id(tensor) not in own:
-                            copy = tensor.detach().clone()
+                            value = tensor.detach().clone()
                             frozen = not tensor.requires_grad
                             own[id(tensor)] = (
-                                nn.Parameter(copy, not frozen) if isinstance(tensor, nn.Parameter) else copy
+                                nn.Parameter(value, not frozen) if isinstance(tensor, nn.Parameter) else value
                             )
                         held[leaf] = own[id(tensor)]  # type: ignore[assignment]
         cut_(Sites(net), table, table.keep_vector(plan))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from pyrobnn.channels.plan import PruningPlan
 from pyrobnn.channels.table import ChannelTable
 from pyrobnn.errors import NetError
 from pyrobnn.nets.channel_map import ChannelMap
@@ -211,6 +212,25 @@ def cut_(sites: Sites, table: ChannelTable, keep: Tensor) -> list[str]:
     return changed
 
 
+@torch.no_grad()
+def fill_cut(small: nn.Module, net: nn.Module, table: ChannelTable, plan: PruningPlan) -> nn.Module:
+    """Copy a network's tensors, cut to a plan, into a network of its kind that was cut to that plan already.
+
+    Args:
+        small: changed in place, and returned; of another network of the same classes.
+        net: where the values come from.
+        table: of `net`.
+        plan: what is kept.
+    """
+    keep = table.keep_vector(plan)
+    changed, source, target = set(touched(table, keep)), Sites(net), Sites(small)
+    for name in target.ids:
+        if not name.rpartition(".")[2].startswith(_SIZE):  # which the cut has set
+            value = source.get(name).detach()
+            target.get(name).detach().copy_(table.cut(name, value, keep) if name in changed else value)
+    return small
+
+
 def set_size(module: nn.Module, attribute: str, position: int | None, value: int) -> None:
     """Change a number that counts channels, and keep it in a buffer too, from which :func:`restore_sizes` reads it."""
     old = getattr(module, attribute)
@@ -264,24 +284,27 @@ def _kept(table: ChannelTable, keep: Tensor, pair: tuple[str, Tensor]) -> Tensor
 
 
 class Undo:
-    """Remembers modules as they are, to take surgery on a scratch copy back."""
+    """Remembers modules as they are (tensors, plain attributes, modes), to take surgery back."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._saved: list[tuple[nn.Module, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+        self._saved: list[tuple[nn.Module, dict[str, Any], dict[str, Any], set[str], dict[str, Any]]] = [
             (
                 m,
                 dict(m._parameters),
                 dict(m._buffers),
-                {k: v for k, v in vars(m).items() if isinstance(v, int | str | tuple | list)},
+                set(m._non_persistent_buffers_set),
+                {k: v for k, v in vars(m).items() if isinstance(v, int | str | tuple | list | Tensor)},
             )
             for m in modules
         ]
 
     def __call__(self) -> None:
-        for module, parameters, buffers, attributes in self._saved:
+        for module, parameters, buffers, unsaved, attributes in self._saved:
             for held, before in ((module._parameters, parameters), (module._buffers, buffers)):
                 held.clear()
                 held.update(before)
+            module._non_persistent_buffers_set.clear()
+            module._non_persistent_buffers_set.update(unsaved)
             vars(module).update(attributes)
             if _UNIT not in attributes:
                 vars(module).pop(_UNIT, None)

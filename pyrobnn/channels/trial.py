@@ -14,6 +14,7 @@ from pyrobnn.channels.scratch import Scratch, as_double, difference, examples, r
 from pyrobnn.channels.surgery import Sites, Undo, cut_, holders, touched
 from pyrobnn.channels.table import ChannelTable
 from pyrobnn.nets.calling import main_output, own_copy, set_mode
+from pyrobnn.nets.replica import copy_net
 
 # Up to this many parameters times groups, every group is cut alone from the start.
 _ALONE_UP_TO = 10_000_000
@@ -173,8 +174,9 @@ class Trial:
             checks.append(lambda keep: self._in_train_mode(keep, three))
         if backward:
             checks.append(lambda keep: self._runs_backward(keep))
-        if self._loads({}, net) is None:
-            checks.append(lambda keep: self._loads(keep, net))
+        dense = copy_net(net)
+        if self._loads({}, dense) is None:
+            checks.append(lambda keep: self._loads(keep, dense))
         return checks
 
     def _backward(self) -> None:
@@ -225,19 +227,21 @@ class Trial:
             outcome = self._compact(flat, self._backward)
         return f"{outcome} (in a backward pass)" if isinstance(outcome, str) else None
 
-    def _loads(self, keep: Keep, net: nn.Module) -> str | None:
-        """Saved and loaded into the dense network, the compact network is what it was."""
+    def _loads(self, keep: Keep, dense: nn.Module) -> str | None:
+        """Saved and loaded into the dense network (a copy), the compact network is what it was."""
         flat = self.table.flat(keep, fill=True).bool()
         if self._leaves_nothing(flat):
             return None
 
         def again() -> str | None:
-            made = set_mode(resize_to(net, self.scratch.net.state_dict()), False).to(self.scratch.dtype)
-            given, self.scratch.net = self.scratch.net, made
+            undo, given = Undo(dense.modules()), self.scratch.net
             try:
+                made = resize_to(dense, given.state_dict(), copy=False)
+                self.scratch.net = set_mode(made, False).to(self.scratch.dtype)
                 loaded = self.scratch.outputs(self.scratch.small)
             finally:
                 self.scratch.net = given
+                undo()
             return difference(self.scratch.outputs(self.scratch.small), loaded, self.scratch.tolerance)
 
         outcome = self._compact(flat, again)

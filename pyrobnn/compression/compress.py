@@ -31,7 +31,7 @@ from pyrobnn.methods.registry import METHODS, get_method
 from pyrobnn.model import BayesianModel
 from pyrobnn.nets import build_spec, check_fits, check_precision, load_weights, net_spec
 from pyrobnn.nets.adapter import adapted
-from pyrobnn.nets.calling import arguments, batch_for, main_output, set_mode
+from pyrobnn.nets.calling import arguments, batch_for, eval_mode, main_output
 from pyrobnn.nets.replica import copy_net
 from pyrobnn.pipeline.config import CompressionConfig, keyword_parameters
 from pyrobnn.pipeline.context import Context
@@ -224,8 +224,7 @@ def _check_output(task: Task, net: nn.Module, data: Data) -> None:
     one_logit = data.num_classes == 2  # or a logit for each
     plain = task.names_classes and isinstance(task.likelihood, Categorical)
     check_fits(net, data.example)
-    net = set_mode(copy_net(net), False)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), eval_mode(net):
         said = net(*arguments(batch_for(net, data.example)))
     if not isinstance(task.likelihood, OF_TENSORS) and not isinstance(said, Tensor):
         raise ConfigError(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pyrobnn.channels import ChannelTable, GateMap
 from pyrobnn.channels.parts import per_unit
 from pyrobnn.distributions.folded import expected_abs, expected_capped
+from pyrobnn.nets.calling import eval_mode
 from pyrobnn.nets.recomputing import call_outliving
 from pyrobnn.summary.saliency import producers, removal_cost
 from pyrobnn.summary.types import ChannelSummary, Posterior
@@ -121,19 +122,17 @@ def taylor_scores(net: nn.Module, table: ChannelTable, batches: Iterable[tuple[T
         table: of the network.
         batches: normalised images and labels, on the network's device.
     """
-    training = net.training
-    net.eval()
     gates = GateMap(table)
     tensors = {name: t.detach() for name, t in (*net.named_parameters(), *net.named_buffers())}
     squares = {group.name: torch.zeros(group.channels) for group in table}
     count = 0
-    for x, y in batches:
-        factors = {g.name: torch.ones(g.channels, device=x.device, requires_grad=True) for g in table}
-        loss = F.cross_entropy(call_outliving(net, gates.apply(tensors, factors), x), y)
-        for name, gradient in zip(factors, torch.autograd.grad(loss, list(factors.values())), strict=True):
-            squares[name] += gradient.square().cpu()
-        count += 1
-    net.train(training)
+    with eval_mode(net):
+        for x, y in batches:
+            factors = {g.name: torch.ones(g.channels, device=x.device, requires_grad=True) for g in table}
+            loss = F.cross_entropy(call_outliving(net, gates.apply(tensors, factors), x), y)
+            for name, gradient in zip(factors, torch.autograd.grad(loss, list(factors.values())), strict=True):
+                squares[name] += gradient.square().cpu()
+            count += 1
     return {name: (value / max(1, count)).sqrt() for name, value in squares.items()}
 
 

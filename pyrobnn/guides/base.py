@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import copy as copying
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -159,9 +159,9 @@ class Guide(PyroModule):
         """Log-odds that a weight is in use, `{tensor name: tensor's shape}`, for guides that decide weight by weight."""
         return {}
 
-    def shrink(self, table: ChannelTable, plan: Any) -> Guide:
-        """A copy whose tensors are cut to `plan` (coordinates of the current network)."""
-        small = copy.deepcopy(self)
+    def shrink(self, table: ChannelTable, plan: Any, *, copy: bool = True) -> Guide:
+        """A copy whose tensors are cut to `plan` (coordinates of the current network); the guide itself without `copy`."""
+        small = copying.deepcopy(self) if copy else self
         for name, layout in self.layout.items():
             *path, leaf = name.split(".")
             owner: Any = small

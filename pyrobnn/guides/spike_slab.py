@@ -270,10 +270,10 @@ class SpikeSlabGuide(Guide):
         """Weights that the edge variant switches off, `{tensor name: (zeros, all)}`."""
         return {name: (int((g <= threshold).sum()), g.numel()) for name, g in self.edge_inclusion().items()}
 
-    def shrink(self, table: ChannelTable, plan: Any) -> SpikeSlabGuide:
+    def shrink(self, table: ChannelTable, plan: Any, *, copy: bool = True) -> SpikeSlabGuide:
         held, self._table = self._table, (None,)  # the copy gets the smaller table, not a copy of this one
         try:
-            small = super().shrink(table, plan)
+            small = super().shrink(table, plan, copy=copy)
         finally:
             self._table = held
         assert isinstance(small, SpikeSlabGuide)

@@ -364,9 +364,9 @@ class TurboGuide(Guide):
         masks = self.support_masks(threshold)
         return {name: torch.where(mask, self.loc[site_key(name)].detach(), 0.0) for name, mask in masks.items()}
 
-    def shrink(self, table: ChannelTable, plan: Any) -> TurboGuide:
-        """A copy cut to `plan`; the shorter chains are solved again."""
-        small = super().shrink(table, plan)
+    def shrink(self, table: ChannelTable, plan: Any, *, copy: bool = True) -> TurboGuide:
+        """A copy (without `copy`, the guide itself) cut to `plan`; the shorter chains are solved again."""
+        small = super().shrink(table, plan, copy=copy)
         assert isinstance(small, TurboGuide)
         small._producers = producers_of(table.after(plan), small._names)
         for key, value in small.loc.items():

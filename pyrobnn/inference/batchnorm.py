@@ -8,7 +8,7 @@ from torch import nn
 from pyrobnn.data import Split
 from pyrobnn.inference.precision import as_channels_last
 from pyrobnn.io.processes import Processes, current
-from pyrobnn.nets.calling import answer
+from pyrobnn.nets.calling import answer, eval_mode
 
 _NORMS = nn.modules.batchnorm._BatchNorm
 
@@ -32,31 +32,28 @@ def reestimate_batchnorm(
     norms = [m for m in net.modules() if isinstance(m, _NORMS) and m.track_running_stats]
     if not norms or not len(split):
         return net
-    training = {m: m.training for m in net.modules()}
     momenta = [m.momentum for m in norms]
-    net.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative average
-        norm.train()
     seen, processes = 0, current()
     generator = torch.Generator().manual_seed(seed)
     kind = torch.device(device).type
-    for number, (x, _) in enumerate(split.batches(batch_size, generator=generator, device=device)):
-        if len(x) == 1:
-            continue
-        if number % processes.size == processes.rank:
-            with torch.autocast(kind, autocast or torch.bfloat16, autocast is not None):
-                answer(net, as_channels_last(x))
-        seen += len(x)
-        if seen >= examples:
-            break
+    with eval_mode(net):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # cumulative average
+            norm.train()
+        for number, (x, _) in enumerate(split.batches(batch_size, generator=generator, device=device)):
+            if len(x) == 1:
+                continue
+            if number % processes.size == processes.rank:
+                with torch.autocast(kind, autocast or torch.bfloat16, autocast is not None):
+                    answer(net, as_channels_last(x))
+            seen += len(x)
+            if seen >= examples:
+                break
     if not processes.alone:
         _joined(norms, processes)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    for module, mode in training.items():
-        module.training = mode
     return net
 
 

@@ -21,8 +21,7 @@ from pyrobnn.channels.by_example import ExampleFactors, NotPerExample
 from pyrobnn.errors import ConfigError, NumericalError
 from pyrobnn.io.processes import current
 from pyrobnn.likelihoods import OF_TENSORS, Categorical, Likelihood, ProfiledNormal
-from pyrobnn.metrics.evaluate import eval_mode
-from pyrobnn.nets.calling import batch_for, main_output
+from pyrobnn.nets.calling import batch_for, eval_mode, main_output
 from pyrobnn.nets.functional import call_with
 
 

@@ -1,4 +1,4 @@
-"""A network that is only asked: BatchNorm folded into the convolutions before it."""
+"""A network that is only evaluated: BatchNorm folded into the convolutions before it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import fuse_conv_bn_eval
+from torch.nn.utils import fuse_conv_bn_weights
 
-from pyrobnn.nets.calling import answer, mark_layout, set_mode, takes_plain_only
+from pyrobnn.nets.calling import answer, eval_mode, mark_layout, set_mode, takes_plain_only
 from pyrobnn.nets.channel_map import ChannelMap
 from pyrobnn.nets.replica import copy_net
 
@@ -27,19 +27,29 @@ def folded(net: nn.Module, example: Tensor) -> nn.Module:
     The same function up to rounding, which is tried on `example`, in three quarters of the time for a ResNet on a CPU.
     A network that torch.fx cannot follow, with hooks, or that comes out as another function, is copied as it is.
     """
-    net = set_mode(copy_net(net), False).requires_grad_(False)
     if any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
-        return net
+        return _frozen(net)
     try:
-        quick = _without_norms(net)
-        wanted, got = answer(net, example), answer(quick, example)
-        mark_layout(quick, takes_plain_only(net))
-        return quick if torch.allclose(wanted, got, rtol=1e-3, atol=1e-4 * float(wanted.abs().max())) else net
+        fused = _without_norms(_frozen(net))
+        with eval_mode(net):
+            wanted, got = answer(net, example), answer(fused, example)
+        mark_layout(fused, takes_plain_only(net))
+        same = torch.allclose(wanted, got, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
     except Exception:  # whatever the network's own Python raises on symbols instead of tensors
-        return net
+        same = False
+    return fused if same else _frozen(net)
+
+
+def _frozen(net: nn.Module) -> nn.Module:
+    return set_mode(copy_net(net), False).requires_grad_(False)
 
 
 def _without_norms(net: nn.Module) -> fx.GraphModule:
+    """The network, changed in place, as a graph without the normalisations that can be folded.
+
+    `torch.fx.experimental.optimization.fuse` makes the same walk, but it does not see that a convolution is called
+    twice (it then folds the normalisation of one call into both), and it traces into layers that are leaves here.
+    """
     graph = _Tracer().trace(net)
     traced = fx.GraphModule(net, graph)
     modules: dict[Any, nn.Module] = dict(traced.named_modules())
@@ -53,8 +63,16 @@ def _without_norms(net: nn.Module) -> fx.GraphModule:
             continue
         name, convolution = str(before.target), modules[before.target]
         once = calls.count(name) == calls.count(node.target) == 1
-        if type(convolution) is nn.Conv2d and norm.running_mean is not None and once:
-            traced.set_submodule(name, fuse_conv_bn_eval(convolution, norm))
+        if type(convolution) is nn.Conv2d and norm.running_mean is not None and norm.running_var is not None and once:
+            convolution.weight, convolution.bias = fuse_conv_bn_weights(
+                convolution.weight,
+                convolution.bias,
+                norm.running_mean,
+                norm.running_var,
+                norm.eps,
+                norm.weight,
+                norm.bias,
+            )
             node.replace_all_uses_with(before)
             graph.erase_node(node)
     traced.delete_all_unused_submodules()

@@ -15,7 +15,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyrobnn.inference.terms import Distillation, Step
-from pyrobnn.metrics.evaluate import eval_mode
+from pyrobnn.nets.calling import eval_mode
 
 
 class OffData(Distillation):

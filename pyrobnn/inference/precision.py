@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyrobnn.errors import ConfigError
 from pyrobnn.inference.measuring import faster, milliseconds
 from pyrobnn.io.processes import current
-from pyrobnn.nets.calling import answer, has_layout, mark_layout, set_mode, takes_plain_only
+from pyrobnn.nets.calling import answer, eval_mode, has_layout, mark_layout, set_mode, takes_plain_only
 from pyrobnn.nets.replica import copy_net
 
 
@@ -115,16 +115,13 @@ def wide_strides(net: nn.Module, example: Tensor) -> list[str]:
     ]
     if not handles:
         return []
-    training = {module: module.training for module in net.modules()}
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     try:
-        net.eval()
-        answer(net, example.to(device))
+        with eval_mode(net):
+            answer(net, example.to(device))
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in training.items():
-            module.training = mode
     return found
 
 
@@ -138,9 +135,13 @@ def choose_layout(net: nn.Module, example: Tensor) -> None:
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     x = example[:2].detach().to(device)
     found = []
+    scratch = copy_net(net)
+    buffers = {name: value.clone() for name, value in scratch.named_buffers()}
     with torch.random.fork_rng(devices=[]):
         for layout in (torch.contiguous_format, torch.channels_last):
-            scratch = set_mode(copy_net(net), False).to(memory_format=layout)
+            set_mode(scratch, False).to(memory_format=layout)
+            for name, value in scratch.named_buffers():
+                value.copy_(buffers[name])
             try:
                 found.append(_pass(scratch, x.contiguous(memory_format=layout)))
             except Exception:  # the network is the user's own code; what it cannot do is said where it is tried

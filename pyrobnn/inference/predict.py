@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.local import local_params
-from pyrobnn.metrics.evaluate import eval_mode
 from pyrobnn.metrics.scores import PredictiveAccumulator
 from pyrobnn.model import BayesianModel
+from pyrobnn.nets.calling import eval_mode
 from pyrobnn.summary.reading import find_guide, run_guide
 
 if TYPE_CHECKING:

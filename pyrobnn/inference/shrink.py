@@ -27,7 +27,7 @@ def shrink(model: BayesianModel, guide: Any, plan: PruningPlan, *, copy: bool = 
         model: a model built with channel groups.
         guide: its guide.
         plan: in the coordinates of `model.net`.
-        copy: False gives the network of `model` to the smaller one, for a pair that nobody needs any more.
+        copy: False cuts the network of `model` and a guide of the package in place, for a pair that nobody needs any more.
 
     Raises:
         PlanError: the model has no channel groups, or the plan does not fit them.
@@ -41,7 +41,7 @@ def shrink(model: BayesianModel, guide: Any, plan: PruningPlan, *, copy: bool = 
     prior = model.prior.shrink(table, plan) if isinstance(model.prior, Prior) else model.prior
     small = model.with_net(net, table.after(plan), prior)
     if isinstance(guide, Guide):
-        less = guide.shrink(table, plan)
+        less = guide.shrink(table, plan, copy=copy)
         less.attach(small)
         return small, less
     if isinstance(guide, NoLatents):

@@ -13,8 +13,8 @@ from pyrobnn.distributions.base import base_distribution
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.mean_field import MeanField
 from pyrobnn.likelihoods import Categorical, Likelihood
-from pyrobnn.metrics.evaluate import eval_mode
 from pyrobnn.model import BayesianModel
+from pyrobnn.nets.calling import eval_mode
 from pyrobnn.nets.functional import call_with
 from pyrobnn.summary.reading import deterministic_net
 

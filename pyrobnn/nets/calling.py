@@ -22,7 +22,7 @@ def set_mode(net: nn.Module, training: bool) -> nn.Module:
 
 @contextmanager
 def eval_mode(net: nn.Module) -> Iterator[nn.Module]:
-    """Sets every module to evaluation and gives each its own mode back afterwards."""
+    """Set every module to evaluation, and give each its own mode back afterwards."""
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
     try:

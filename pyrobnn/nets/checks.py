@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyrobnn.errors import NetError
 from pyrobnn.io.files import first_line
-from pyrobnn.nets.calling import answer
+from pyrobnn.nets.calling import answer, eval_mode
 
 
 def check_fits(net: nn.Module, example: Tensor, num_classes: int | None = None) -> None:
@@ -26,7 +26,6 @@ def check_fits(net: nn.Module, example: Tensor, num_classes: int | None = None) 
             not of single precision.
     """
     check_precision(net, (example,))
-    modes = [(module, module.training) for module in net.modules()]
     entered = "its forward"
 
     def remember(label: str) -> Callable[..., None]:
@@ -43,8 +42,7 @@ def check_fits(net: nn.Module, example: Tensor, num_classes: int | None = None) 
     ]
     shape = "x".join(str(size) for size in example.shape[1:])
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            net.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), eval_mode(net):
             output = answer(net, example)
     except Exception as error:  # the network is the user's own code
         if isinstance(error, NetError):
@@ -56,8 +54,6 @@ def check_fits(net: nn.Module, example: Tensor, num_classes: int | None = None) 
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes:
-            module.training = training
     if num_classes is None:
         return
     expected = (len(example), num_classes)

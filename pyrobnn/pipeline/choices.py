@@ -81,4 +81,5 @@ def deepest(context: Context, state: State, costs: dict[str, Tensor]) -> Pruning
         worth_trying(base, context.config.max_drop, state.base_error, context.point(base)),
         smallest=LARGEST_CUT,
         limits=context.limits,
+        copy=False,
     )

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from pyrobnn.channels import PruningPlan, check_cut, compact
+from pyrobnn.channels.surgery import fill_cut
 from pyrobnn.criteria.context import ScoringContext
 from pyrobnn.inference.callbacks import Callback, load_states, states
 from pyrobnn.inference.progress import cut_line
@@ -248,14 +249,16 @@ def cut_to(context: Context, state: State, plan: PruningPlan, number: int, *, fo
     read = {name: channel.snr for name, channel in latest.channels.items()}
     records = [in_original(record, before) for record in (*state.records, read)]
     merged = replace(merged, history=[*state.posterior.history, *records])
-    variational = state.variational
+    variational, table = state.variational, context.table_of(before)
     if variational is not None and (fold or variational.only is not None):
         variational = replace(variational, guide=None, net=None)
-    elif variational is not None and variational.guide is not None:
+    if variational is not None and variational.guide is not None:
         small, guide = shrink(*context.fitted(state), plan, copy=False)
         variational = replace(variational, guide=copied(guide.state_dict()), net=copied(small.net.state_dict()))
-    table = context.table_of(before)
-    net = compact(state.net, plan, None, groups=table)
+        # The model has done its part: its network, cut already, becomes the plain one.
+        net = context.settled(fill_cut(small.released(small.bare_net, {}), state.net, table, plan))
+    else:
+        net = compact(state.net, plan, None, groups=table)
     check_cut(state.net, net, plan, table, context.data.example.to(context.device))
     net = context.refreshed(net)
     left, dense, accuracy = context.left(after), context.dense_cost, context.score(net)

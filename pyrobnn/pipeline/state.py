@@ -109,13 +109,8 @@ PLAIN = (
 )
 
 
-def to_data(state: State, tensors_of: Any) -> dict[str, Any]:
-    """A state as nested dicts and lists of tensors and plain values.
-
-    Args:
-        state: to write.
-        tensors_of: gives a network's tensors, the same objects for the same network.
-    """
+def to_data(state: State) -> dict[str, Any]:
+    """A state as nested dicts and lists of tensors and plain values."""
     variational = state.variational
     return {
         **{name: getattr(state, name) for name in PLAIN},

@@ -7,8 +7,8 @@ more is deleted. `checkpoint.pt` holds the fit under way, and what must be equal
 
 from __future__ import annotations
 
+import hashlib
 import time
-import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from pyrobnn.errors import CheckpointError
 from pyrobnn.io.checkpoint import load_checkpoint, save_checkpoint
 from pyrobnn.io.processes import current
 from pyrobnn.pipeline.identity import difference
-from pyrobnn.pipeline.state import State, Tensors, from_data, tensors_of, to_data
+from pyrobnn.pipeline.state import State, from_data, to_data
 
 CHECKPOINT = "checkpoint.pt"
 STAGES = "stages"
@@ -62,8 +62,7 @@ class RunStore:
         self.newest: tuple[int, str] | None = None
         self._states: dict[str, State] = {}  # that a later stage may want: the newest, and those to go back to
         self._needs: dict[int, list[int]] = {}  # per stage file the files that it points to
-        self._written: dict[int, tuple[Tensor, int, int]] = {}  # by id: the tensor, its stage and index
-        self._tensors: weakref.WeakKeyDictionary[nn.Module, Tensors] = weakref.WeakKeyDictionary()
+        self._written: dict[str, tuple[int, int]] = {}  # by content: its stage and index
         self._values: dict[str, Any] = {}
         self._fit: tuple[str, dict[str, Any]] | None = None
         self._start, self._before = time.perf_counter(), 0.0
@@ -100,9 +99,7 @@ class RunStore:
         """The state that a stage left: the newest, or one that the newest points to."""
         if name not in self._states:
             data = self.processes.first_does(lambda: self._read(self._number(name)))
-            state = from_data(data, self.template, self.device)
-            self._tensors[state.dense], self._tensors[state.net] = data["dense"], data["net"]
-            self._states[name] = state
+            self._states[name] = from_data(data, self.template, self.device)
         return self._states[name]
 
     def save_fit(self, stage: str, state: dict[str, Any]) -> None:
@@ -139,19 +136,20 @@ class RunStore:
 
         def pack(value: Any) -> Any:
             if isinstance(value, Tensor):
-                known = self._written.get(id(value))
-                if known is None:
-                    known = self._written[id(value)] = (value, number, len(new))
-                    new.append(value.detach().cpu())
-                needs.add(known[1])
-                return {WHERE: [known[1], known[2]]}
+                value = value.detach().cpu()
+                key = _content(value)
+                if key not in self._written:
+                    self._written[key] = (number, len(new))
+                    new.append(_alone(value))
+                needs.add(self._written[key][0])
+                return {WHERE: list(self._written[key])}
             if isinstance(value, Mapping):
                 return {key: pack(part) for key, part in value.items()}
             if isinstance(value, list | tuple):
                 return [pack(part) for part in value]
             return value
 
-        packed = pack(to_data(state, self._tensors_of))
+        packed = pack(to_data(state))
         self._needs[number] = sorted(needs - {number})
         content = {"format": FORMAT, "name": name, "state": packed, "tensors": new, "needs": self._needs[number]}
         save_checkpoint(content, self._path(number, name))
@@ -176,7 +174,7 @@ class RunStore:
                 if WHERE in value:
                     of, index = value[WHERE]
                     tensor = content(of)["tensors"][index]
-                    self._written[id(tensor)] = (tensor, of, index)
+                    self._written[_content(tensor)] = (of, index)
                     return tensor
                 return {key: unpack(part) for key, part in value.items()}
             return [unpack(part) for part in value] if isinstance(value, list) else value
@@ -184,11 +182,6 @@ class RunStore:
         self._needs[number] = list(content(number)["needs"])
         found: dict[str, Any] = unpack(content(number)["state"])
         return found
-
-    def _tensors_of(self, net: nn.Module) -> Tensors:
-        if net not in self._tensors:
-            self._tensors[net] = tensors_of(net)
-        return self._tensors[net]
 
     def _clean(self, wanted: set[int]) -> None:
         files = self._files()
@@ -198,7 +191,7 @@ class RunStore:
         for number, path in files.items():
             if number not in keep:
                 path.unlink(missing_ok=True)
-        self._written = {key: known for key, known in self._written.items() if known[1] in keep}
+        self._written = {key: known for key, known in self._written.items() if known[0] in keep}
 
     def _save(self) -> None:
         if self.folder is not None:
@@ -242,3 +235,15 @@ class RunStore:
         elif content["newest"] is not None:
             raise CheckpointError(f"{self.folder} has lost its {STAGES}: start afresh in another --out")
         return dict(content["values"]), float(content["seconds"]), fit, newest
+
+
+def _content(tensor: Tensor) -> str:
+    """A key that is equal for equal tensors."""
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The tensor without the rest of a larger one that it may be a part of, which `torch.save` would write too."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()

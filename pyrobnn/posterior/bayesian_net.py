@@ -30,6 +30,7 @@ from pyrobnn.inference.recipe import kind_of
 from pyrobnn.likelihoods import Likelihood
 from pyrobnn.metrics.scores import PredictiveAccumulator
 from pyrobnn.model import BayesianModel
+from pyrobnn.nets.calling import eval_mode
 from pyrobnn.priors.gaussian import Gaussian
 from pyrobnn.summary.reading import deterministic_net
 
@@ -121,10 +122,8 @@ class BayesianNet:
                 torch.manual_seed(seed)
                 return sum(elbo.loss(self.model, self.guide, x, y) for x, y in shown)
 
-        training = self.model.training
-        self.model.eval()
-        best = min((2.0**-k for k in range(6)), key=loss)
-        self.model.train(training)
+        with eval_mode(self.model):
+            best = min((2.0**-k for k in range(6)), key=loss)
         for name, (loc, scale) in start.items():
             self.guide.set_scale(name, loc, best * scale)
         return best

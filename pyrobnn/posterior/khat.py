@@ -15,8 +15,8 @@ from torch import Tensor
 from pyrobnn.data import Split
 from pyrobnn.distributions.base import base_distribution
 from pyrobnn.errors import ConfigError
-from pyrobnn.metrics.evaluate import eval_mode
 from pyrobnn.model import BayesianModel
+from pyrobnn.nets.calling import eval_mode
 from pyrobnn.summary.reading import find_guide, run_guide, site_moments
 from pyrobnn.views.arviz import pareto_khat
 

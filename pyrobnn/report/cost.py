@@ -11,8 +11,8 @@ from torch.overrides import TorchFunctionMode
 
 from pyrobnn.channels.read import small_batch
 from pyrobnn.channels.tracer import operation_name
-from pyrobnn.nets.calling import set_mode
-from pyrobnn.nets.replica import copy_net, unwrap
+from pyrobnn.nets.calling import eval_mode
+from pyrobnn.nets.replica import unwrap
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _macs(net: nn.Module, args: tuple[Any, ...], examples: int) -> int:
 
 @torch.no_grad()
 def count(net: nn.Module, example: Tensor | tuple[Any, ...]) -> MeasuredCost:
-    """Measure a module in eval mode on one example; the module itself is not touched.
+    """Measure a module in eval mode on one example; its own mode comes back afterwards.
 
     Args:
         net: any module.
@@ -73,11 +73,11 @@ def count(net: nn.Module, example: Tensor | tuple[Any, ...]) -> MeasuredCost:
     """
     args = example if isinstance(example, tuple) else (example,)
     net = unwrap(net)
-    scratch = set_mode(copy_net(net), False)
-    try:
-        macs = _macs(scratch, args, 1)
-    except Exception:  # squeeze() takes the batch axis of one example away, whatever is said of it
-        macs = _macs(scratch, args, 2)
+    with eval_mode(net):
+        try:
+            macs = _macs(net, args, 1)
+        except Exception:  # squeeze() takes the batch axis of one example away, whatever is said of it
+            macs = _macs(net, args, 2)
     parameters = list(net.parameters())
     tensors = [*parameters, *net.buffers()]
     return MeasuredCost(

@@ -12,8 +12,8 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrobnn.errors import PyrobnnError
-from pyrobnn.metrics.evaluate import eval_mode
 from pyrobnn.model import BayesianModel
+from pyrobnn.nets.calling import eval_mode
 from pyrobnn.summary.reading import find_guide
 from pyrobnn.summary.types import Convergence
 

@@ -10,8 +10,8 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrobnn.errors import ConfigError
-from pyrobnn.metrics.evaluate import eval_mode
 from pyrobnn.model import BayesianModel
+from pyrobnn.nets.calling import eval_mode
 from pyrobnn.summary.reading import guide_runs
 
 BATCH = 500

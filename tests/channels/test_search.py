@@ -63,3 +63,29 @@ def test_nothing_is_cut_where_no_cut_keeps_it() -> None:
         pb.largest_cut(net, table, nats, lambda small: 0.0, 0.5, tolerance=0)
     with pytest.raises(ConfigError, match="prices"):
         pb.largest_cut(net, table, nats, lambda small: 0.0, 0.5, prices=["latency"])
+
+
+@pytest.mark.parametrize("copy", [True, False])
+def test_the_network_is_afterwards_as_before(copy: bool) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 3))
+    net[1].register_buffer("scale", torch.rand(8), persistent=False)
+    net[1].eval()
+    table = pb.channel_groups(net, torch.zeros(2, 1, 8, 8))
+    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    values = {name: value.detach().clone() for name, value in tensors.items()}
+    seen = []
+
+    def quality(small: nn.Module) -> float:
+        seen.append(small[0].out_channels)
+        small.train()(torch.randn(4, 1, 8, 8))
+        with torch.no_grad():
+            small[4].weight.zero_()
+        return float(small[0].out_channels > 4)
+
+    found = pb.largest_cut(net, table, {"0": torch.arange(8.0)}, quality, 0.5, copy=copy)
+    assert found.widths() == {"0": 5} and set(seen) > {5}
+    after = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    assert all(after[name] is tensor and torch.equal(tensor, values[name]) for name, tensor in tensors.items())
+    assert net[0].out_channels == net[1].num_features == 8 and net[4].in_features == 288
+    assert [module.training for module in net] == [True, False, True, True, True]
+    assert "1.scale" not in net.state_dict()

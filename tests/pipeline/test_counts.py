@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch import nn
 
 import pyrobnn as pb
 from pyrobnn.io import files
-from pyrobnn.pipeline import state as state_module
+from pyrobnn.pipeline import store as store_module
+from pyrobnn.pipeline.context import Context
+from pyrobnn.pipeline.store import RunStore
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:nothing was cut", "ignore:no target was given", "ignore:the target was missed"
@@ -21,8 +24,10 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.mark.slow
 def test_a_run_copies_writes_and_reads_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {"copies": 0, "bytes": 0, "reads": 0, "inside": 0}
-    deepcopy, write, read = copy.deepcopy, files.write_bytes, state_module.from_state
+    found: Counter[str] = Counter()
+    reads: Counter[int] = Counter()
+    deepcopy, write, from_data, read = copy.deepcopy, files.write_bytes, store_module.from_data, RunStore._read
+    train = Context.train_plain
 
     def counted_copy(value: Any, *rest: Any) -> Any:
         if not isinstance(value, nn.Module) or found["inside"]:
@@ -38,26 +43,39 @@ def test_a_run_copies_writes_and_reads_little(tmp_path: Path, monkeypatch: pytes
         found["bytes"] += len(data)
         return write(path, data)
 
-    def counted_read(data: Any) -> Any:
-        found["reads"] += 1
-        return read(data)
+    def counted_state(*arguments: Any) -> Any:
+        found["states"] += 1
+        return from_data(*arguments)
+
+    def counted_read(self: RunStore, number: int) -> Any:
+        reads[number] += 1
+        return read(self, number)
+
+    def stopped(self: Context, stage: str, *rest: Any, **options: Any) -> nn.Module:
+        if stage.startswith("attempt"):
+            raise KeyboardInterrupt
+        return train(self, stage, *rest, **options)
 
     monkeypatch.setattr(copy, "deepcopy", counted_copy)
     for module in list(sys.modules.values()):
         if getattr(module, "write_bytes", None) is write:
             monkeypatch.setattr(module, "write_bytes", counted_write)
-    monkeypatch.setattr(state_module, "from_state", counted_read)
-    options: dict[str, Any] = {
-        "max_drop": 1.0,
-        "epochs": 12,
-        "precision": "fp32",
-        "progress": False,
-        "out": tmp_path / "run",
-    }
-    report = pb.compress("small_cnn", "digits", "gaussian", **options).report
+    monkeypatch.setattr(store_module, "from_data", counted_state)
+    monkeypatch.setattr(RunStore, "_read", counted_read)
+    options: dict[str, Any] = {"max_drop": 1.0, "epochs": 12, "precision": "fp32", "progress": False}
+
+    report = pb.compress("small_cnn", "digits", "gaussian", **options, out=tmp_path / "run").report
     assert len(report["rounds"]) >= 2
-    assert found["copies"] <= 44  # 193 before; what is left are mostly the parts of a cut and the model of each fit
+    assert found["copies"] <= 20
     assert found["bytes"] < 3_000_000
-    assert found["reads"] == 0
+    assert found["states"] == 0
     kept = sum(path.stat().st_size for path in (tmp_path / "run" / "stages").iterdir())
     assert kept < 1_000_000
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Context, "train_plain", stopped)
+        pb.compress("small_cnn", "digits", "gaussian", **options, out=tmp_path / "stopped")
+    assert found["states"] == 0
+    again = pb.compress("small_cnn", "digits", "gaussian", **options, out=tmp_path / "stopped", resume=True).report
+    assert found["states"] == sum(reads.values()) and max(reads.values()) == 1
+    assert again["compact"]["widths"] == report["compact"]["widths"]

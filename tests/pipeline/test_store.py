@@ -21,8 +21,8 @@ IDENTITY: dict[str, Any] = {"seed": 1, "net": [["weight", [2, 3]]], "config": {"
 CPU = torch.device("cpu")
 
 
-def template() -> nn.Module:
-    torch.manual_seed(0)
+def template(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
 
 
@@ -106,7 +106,9 @@ def test_earlier_stages_stay_as_long_as_somebody_may_go_back_to_them(tmp_path: P
     later = kept.state("infer 1")
     kept.write(2, "accept 1", replace(later, accepted="infer 1", held="dense"))
     assert files(tmp_path) == ["000-dense.pt", "001-infer-1.pt", "002-accept-1.pt"]
-    kept.write(3, "tune", replace(start(template()), accepted=None, held=None))
+    kept.write(
+        3, "tune", replace(start(template(seed=1)), accepted=None, held=None)
+    )  # nothing in it was written before
     assert files(tmp_path) == ["003-tune.pt"]
 
 
@@ -185,3 +187,15 @@ def test_an_interrupted_write_leaves_the_old_stage(tmp_path: Path, monkeypatch: 
         kept.write(1, "infer 1", start(template()))
     monkeypatch.undo()
     assert store(tmp_path, resume=True).newest == (0, "dense")
+
+
+def test_equal_tensors_are_written_once_and_views_without_the_rest(tmp_path: Path) -> None:
+    whole = torch.arange(100_000.0)
+    kept = store(tmp_path)
+    kept.write(0, "infer 1", start(template()).with_extras(part=whole[:10]))
+    kept.write(1, "cut 1", start(template()).with_extras(part=whole[:10].clone(), other=whole[:10].double()))
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "stages").iterdir()}
+    assert max(sizes.values()) < 20_000
+    back = store(tmp_path, resume=True).state("cut 1").extras
+    assert torch.equal(back["part"], whole[:10]) and back["part"].dtype == torch.float32
+    assert torch.equal(back["other"], whole[:10].double()) and back["other"].dtype == torch.float64
