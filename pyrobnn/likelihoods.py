@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrobnn.errors import ConfigError
+from pyrobnn.errors import ConfigError, DataError
 from pyrobnn.metrics.scores import class_logits
 
 
@@ -145,3 +145,22 @@ class Pixels(dist.TorchDistribution):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Classes drawn pixel by pixel."""
         return dist.Categorical(logits=self.logits.movedim(1, -1), validate_args=False).sample(torch.Size(sample_shape))
+
+
+def as_observed(distribution: dist.TorchDistribution, y: Tensor) -> Tensor:
+    """The targets of a batch as their distribution takes them: labels of 0 and 1 as floats.
+
+    Raises:
+        DataError: targets of another shape than the distribution's, which would broadcast silently.
+    """
+    if distribution.shape() != y.shape:
+        raise DataError(
+            f"the likelihood of this output expects targets of shape {tuple(distribution.shape())}, "
+            f"got {tuple(y.shape)}: reshape the targets or the output"
+        )
+    try:
+        support = distribution.support
+    except NotImplementedError:  # a distribution that does not say
+        return y
+    boolean = getattr(support, "base_constraint", support) is constraints.boolean
+    return y.float() if boolean else y

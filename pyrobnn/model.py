@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -16,23 +16,22 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.nn import PyroModule
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from pyrobnn.channels.by_example import GivenFactors
 from pyrobnn.channels.gates import GateMap
+from pyrobnn.channels.held import HeldParameters
 from pyrobnn.channels.surgery import Sites
-from pyrobnn.errors import ConfigError, DataError
-from pyrobnn.likelihoods import OF_TENSORS, Categorical, Likelihood
+from pyrobnn.errors import ConfigError
+from pyrobnn.likelihoods import OF_TENSORS, Categorical, Likelihood, as_observed
 from pyrobnn.nets.calling import arguments, batch_for, main_output
 from pyrobnn.nets.functional import call_with
 from pyrobnn.nets.recomputing import call_outliving, recomputed_tensor
 from pyrobnn.nets.replica import copy_net
+from pyrobnn.nets.statistics import OncePerStep, copied_statistics, tracks_statistics
 from pyrobnn.priors.base import NetView, Prior, PriorFunction
 
 if TYPE_CHECKING:
     from pyrobnn.channels import ChannelTable
-
-_NORMS = nn.modules.batchnorm._BatchNorm
 
 
 class BayesianModel(PyroModule):
@@ -86,24 +85,17 @@ class BayesianModel(PyroModule):
         self._table = (groups,)
         self._gates = (GateMap(groups) if groups else None,)
         self._prior = (prior,)
-        self._last_update: tuple[Any, int] | None = None
+        self._steps = OncePerStep()
         self.seen: tuple[Tensor, ...] = ()  # one example, for guides that are functions of the batch
         self.last_batch: tuple[Any, Tensor] | None = None  # with targets; held by reference
         self.history: list[dict[str, Any]] = []  # rows of the last fit
         self.example_factors: dict[str, Tensor] | None = None  # {group: [B, channels]} on what reads the channels
         self.function_guides: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self.tensor_names = {name for name, _ in net.named_parameters()} | {name for name, _ in net.named_buffers()}
-        self.held = tuple(self._random_names(prior, net))
-        # Where held parameters were and whether they may move, to be parameters again one day.
-        self._order = {path: list(module._parameters) for path, module in net.named_modules()}
-        self._frozen = {name for name, p in net.named_parameters() if not p.requires_grad}
-        sites = Sites(net)
-        self._aliases = {name: sites.names(name) for name in self.held if len(sites.names(name)) > 1}
-        for name in self.held:
-            sites.hold(name)
+        self._held = HeldParameters(net, self._random_names(prior, net))
         self._recomputes: str | None = None
         self._probed = False
-        self._has_norms = any(isinstance(m, _NORMS) and m.track_running_stats for m in net.modules())
+        self._has_norms = tracks_statistics(net)
 
     # Tuples keep PyroModule from registering what is not a submodule.
     @property
@@ -118,18 +110,15 @@ class BayesianModel(PyroModule):
 
     @property
     def bare_net(self) -> nn.Module:
-        """The network, past `__getattr__`, which would announce its parameters to Pyro.
-
-        A held tensor that several layers share is one tensor again, whatever `to` made of its places.
-        """
+        """The network, past `__getattr__`, which would announce its parameters to Pyro."""
         net = self._modules["net"]
         assert net is not None
-        for first, *others in self._aliases.values():
-            value = net.get_buffer(first)
-            for name in others:
-                path, _, leaf = name.rpartition(".")
-                net.get_submodule(path)._buffers[leaf] = value
-        return net
+        return self._held.tie(net)
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Names of the parameters that have a sample site, held as buffers."""
+        return self._held.names
 
     def _random_names(self, prior: Prior | PriorFunction | None, net: nn.Module) -> list[str]:
         if prior is None:
@@ -197,12 +186,7 @@ class BayesianModel(PyroModule):
             self.last_batch = (x, y)
         size = len(y) if y is not None else len(output)
         distribution = self.density(said)
-        if y is not None and distribution.shape() != y.shape:  # it would broadcast, silently
-            raise DataError(
-                f"the likelihood of this output expects targets of shape {tuple(distribution.shape())}, "
-                f"got {tuple(y.shape)}: reshape the targets or the output"
-            )
-        return output, distribution, _as_observed(distribution, y), size
+        return output, distribution, None if y is None else as_observed(distribution, y), size
 
     def density(self, said: Any) -> dist.TorchDistribution:
         """The distribution of the targets: of the main output, or of all that the network returns for a likelihood of your own."""
@@ -249,19 +233,11 @@ class BayesianModel(PyroModule):
         """False in the runs of an AutoGuide's set-up and for further particles: the same batch, no parameter moved."""
         if any(isinstance(handler, InitMessenger) for handler in _PYRO_STACK):
             return False
-        # A network whose every parameter is random has none of its own that a step would move: its guide's then.
-        own = list(self.net.parameters())
-        step = sum(p._version for p in own or _leaves(values.values()))
-        last, self._last_update = self._last_update, None
-        try:
-            self._last_update = (weakref.ref(x), step)
-        except TypeError:
-            return True
-        return last is None or last[0]() is not x or last[1] != step
+        return self._steps.is_first(self.net, x, values)
 
     def forget_batch(self) -> None:
         """The next call is of a new step, whatever its batch: BatchNorm statistics move."""
-        self._last_update = None
+        self._steps.forget()
 
     def sites(self) -> dict[str, Any]:
         """The latent sites, `{name: Pyro site}`, from a run of the prior alone (RNG state kept)."""
@@ -293,7 +269,7 @@ class BayesianModel(PyroModule):
             with torch.no_grad():
                 for name, b in self.net.named_buffers():
                     b.copy_(buffers[name])
-            self._last_update = None
+            self._steps.forget()
 
     def initialise(self, batch: tuple[Any, ...], guide: Any) -> None:
         """Materialise a lazy guide (AutoGuides make their parameters at the first call).
@@ -316,7 +292,7 @@ class BayesianModel(PyroModule):
         sites = Sites(net)
         for name, value in tensors.items():
             if name not in self.held:
-                if name in self._frozen:
+                if name in self._held.frozen:
                     warnings.warn(
                         f"{name!r} is frozen, but channel noise is folded into what reads the channels: it is scaled",
                         stacklevel=2,
@@ -329,15 +305,7 @@ class BayesianModel(PyroModule):
 
         They get `values` where these have one; flags and order are those of the network the model was made from.
         """
-        sites = Sites(net)
-        for name in self.held:
-            value = values[name] if name in values else sites.get(name)
-            sites.release(name, value.detach().clone(), requires_grad=name not in self._frozen)
-        for path, module in net.named_modules():
-            own = module._parameters
-            for leaf in [leaf for leaf in self._order.get(path, ()) if leaf in own]:
-                own[leaf] = own.pop(leaf)
-        return net
+        return self._held.released(net, values)
 
     def with_net(self, net: nn.Module, groups: ChannelTable | None, prior: Any) -> BayesianModel:
         """The same model around another (smaller) network, which is its own from now on."""
@@ -359,44 +327,5 @@ def _refuse_vectorised() -> None:
         )
 
 
-def _as_observed(distribution: dist.TorchDistribution, y: Tensor | None) -> Tensor | None:
-    """Labels of 0 and 1 as floats where the distribution is one of them (torch's Bernoulli takes no others)."""
-    try:
-        support = distribution.support
-    except NotImplementedError:  # a distribution that does not say
-        return y
-    boolean = getattr(support, "base_constraint", support) is constraints.boolean
-    return y.float() if y is not None and boolean else y
-
-
 def _first_example(*batch: Any) -> tuple[Tensor, ...]:
     return tuple(part[:1].detach() for part in batch if isinstance(part, Tensor))
-
-
-def copied_statistics(net: nn.Module, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of the statistics, to be updated in their place; those that a prior has replaced stay replaced."""
-    copies = {}
-    for path, module in net.named_modules():
-        if isinstance(module, _NORMS):
-            for leaf, buffer in module.named_buffers(recurse=False):
-                name = f"{path}.{leaf}" if path else leaf
-                if (
-                    leaf in ("running_mean", "running_var", "num_batches_tracked")
-                    and values.get(name, buffer) is buffer
-                ):
-                    copies[name] = buffer.clone()
-    return copies
-
-
-def _leaves(values: Iterable[Tensor]) -> list[Tensor]:
-    """The parameters that these tensors were computed from, read off their autograd graphs."""
-    nodes = [value.grad_fn for value in values if value.grad_fn is not None]
-    seen, found = set(nodes), []
-    while nodes:
-        node = nodes.pop()
-        if (leaf := getattr(node, "variable", None)) is not None:
-            found.append(leaf)
-        fresh = {parent for parent, _ in node.next_functions if parent is not None} - seen
-        seen |= fresh
-        nodes.extend(fresh)
-    return found

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.channels.calls import tensors_in
 from pyrobnn.channels.compact import compact
 from pyrobnn.channels.gates import GateMap
 from pyrobnn.channels.noise import FrozenNoise
 from pyrobnn.channels.plan import PruningPlan
 from pyrobnn.channels.scratch import difference
 from pyrobnn.channels.table import ChannelTable
-from pyrobnn.channels.tracer import tensors_in
 from pyrobnn.errors import PlanError
 from pyrobnn.nets.calling import batch_for, eval_mode
 from pyrobnn.nets.functional import call_with

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pyrobnn.channels.tracer import operation_name
+from pyrobnn.channels.calls import operation_name
 
 _DROPOUT = {
     *("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"),

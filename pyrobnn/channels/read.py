@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.channels import rules_layers, rules_math, rules_shape
+from pyrobnn.channels.calls import tensors_in
 from pyrobnn.channels.parts import ChannelGroup, MapInput, Member, NetFacts, Role
 from pyrobnn.channels.table import ChannelTable
-from pyrobnn.channels.tracer import Tracer, tensors_in
+from pyrobnn.channels.tracer import Tracer
 from pyrobnn.channels.trial import first_line, try_groups
 from pyrobnn.errors import ConfigError, NetError
 from pyrobnn.nets.calling import set_mode

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from pyrobnn.channels.calls import Call, tensors_in
 from pyrobnn.channels.labels import varying
 from pyrobnn.channels.surgery import grouped_unit, is_channel_map
-from pyrobnn.channels.tracer import Call, Tracer, rule, tensors_in
+from pyrobnn.channels.tracer import Tracer, rule
 
 
 def _net_tensor(tracer: Tracer, tensor: Any) -> str | None:

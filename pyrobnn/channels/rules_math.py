@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyrobnn.channels.calls import Call, tensors_in
 from pyrobnn.channels.labels import varying
-from pyrobnn.channels.tracer import Call, Tracer, no_labels, rule, source_of, tensors_in
+from pyrobnn.channels.tracer import Tracer, no_labels, rule, source_of
 
 # Element by element
 

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrobnn.channels.calls import Call
 from pyrobnn.channels.labels import varying
 from pyrobnn.channels.rules_math import unite
-from pyrobnn.channels.tracer import Call, Tracer, no_labels, rule, source_of
+from pyrobnn.channels.tracer import Tracer, no_labels, rule, source_of
 
 
 @rule("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as", "ravel")

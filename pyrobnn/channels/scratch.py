@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from pyrobnn.channels.calls import tensors_in
 from pyrobnn.channels.noise import FrozenNoise
-from pyrobnn.channels.tracer import tensors_in
 from pyrobnn.errors import NetError
 from pyrobnn.nets.calling import own_copy, set_mode
 from pyrobnn.nets.replica import copy_net

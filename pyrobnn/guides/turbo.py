@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -23,43 +22,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyrobnn.distributions.chains import SupportMessages, two_level_messages
-from pyrobnn.distributions.crossing import crossing_messages
 from pyrobnn.errors import ConfigError
-from pyrobnn.guides.base import Guide, LikeTensor, site_key
+from pyrobnn.guides.base import LikeTensor, site_key
 from pyrobnn.guides.buffers import BufferDict
-from pyrobnn.guides.price import lowest_price
 from pyrobnn.guides.producers import any_live, producers_of, shares_of
-from pyrobnn.guides.turbo_factors import (
-    HeldFactor,
-    joint_evidence,
-    joint_kl,
-    mean_field_kl,
-    mixture_precision,
-    support_evidence,
-    update_precision,
-)
-from pyrobnn.priors.turbo import PrecisionPrior, Transitions, Turbo, matrix_shape
+from pyrobnn.guides.turbo_factors import HeldFactor
+from pyrobnn.guides.turbo_support import SupportFactors
+from pyrobnn.priors.turbo import Turbo, matrix_shape
 
 if TYPE_CHECKING:
     from pyrobnn.channels import ChannelTable
     from pyrobnn.model import BayesianModel
 
 
-@dataclass(frozen=True)
-class SupportChange:
-    """What one update did, averaged over all weights.
-
-    Attributes:
-        change: mean |Δπ̃|.
-        share: mean π̃, the expected share of weights in the support.
-    """
-
-    change: float
-    share: float
-
-
-class TurboGuide(Guide):
+class TurboGuide(SupportFactors):
     """Posterior of a network under a :class:`~pyrobnn.priors.turbo.Turbo` prior.
 
     Per tensor: `loc`, `log_scale` (parameters, of μ and σ); `shape`, `rate` (ã, b̃), `support` (π̃),
@@ -187,121 +163,6 @@ class TurboGuide(Guide):
     def lr_factor(self, parameter: str) -> float:
         return self.scale_lr if parameter.startswith("log_scale.") else 1.0
 
-    # Closed-form updates
-
-    def precision_prior(self, name: str) -> PrecisionPrior:
-        """The two Gamma priors of a tensor, in its own unit, with the current b̄."""
-        base = self._base
-        current = PrecisionPrior(base.a, base.b, base.a_off, float(self.off_rate))
-        return current.scaled(self._names[name])
-
-    def transitions_of(self, name: str) -> Transitions:
-        """The current transition probabilities of a tensor's chains."""
-        return Transitions(*self.transitions[site_key(name)].double().tolist())
-
-    def _square(self, name: str) -> Tensor:
-        key = site_key(name)
-        square = self.loc[key].detach().square()
-        return square if self.point else square + (2 * self.log_scale[key].detach()).exp()
-
-    def _evidence(self, name: str, square: Tensor) -> Tensor:
-        prior, key = self.precision_prior(name), site_key(name)
-        if self.factors == "joint":
-            return joint_evidence(square, prior)
-        return support_evidence(self.shape[key], self.rate[key], prior)
-
-    def _set_precision(self, name: str, square: Tensor) -> None:
-        prior, key = self.precision_prior(name), site_key(name)
-        inclusion = self.support[key]
-        if self.factors == "mean-field":
-            self.shape[key], self.rate[key] = update_precision(inclusion, square, prior)
-            return
-        self.shape[key], self.rate[key] = mixture_precision(inclusion, square, prior)
-
-    def _precision_kl(self, name: str, square: Tensor) -> Tensor:
-        prior, key = self.precision_prior(name), site_key(name)
-        if self.factors == "joint":
-            return joint_kl(self.support[key], self.shape[key], self.rate[key], square, prior)
-        return mean_field_kl(self.support[key], self.shape[key], self.rate[key], prior)
-
-    def messages(self, name: str, evidence: Tensor, price: float | None = None) -> SupportMessages:
-        """Module B for one tensor: sum-product on its chains, evidence (before the price) of the tensor's shape."""
-        evidence = evidence.reshape(matrix_shape(evidence.shape)) - (self.price if price is None else price)
-        solve = two_level_messages if self.structure == "two-level" else crossing_messages
-        return solve(evidence, *self.transitions_of(name).values())
-
-    @torch.no_grad()
-    def update(self, *, inner: int = 3, learn: bool = False) -> SupportChange:
-        """Closed-form updates of q(ρ) and q(s) for the current (μ, σ), all tensors.
-
-        Module A: `inner` rounds of q(ρ), then q(s) with the chains' extrinsic messages held. Module
-        B: new messages, and q(s) from them. `inner=1` is exact coordinate ascent on the ELBO.
-
-        Args:
-            inner: rounds of Module A of the mean-field form (the joint form has nothing to iterate); 0
-                leaves q(ρ) as it is there.
-            learn: also take one EM step on the transition probabilities (Module B then runs twice).
-
-        Returns:
-            How far the support moved, and its share.
-        """
-        moved = total = inside = 0.0
-        for name in self._names:
-            key = site_key(name)
-            before, square = self.support[key], self._square(name)
-            # The joint form's evidence does not depend on q(s): there is nothing to iterate.
-            for _ in range(inner if self.factors == "mean-field" else 0):
-                self._set_precision(name, square)
-                if inner > 1:
-                    self.support[key] = (self.extrinsic[key] + self._evidence(name, square) - self.price).sigmoid()
-            evidence = self._evidence(name, square)
-            found = self.messages(name, evidence)
-            if learn:
-                self.transitions[key] = torch.tensor(found.learned())
-                found = self.messages(name, evidence)
-            support = found.posterior.sigmoid()
-            self.filters[key] = found.live
-            self.support[key] = support.reshape(before.shape)
-            self.extrinsic[key] = found.extrinsic.reshape(before.shape)
-            if self.factors == "joint":
-                self._set_precision(name, square)
-            support_kl = (support * found.evidence).sum(-1).sum() - found.log_normaliser
-            self.divergence[key] = torch.stack([support_kl, self._precision_kl(name, square)])
-            moved += float((self.support[key] - before).abs().sum())
-            inside += float(support.sum())
-            total += support.numel()
-        return SupportChange(moved / total, inside / total)
-
-    @torch.no_grad()
-    def bound(self, count: int, *, tolerance: float = 0.05, tries: int = 12) -> float:
-        """Find the price at which no more than `count` weights have π̃ > ½; takes effect at the next update.
-
-        The size of the support falls as the price rises; the search widens from the present price until
-        it brackets `count`, then bisects. Every try solves all chains once.
-
-        Args:
-            count: the bound.
-            tolerance: ends the search when the size is at most that share below the bound.
-            tries: number of tries at the most.
-
-        Returns:
-            The price, never negative: a bound that does not bind costs nothing.
-        """
-        evidence = self.weight_evidence()
-
-        def size(price: float) -> int:
-            posteriors = (self.messages(name, own, price).posterior for name, own in evidence.items())
-            return sum(int((odds > 0).sum()) for odds in posteriors)
-
-        self.price.fill_(lowest_price(size, count, float(self.price), tolerance, tries))
-        return float(self.price)
-
-    @torch.no_grad()
-    def set_off_rate(self, value: float) -> None:
-        """Move b̄ (in the unit of the prior's rates); takes effect at the next update."""
-        PrecisionPrior(self._base.a, self._base.b, self._base.a_off, value)  # checks it
-        self.off_rate.fill_(value)
-
     def share_with(self, prior: Any) -> None:
         """Give b̄ and the learned transitions to the model's prior."""
         if isinstance(prior, Turbo):
@@ -347,11 +208,6 @@ class TurboGuide(Guide):
         """Posterior log-odds of the support per weight, `{tensor name: tensor's shape}`."""
         evidence = self.weight_evidence()
         return {name: self.extrinsic[site_key(name)] + own - self.price for name, own in evidence.items()}
-
-    @torch.no_grad()
-    def weight_evidence(self) -> dict[str, Tensor]:
-        """What each weight alone says for its support, in nats, without the chains and the price."""
-        return {name: self._evidence(name, self._square(name)) for name in self._names}
 
     @torch.no_grad()
     def support_masks(self, threshold: float = 0.5) -> dict[str, Tensor]:

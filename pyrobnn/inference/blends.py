@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.inference.terms import Distillation, Step
-from pyrobnn.model import copied_statistics
+from pyrobnn.nets.statistics import copied_statistics
 
 
 class Blends(Distillation):

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._pytree import tree_leaves
 
+from pyrobnn.channels.calls import operation_name
 from pyrobnn.channels.rules_math import elementwise
 from pyrobnn.channels.tracer import RULES as CHANNEL_RULES
 from pyrobnn.channels.tracer import Rule as ChannelRule
-from pyrobnn.channels.tracer import operation_name
 from pyrobnn.errors import ConfigError
 from pyrobnn.moments.registry import RULES as MOMENT_RULES
 from pyrobnn.moments.registry import ops, rule

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pyrobnn.channels.calls import operation_name
 from pyrobnn.channels.read import small_batch
-from pyrobnn.channels.tracer import operation_name
 from pyrobnn.nets.calling import eval_mode
 from pyrobnn.nets.replica import unwrap
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from pyrobnn.channels import ChannelTable, GateMap, PruningPlan, channel_groups, compact, mask
-from pyrobnn.channels.tracer import tensors_in
+from pyrobnn.channels.calls import tensors_in
 from pyrobnn.report.cost import count
 
 
