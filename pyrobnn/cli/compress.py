@@ -36,7 +36,7 @@ def compress(
     out_console.print(escape(first), soft_wrap=True)
     from pyrobnn.channels import PruningPlan
     from pyrobnn.compression.compress import compress as run
-    from pyrobnn.report.sections import verdict
+    from pyrobnn.report.headline import verdict
 
     if from_scratch != (plan is not None):
         raise ConfigError("--from-scratch and --plan go together: the plan says which architecture to train")

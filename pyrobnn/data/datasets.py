@@ -16,7 +16,8 @@ from pyrobnn.data.items import dataset_of, image_of, is_pair, items_of, pair_of,
 from pyrobnn.data.memory import room_for_images
 from pyrobnn.data.notes import Notes
 from pyrobnn.data.pictures import DEFAULT_SIZE, bits_to_drop, eight_bits, resized, with_channels
-from pyrobnn.data.raw import Part, Raw, as_pixels, as_targets, joined_bits
+from pyrobnn.data.raw import Part, Raw, as_pixels, joined_bits
+from pyrobnn.data.targets import as_targets
 from pyrobnn.data.tensors import resized_tensor, tensor_pixels
 from pyrobnn.errors import DataError
 

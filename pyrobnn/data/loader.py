@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from pyrobnn.data.inputs import Packing, several
-from pyrobnn.data.raw import as_targets
+from pyrobnn.data.targets import as_targets
 from pyrobnn.errors import DataError
 
 

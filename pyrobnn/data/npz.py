@@ -11,7 +11,8 @@ import numpy as np
 
 from pyrobnn.data.memory import free_memory
 from pyrobnn.data.notes import Notes
-from pyrobnn.data.raw import Part, Raw, as_pixels, as_targets, joined_bits
+from pyrobnn.data.raw import Part, Raw, as_pixels, joined_bits
+from pyrobnn.data.targets import as_targets
 from pyrobnn.errors import DataError
 from pyrobnn.io.files import write_bytes
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyrobnn.errors import DataError
 from pyrobnn.io.files import write_text
-from pyrobnn.report import sections, wording
+from pyrobnn.report import headline, sections, wording
 from pyrobnn.report.figures import as_dict, caption, standard_figures
 
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ def page(
         style=_source(environment, "page.css"),
         script=script,
         removed={key: wording.removed(report, key) for key in ("macs", "params")},
-        verdict=sections.verdict(report),
-        cards=sections.cards(report),
+        verdict=headline.verdict(report),
+        cards=headline.cards(report),
         sections=sections.all_sections(report, pictures, plan_widths, load_path),
         schema=wording.text(report.get("schema")),
         versions=wording.flat(as_dict(report.get("versions"))),
