@@ -67,7 +67,8 @@ def _reached(target: Report) -> str:
         if key == "max_drop":
             parts.append(f"{value:.2f}\N{NO-BREAK SPACE}points lost")
         else:
-            parts.append(f"{100 * value:.1f}\N{NO-BREAK SPACE}% of the {SIZES.get(key, key.replace('_', ' '))} left")
+            size = SIZES.get(key, key.replace("_", " ")).partition(" (")[0]
+            parts.append(f"{100 * value:.1f}\N{NO-BREAK SPACE}% of the {size} left")
     if is_number(reached):
         parts.append(f"{reached:.4g}")
     if parts and isinstance(interval, list | tuple) and len(interval) == 2 and all(map(is_number, interval)):
