@@ -14,8 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pytest
+
+import pyrobnn as pb
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -25,6 +28,21 @@ def _fresh_state() -> None:
     """Every test starts from the same random state and an empty global parameter store."""
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
+
+
+@pytest.fixture(scope="session")
+def few_digits() -> Callable[[Path, int, int], Path]:
+    """Writes so many training and test images of digits to `few.npz` in a folder; returns the folder."""
+
+    def write(folder: Path, train: int, test: int) -> Path:
+        full = pb.load_data("digits", valid_fraction=0.0)
+        parts = {"train": full.train.take(train), "test": full.test.take(test)}
+        images = {f"x_{name}": part.images.numpy() for name, part in parts.items()}
+        labels = {f"y_{name}": part.labels.numpy() for name, part in parts.items()}
+        np.savez_compressed(folder / "few.npz", **images, **labels)
+        return folder
+
+    return write
 
 
 @pytest.fixture

@@ -294,15 +294,9 @@ def test_groups_of_what_does_not_fit(run: Callable[..., Answer]) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, few_digits: Callable[[Path, int, int], Path]) -> Path:
     """A small finished run, and the data it was made from."""
-    folder = tmp_path_factory.mktemp("made")
-    full = pb.load_data("digits", valid_fraction=0.0)
-    train, test = full.train.take(150), full.test.take(80)
-    np.savez(
-        folder / "few.npz", x_train=train.images.numpy(), y_train=train.labels.numpy(),
-        x_test=test.images.numpy(), y_test=test.labels.numpy(),
-    )  # fmt: skip
+    folder = few_digits(tmp_path_factory.mktemp("made"), 150, 80)
     pb.compress(
         "small_cnn", folder / "few.npz", "gaussian", target_macs=0.5, epochs=3, out=folder / "run", progress=False
     )

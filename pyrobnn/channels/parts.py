@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from pyrobnn.channels.times import LayerTimes
@@ -133,5 +132,16 @@ def per_unit(tensor: Tensor, axis: int, index: Tensor) -> Tensor:
         if tensor.dim() > 1
         else tensor.detach().float().cpu()
     )
-    rows = torch.cat([rows, rows.new_zeros(1)])
-    return rows[index.cpu()].sum(1)
+    return gather_padded(rows, index).sum(1)
+
+
+def gather_padded(values: Tensor, index: Tensor, empty: float = 0) -> Tensor:
+    """Rows of `values` `[n, ...]` at an index `[channels, k]`, `empty` where that is negative: `[channels, k, ...]`.
+
+    >>> gather_padded(torch.tensor([5.0, 6.0]), torch.tensor([[1, 0], [0, -1]]))
+    tensor([[6., 5.],
+            [5., 0.]])
+    """
+    index = index.to(values.device)
+    absent = (index < 0).reshape(*index.shape, *[1] * (values.dim() - 1))
+    return values[index.clamp_min(0)].masked_fill(absent, empty)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 import torch
 from torch import Tensor
 
-from pyrobnn.channels.parts import ChannelGroup, Cost, MapInput, NetFacts
+from pyrobnn.channels.parts import ChannelGroup, Cost, MapInput, NetFacts, gather_padded
 from pyrobnn.channels.pricing import Pricing
 from pyrobnn.channels.times import LayerTimes
 from pyrobnn.errors import PlanError
@@ -241,15 +241,14 @@ class ChannelTable(list[ChannelGroup]):
                 index = member.index[stays]
                 moved = positions.get((member.tensor, member.axis))
                 if moved is not None:
-                    index = torch.where(index >= 0, moved[index.clamp_min(0)], -1)
+                    index = gather_padded(moved, index, -1)
                 members.append(replace(member, index=compact_rows(index)))
             groups.append(ChannelGroup(group.name, int(stays.sum()), tuple(m for m in members if m.index.numel())))
         maps = {}
         for name, source in self.facts.maps.items():
             inputs = self._map_stays(source, keep)
             moved_units = tuple(
-                (group, torch.where(units >= 0, unit_rank[group][units.clamp_min(0)], -1)[inputs])
-                for group, units in source.units
+                (group, gather_padded(unit_rank[group], units, -1)[inputs]) for group, units in source.units
             )
             maps[name] = MapInput(int(inputs.sum()), moved_units)
         facts = replace(self.facts, shapes=shapes, maps=maps)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyrobnn.channels import ChannelTable, GateMap
-from pyrobnn.channels.parts import per_unit
+from pyrobnn.channels.parts import gather_padded, per_unit
 from pyrobnn.distributions.folded import expected_abs, expected_capped
 from pyrobnn.nets.calling import eval_mode
 from pyrobnn.nets.recomputing import call_outliving
@@ -86,7 +86,7 @@ def fpgm_scores(net: nn.Module, table: ChannelTable) -> Scores:
         total = torch.zeros(group.channels)
         for member in producers(group, table.facts.shapes):
             rows = tensors[member.tensor].detach().float().cpu().movedim(member.axis, 0).flatten(1)
-            rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])[member.index.cpu()].flatten(1)
+            rows = gather_padded(rows, member.index).flatten(1)
             # Not by matrix products, whose rounding makes a filter differ from itself.
             total = total + torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
         found[group.name] = total

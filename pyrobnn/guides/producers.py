@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrobnn.channels.parts import gather_padded
+
 #: Tensors that write a group's channels, with ``index [channels, k]`` on axis 0; negative where there is none.
 Producers = list[tuple[str, Tensor]]
 
@@ -27,7 +29,7 @@ def any_live(producers: Producers, live: Mapping[str, Tensor]) -> Tensor:
     """P(one of a channel's filters is live), ``[channels]``, from that of each filter; filters are independent."""
     dead = torch.ones(())
     for name, index in producers:
-        rows = _gathered(1 - live[name], index, 1.0)
+        rows = gather_padded(1 - live[name], index, 1.0)
         dead = dead.to(rows) * rows.prod(-1)
     return 1 - dead
 
@@ -36,12 +38,6 @@ def shares_of(producers: Producers, values: Mapping[str, Tensor]) -> Tensor:
     """Each channel's share of the sum of all its filters' values, ``[channels]``."""
     total = torch.zeros(())
     for name, index in producers:
-        rows = _gathered(values[name], index, 0.0)
+        rows = gather_padded(values[name], index, 0.0)
         total = total.to(rows) + rows.sum(-1)
     return total / total.sum().clamp_min(1e-12)
-
-
-def _gathered(values: Tensor, index: Tensor, empty: float) -> Tensor:
-    """Values by filter at ``index [channels, k]``, `empty` where the index is negative."""
-    index = index.to(values.device)
-    return values[index.clamp_min(0)].masked_fill(index < 0, empty)

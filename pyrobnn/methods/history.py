@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyrobnn.channels.parts import per_unit
+from pyrobnn.channels.parts import gather_padded, per_unit
 from pyrobnn.criteria.pairs import Elimination, eliminate, history_distances, symmetric_kl
 from pyrobnn.criteria.scores import moments_of
 from pyrobnn.distributions.folded import expected_abs
@@ -173,8 +173,7 @@ class SimilarPairs(Callback):
             for member in producers(table[name], table.facts.shapes):
                 magnitude = _magnitude(member.tensor, parameters, guide)
                 by_row = magnitude.movedim(member.axis, 0).flatten(1).sum(1)
-                index = member.index.to(by_row.device)
-                norms = norms + torch.cat([by_row, by_row.new_zeros(1)])[index].sum(1)
+                norms = norms + gather_padded(by_row, member.index).sum(1)
             pairs = pairs.to(norms.device)
             gap = (norms[pairs[:, 0]] - norms[pairs[:, 1]]).abs().mean()
             total = total + gap / norms.detach().mean().clamp_min(1e-12)

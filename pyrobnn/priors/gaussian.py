@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -74,7 +75,21 @@ def _expanded(number: float, value: Tensor) -> Tensor:
 
 
 @dataclass
-class Gaussian(WeightPrior):
+class _Centred(WeightPrior):
+    """A location-scale family around 0."""
+
+    scale: Scale = 1.0
+    _family: ClassVar[Any]
+
+    def __post_init__(self) -> None:
+        check_scale(self.scale)
+
+    def distribution(self, name: str, value: Tensor) -> torch.distributions.Distribution:
+        return self._family(_expanded(0.0, value), _expanded(resolve_scale(self.scale, name, value), value))
+
+
+@dataclass
+class Gaussian(_Centred):
     """w ~ N(0, scale²), independent per weight; its KL to a Gaussian guide is closed-form.
 
     Args:
@@ -86,13 +101,7 @@ class Gaussian(WeightPrior):
         ConfigError: a scale that is not positive and finite.
     """
 
-    scale: Scale = 1.0
-
-    def __post_init__(self) -> None:
-        check_scale(self.scale)
-
-    def distribution(self, name: str, value: Tensor) -> torch.distributions.Distribution:
-        return dist.Normal(_expanded(0.0, value), _expanded(resolve_scale(self.scale, name, value), value))
+    _family = dist.Normal
 
 
 @dataclass
@@ -133,7 +142,7 @@ class ScaleMixture(WeightPrior):
 
 
 @dataclass
-class Laplace(WeightPrior):
+class Laplace(_Centred):
     """w ~ Laplace(0, scale), density ∝ exp(−|w| / scale): the Bayesian reading of an L1 penalty.
 
     Args:
@@ -143,10 +152,4 @@ class Laplace(WeightPrior):
         ConfigError: a scale that is not positive and finite.
     """
 
-    scale: Scale = 1.0
-
-    def __post_init__(self) -> None:
-        check_scale(self.scale)
-
-    def distribution(self, name: str, value: Tensor) -> torch.distributions.Distribution:
-        return dist.Laplace(_expanded(0.0, value), _expanded(resolve_scale(self.scale, name, value), value))
+    _family = dist.Laplace

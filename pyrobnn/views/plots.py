@@ -110,26 +110,11 @@ def snr_plot(posterior: Posterior, groups: Sequence[str] | None = None, *, ax: A
     y = _drawable(np.concatenate([to_numpy(channel.snr) for channel in channels]), log)
     size = float(np.clip(5000 / len(x), 4, 24))
     many = len(x) > 3000  # vector files of thousands of markers are slow to open
-    ax.scatter(
-        x[keep],
-        y[keep],
-        s=size,
-        marker="o",
-        linewidths=0,
-        color=KEPT,
-        label=f"kept ({keep.sum()})",
-        rasterized=many,
-    )
-    ax.scatter(
-        x[~keep],
-        y[~keep],
-        s=size,
-        marker="x",
-        linewidths=0.9,
-        color=CUT,
-        label=f"cut ({(~keep).sum()})",
-        rasterized=many,
-    )
+    for name, shown, marker, line, color in (("kept", keep, "o", 0.0, KEPT), ("cut", ~keep, "x", 0.9, CUT)):
+        label = f"{name} ({shown.sum()})"
+        ax.scatter(
+            x[shown], y[shown], s=size, marker=marker, linewidths=line, color=color, label=label, rasterized=many
+        )
     lines = [(i, c.threshold) for i, c in enumerate(channels) if c.threshold is not None]
     lines = [(i, t) for i, t in lines if t > 0 or not log]
     if lines:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -42,15 +41,9 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, few_digits: Callable[[Path, int, int], Path]) -> Path:
     """A folder with data and one run, made through the command line."""
-    folder = tmp_path_factory.mktemp("cli")
-    full = pb.load_data("digits", valid_fraction=0.0)
-    train, test = full.train.take(240), full.test.take(120)
-    np.savez(
-        folder / "few.npz", x_train=train.images.numpy(), y_train=train.labels.numpy(),
-        x_test=test.images.numpy(), y_test=test.labels.numpy(),
-    )  # fmt: skip
+    folder = few_digits(tmp_path_factory.mktemp("cli"), 240, 120)
     with pytest.raises(SystemExit) as stop:
         cli.main([
             "compress", "--model", "small_cnn", "--data", str(folder / "few.npz"), "--method", "gaussian", "--epochs", "4",

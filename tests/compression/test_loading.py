@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,9 @@ from pyrobnn.nets.storage import save_compact
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, few_digits: Callable[[Path, int, int], Path]) -> Path:
     """A small finished run with a Bayesian network, and the data it was made from."""
-    folder = tmp_path_factory.mktemp("made")
-    full = pb.load_data("digits", valid_fraction=0.0)
-    train, test = full.train.take(120), full.test.take(60)
-    np.savez(
-        folder / "few.npz", x_train=train.images.numpy(), y_train=train.labels.numpy(),
-        x_test=test.images.numpy(), y_test=test.labels.numpy(),
-    )  # fmt: skip
+    folder = few_digits(tmp_path_factory.mktemp("made"), 120, 60)
     pb.compress(
         "small_cnn", folder / "few.npz", "l1", target_macs=0.5, epochs=3, bayesian_epochs=1, out=folder / "run",
         progress=False,

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -23,15 +22,9 @@ from pyrobnn.io.sparse import save_sparse
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, few_digits: Callable[[Path, int, int], Path]) -> Path:
     """A small finished run with everything in it, its data, and weights files of each kind."""
-    folder = tmp_path_factory.mktemp("made")
-    full = pb.load_data("digits", valid_fraction=0.0)
-    train, test = full.train.take(120), full.test.take(60)
-    np.savez_compressed(
-        folder / "few.npz", x_train=train.images.numpy(), y_train=train.labels.numpy(),
-        x_test=test.images.numpy(), y_test=test.labels.numpy(),
-    )  # fmt: skip
+    folder = few_digits(tmp_path_factory.mktemp("made"), 120, 60)
     pb.compress(
         "small_cnn", folder / "few.npz", "gaussian", target_macs=0.5, epochs=3, bayesian_epochs=1,
         out=folder / "run", progress=False,
