@@ -161,6 +161,6 @@ def tune(bench: Bench, net: nn.Module, epochs: float, seed: int) -> nn.Module:
         context.recipe.tune, "tune", whole, max_steps=math.ceil(epochs / whole * steps), validate=False
     )
     model = pb.BayesianModel(net, data_size=len(bench.data.train), likelihood=context.likelihood)
-    terms = context.teacher.answers(bench.net, context.recipe.distillation)
+    terms = context.teacher.distillation(bench.net, context.recipe.distillation)
     result = context.fit("tune", model, NoLatents(), config, terms=terms)
     return bench.settled(result.model.net.to(memory_format=torch.channels_last), seed)

@@ -1,4 +1,4 @@
-"""Bayesian compression of convolutional networks on Pyro: posterior in, smaller network out.
+"""Bayesian compression of convolutional networks on Pyro: fit a posterior, get a smaller network.
 
 The public names are listed in ``__init__.pyi``. Each is imported when it is first used, because torch, Pyro and ArviZ
 take seconds to load.

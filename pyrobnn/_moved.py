@@ -1,4 +1,4 @@
-"""Modules under the names they had before: they go on working, with a warning."""
+"""Old import paths of moved modules, which go on working with a DeprecationWarning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The errors a user can meet.
+"""The exceptions of the package.
 
 Every message says what was expected, what came, and what to do. The command
 line prints it as one line and exits with code 2.

@@ -1,4 +1,4 @@
-"""Observation models: what the network's output says about the targets."""
+"""Likelihoods: distributions of the targets given the network's output."""
 
 from __future__ import annotations
 

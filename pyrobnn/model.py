@@ -280,15 +280,19 @@ class BayesianModel(PyroModule):
         with self.frozen_statistics(), torch.no_grad():
             guide(*batch)
 
+    def tensors_at(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the prior hands to the network at given site values, `{site: tensor}`; sites without one are sampled."""
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), poutine.block():
+            tensors: dict[str, Tensor] = poutine.condition(self.values, data=values)()
+        return tensors
+
     def deterministic(self, values: dict[str, Tensor]) -> nn.Module:
         """A plain copy of the network at given site values, `{site: tensor}`.
 
         What the prior does with the values (gates folded into weights, say) is done once; tensors
         that were held as buffers are parameters again. Sites without a value are sampled.
         """
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), poutine.block():
-            tensors = poutine.condition(self.values, data=values)()
-        net = copy_net(self.bare_net)
+        tensors, net = self.tensors_at(values), copy_net(self.bare_net)
         sites = Sites(net)
         for name, value in tensors.items():
             if name not in self.held:

@@ -1,4 +1,4 @@
-"""What a network is for: how its output speaks of the targets, what it is judged by, and how a teacher speaks to it."""
+"""`Task`: the likelihood, the metric and the distillation loss of a kind of target."""
 
 from __future__ import annotations
 

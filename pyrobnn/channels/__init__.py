@@ -1,4 +1,4 @@
-"""Which channels go together, what they cost, and how to cut them; no Pyro in here.
+"""Channel groups of a network, what they cost, and how to cut them; nothing here depends on Pyro.
 
 :class:`ChannelTable` lists the :class:`ChannelGroup` of a network, read from its own operations and tried. A
 :class:`PruningPlan` says which units of each group stay; `mask` zeroes the others, `compact` removes them.

@@ -1,4 +1,4 @@
-"""A cut that was made, held against its mask on real images."""
+"""Checks a cut on real images: the compact network must equal the masked one."""
 
 from __future__ import annotations
 

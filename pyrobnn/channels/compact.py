@@ -1,4 +1,4 @@
-"""Compact networks: really smaller tensors."""
+"""Compact networks: the removed channels are gone from the tensors."""
 
 from __future__ import annotations
 

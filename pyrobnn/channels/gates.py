@@ -1,4 +1,4 @@
-"""Gates: per-channel factors placed where nothing downstream can undo them."""
+"""Gates: per-channel factors on the tensors that read a channel, so that no later layer can cancel them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Channel identities: labels, what ties them together, and tensors of labels.
+"""Channel labels: identities of channels, which of them must be cut together, and tensors of labels.
 
 A label is a small integer. Every output channel of a convolution gets a fresh one; operations that force two
 channels to be cut together unite their labels. A *label tensor* has the shape of an activation and says which

@@ -1,4 +1,4 @@
-"""Masks: the same shapes, with zeros where removed channels are read."""
+"""Masked networks: tensors keep their shapes, with zeros where removed channels are read."""
 
 from __future__ import annotations
 

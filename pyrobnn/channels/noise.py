@@ -1,4 +1,4 @@
-"""Networks that are random in eval mode, made deterministic for the time of a trial."""
+"""Makes networks that are random in eval mode deterministic while groups are tried."""
 
 from __future__ import annotations
 

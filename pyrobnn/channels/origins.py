@@ -1,4 +1,4 @@
-"""Which axis of which parameter a tensor made from it has: parameters of several long axes, viewed, cast or masked.
+"""Which axis of which parameter a derived tensor has: parameters that are viewed, cast or masked before they are used.
 
 A parameter ``[C, H, W]`` that is added to an activation, or ``weight_orig * mask``, has no channel labels of its own:
 which axis is the channel axis shows where it meets an activation. Until then each long axis carries its positions.

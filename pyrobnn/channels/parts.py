@@ -1,4 +1,4 @@
-"""What a channel table is made of: members, groups, prices, and facts about the network."""
+"""The records of a channel table: members, groups, costs, and facts about the network."""
 
 from __future__ import annotations
 

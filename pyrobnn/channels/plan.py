@@ -1,4 +1,4 @@
-"""The pruning plan: which units stay, as pure data."""
+"""The pruning plan: the units of each group that stay, as plain data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Budgets met by what is lost per cost saved."""
+"""Plans for a budget: channels go in the order of saliency lost per cost saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prices: parameters and multiply-accumulates as products of what is left of each axis, and measured layer times."""
+"""Cost of a cut network: parameters and multiply-accumulates as products of what is left of each axis, measured layer times."""
 
 from __future__ import annotations
 

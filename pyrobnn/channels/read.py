@@ -1,4 +1,4 @@
-"""Reading the channel table from a network."""
+"""Reads the channel table from a network by running it once with labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compact networks from the shapes of their tensors alone."""
+"""Rebuilds a compact network from the dense one and the shapes of the saved tensors."""
 
 from __future__ import annotations
 

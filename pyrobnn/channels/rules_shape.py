@@ -1,4 +1,4 @@
-"""Label rules of movement: the real operation moves the labels as it moves the numbers."""
+"""Label rules of operations that move numbers: the same operation is applied to the labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A scratch copy of a network, with weights and inputs under which every channel matters."""
+"""A copy of a network for trial cuts, with weights and inputs under which every channel matters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The largest cut that a measured quality allows."""
+"""The largest cut at which a measured quality, such as validation accuracy, stays above a floor."""
 
 from __future__ import annotations
 

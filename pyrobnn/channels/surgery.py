@@ -1,4 +1,4 @@
-"""Changing a network's tensors in place, and the integer attributes that speak about their sizes."""
+"""Changes a network's tensors in place, and the integer attributes that hold their sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Push channel labels through a network's own operations.
+"""The label tracer: runs a network once and follows its channels through every torch operation.
 
 One forward pass under a ``TorchFunctionMode``: every torch operation runs on the numbers as usual and on the
 labels beside them. Movement runs the real operation on the labels; arithmetic unites labels position by

@@ -1,4 +1,4 @@
-"""Trying every group: cut alone, the compact network must equal the masked one."""
+"""Tries every group: after cutting it, the compact network must equal the masked one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`pyrobnn compress`: the whole way, into a run directory."""
+"""`pyrobnn compress`: from a dense network to a compact one, into a run directory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def compress(
     out_console.print(escape(first), soft_wrap=True)
     from pyrobnn.channels import PruningPlan
     from pyrobnn.compression.compress import compress as run
-    from pyrobnn.report.headline import verdict
+    from pyrobnn.report.headline import target_lines
 
     if from_scratch != (plan is not None):
         raise ConfigError("--from-scratch and --plan go together: the plan says which architecture to train")
@@ -46,7 +46,7 @@ def compress(
     result = run(model, data, out=out, **given)
     out_console.print(summary_table(result.report))
     out_console.print(spent(result.report), style="dim", soft_wrap=True)
-    for line in verdict(result.report):
+    for line in target_lines(result.report):
         out_console.print(f"[{STYLES[line['kind']]}]{escape(line['head'])}[/] {escape(line['text'])}", soft_wrap=True)
     out_console.print(
         f"written to {escape(str(out))}: report.json, report.html, compact.safetensors, plan.json", style="dim"

@@ -1,4 +1,4 @@
-"""`pyrobnn groups`: a dry run before hours of training."""
+"""`pyrobnn groups`: which channels can be cut, without any training."""
 
 from __future__ import annotations
 

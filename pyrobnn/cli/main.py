@@ -1,4 +1,4 @@
-"""The commands together, and how errors leave them.
+"""Puts the commands together and turns errors into one line and an exit code.
 
 A command imports what it needs when it runs: torch and Pyro take seconds to load, and `--help` or a mistyped
 option needs neither.

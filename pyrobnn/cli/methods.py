@@ -1,4 +1,4 @@
-"""`pyrobnn methods`: what --method takes."""
+"""`pyrobnn methods`: lists the values of `--method`."""
 
 from __future__ import annotations
 

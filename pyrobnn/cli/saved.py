@@ -1,4 +1,4 @@
-"""A run directory with its data, for the commands that run the saved network."""
+"""Loads a run directory together with its data, for the commands that run the saved network."""
 
 from __future__ import annotations
 

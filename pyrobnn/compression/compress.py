@@ -1,4 +1,4 @@
-"""The whole pipeline in one call: a CNN in, a truly smaller CNN out."""
+"""`compress`: the whole pipeline in one call, from a CNN to a smaller CNN."""
 
 from __future__ import annotations
 

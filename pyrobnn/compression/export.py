@@ -1,4 +1,4 @@
-"""Out again: a network as ONNX or as a `torch.export` program, neither of which needs pyrobnn.
+"""Exports a network as ONNX or as a `torch.export` program, neither of which needs pyrobnn.
 
 BatchNorm layers are folded into the convolutions before them, the batch size is free, and what is written
 has first been loaded again from its bytes and compared with the network on the given images.

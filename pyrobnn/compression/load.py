@@ -1,4 +1,4 @@
-"""A finished run, read back whole from its directory."""
+"""`load_run`: reads a finished run from its directory."""
 
 from __future__ import annotations
 

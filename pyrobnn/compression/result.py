@@ -1,4 +1,4 @@
-"""What a run ends with: the test set is read, once, and the run directory is written."""
+"""The end of a run: the test set is read once, and the run directory is written."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pyrobnn.pipeline.context import Context
 from pyrobnn.pipeline.state import State
 from pyrobnn.pipeline.target import complaints, drop_interval, outcome
 from pyrobnn.posterior.bayesian_net import BayesianNet, settings
-from pyrobnn.report.report import SCHEMA, answers, measure, measure_posterior, per_class, reduction, versions
+from pyrobnn.report.report import SCHEMA, measure, measure_posterior, per_class, reduction, test_outputs, versions
 from pyrobnn.summary.types import Posterior
 
 
@@ -122,7 +122,7 @@ def finish(
     dense, small = set_mode(state.dense.cpu(), False), set_mode(state.net.cpu(), False)
     nets, widths = {"dense": dense, "compact": small}, {"dense": context.table.widths(), "compact": state.plan.widths()}
     task = context.task
-    said = {name: answers(net, data, context.device, task) for name, net in nets.items()}
+    said = {name: test_outputs(net, data, context.device, task) for name, net in nets.items()}
 
     def measured() -> dict[str, dict[str, Any]]:  # times, among others, which others would disturb
         how: dict[str, Any] = {"device": context.device, "trained_on": trained_on, "task": task}
@@ -152,7 +152,7 @@ def finish(
     interval = None
     if config.within_drop:
         shown = replace(data, test=data.valid)
-        valid = [answers(net, shown, context.device, task).statistics for net in (dense, small)]
+        valid = [test_outputs(net, shown, context.device, task).statistics for net in (dense, small)]
         interval = drop_interval(task.metric, *valid)
     share = None
     if config.target_latency is not None:

@@ -1,4 +1,4 @@
-"""A run directory: what is in it, how it is written, and how the compact network comes back."""
+"""A run directory: the files in it, how they are written, and how the compact network is loaded."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a channel is worth: rules and scores that turn a posterior (or a trained network) into a plan."""
+"""Criteria: scores of channels and rules that turn a posterior (or a trained network) into a plan."""

@@ -1,4 +1,4 @@
-"""What a criterion may look at when channels are scored."""
+"""`ScoringContext`: what a criterion may use when it scores channels."""
 
 from __future__ import annotations
 

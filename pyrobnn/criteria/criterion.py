@@ -1,4 +1,4 @@
-"""What a criterion is: a score of channels with a name, a unit and a line."""
+"""`Criterion`: a score of channels with a name, a unit and a default threshold."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from pyrobnn.criteria.context import ScoringContext
 from pyrobnn.criteria.criterion import Criterion
 from pyrobnn.criteria.laplace import training_images
 from pyrobnn.inference.curvature import gate_fisher
+from pyrobnn.nets.functional import in_place
 from pyrobnn.summary.evidence import with_nats
 from pyrobnn.summary.reading import guide_runs
 from pyrobnn.summary.types import Posterior
@@ -39,13 +40,14 @@ def expected_loss(scoring: ScoringContext, draws: int = DRAWS, images: int = IMA
     seed = int(scoring.generator(f"curvature {scoring.round + 1}").initial_seed() % 2**31)
     shown = training_images(scoring.net or model.bare_net, data, draws * images, seed, batch_size=images)
     total = {group.name: torch.zeros(group.channels, dtype=torch.float64) for group in table}
-    count = 0
+    count, net, sites = 0, model.bare_net, set(model.sites())
     for trace, batch in zip(guide_runs(model, guide, draws, seed), shown, strict=False):
         drawn = {name: node["value"].detach() for name, node in trace.nodes.items() if node["type"] == "sample"}
-        net = model.deterministic({name: value for name, value in drawn.items() if name in model.sites()})
-        fisher = gate_fisher(
-            net, table, [batch], data_size=len(data.train), likelihood=model.likelihood, seed=seed + count
-        )
+        tensors = model.tensors_at({name: value for name, value in drawn.items() if name in sites})
+        with in_place(net, tensors):
+            fisher = gate_fisher(
+                net, table, [batch], data_size=len(data.train), likelihood=model.likelihood, seed=seed + count
+            )
         for name, value in fisher.diagonal.items():
             total[name] += len(batch[0]) * 0.5 * value
         count += len(batch[0])

@@ -1,4 +1,4 @@
-"""Redundant kernels: norms and signal-to-noise ratios of whole kernels, and the gap that sets some apart."""
+"""Redundant kernels: norms and signal-to-noise ratios of whole kernels, and the gap below which they are redundant."""
 
 from __future__ import annotations
 

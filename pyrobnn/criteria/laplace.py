@@ -1,4 +1,4 @@
-"""The Laplace posterior of a network's gates: what curvature alone says about its channels."""
+"""The Laplace posterior of a network's gates: scores of channels from curvature alone."""
 
 from __future__ import annotations
 

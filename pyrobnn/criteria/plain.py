@@ -1,4 +1,4 @@
-"""Criteria of plain-network pruning, the controls of every claim; they read no posterior."""
+"""Criteria of plain-network pruning, used as controls; they need no posterior."""
 
 from __future__ import annotations
 

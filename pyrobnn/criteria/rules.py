@@ -1,4 +1,4 @@
-"""From a posterior, or from a network and its data, to a plan by a rule."""
+"""`plan`: from a posterior, or from a network and its data, to a pruning plan by a named rule."""
 
 from __future__ import annotations
 

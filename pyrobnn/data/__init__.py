@@ -1,4 +1,4 @@
-"""Images in memory and the ways they get there."""
+"""Data sets: images in memory or streamed, and how they are read from each kind of source."""
 
 from pyrobnn.data.arrays import Data
 from pyrobnn.data.augment import Augment

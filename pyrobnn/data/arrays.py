@@ -1,4 +1,4 @@
-"""A data set in three parts."""
+"""`Data`: a data set with a training, a validation and a test part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Torch data sets whose items are read when they are needed."""
+"""Torch data sets whose items are read on demand."""
 
 from __future__ import annotations
 

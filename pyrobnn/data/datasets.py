@@ -1,4 +1,4 @@
-"""Torch data sets, loaders and arrays: the items of users, read into memory or when they are needed."""
+"""Torch data sets, loaders and arrays as sources: read into memory, or on demand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several inputs per example, packed into one tensor: the rest of the package moves one tensor per batch."""
+"""Several inputs per example, packed into one tensor because the rest of the package moves one tensor per batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Single items of torch data sets and loaders: which there are, their image and their target."""
+"""Single items of torch data sets and loaders: their indices, images and targets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pictures of an image folder: its parts and classes, without links that lead in circles and what is no picture."""
+"""Lists the pictures of an image folder by part and class; skips circular links and files that are no pictures."""
 
 from __future__ import annotations
 

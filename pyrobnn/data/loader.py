@@ -1,4 +1,4 @@
-"""A user's own `DataLoader`, taken as it is: its batches, workers and transforms."""
+"""A user's own `DataLoader`, used as it is: its batches, workers and transforms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory there is, so that images are kept only where they fit."""
+"""How much memory is free for images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets known by name: scikit-learn's digits, and torchvision's, kept as ``.npz``."""
+"""Data sets known by name: scikit-learn's digits, and torchvision's data sets, cached as ``.npz``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What reading a source leaves out, reduces or guesses, said once per kind."""
+"""Collects remarks on what a source leaves out, reduces or guesses, and reports each kind once."""
 
 from __future__ import annotations
 

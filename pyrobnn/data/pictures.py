@@ -1,4 +1,4 @@
-"""One picture as pixels, the same way for folders, data sets and streams."""
+"""Reads one picture as pixels, in the same way for folders, data sets and streams."""
 
 from __future__ import annotations
 

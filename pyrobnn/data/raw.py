@@ -1,4 +1,4 @@
-"""Arrays as a source gives them, and the checks that every source must pass."""
+"""Images and targets as a source returns them, and the checks that every source must pass."""
 
 from __future__ import annotations
 

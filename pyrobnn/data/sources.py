@@ -1,4 +1,4 @@
-"""`load_data`: one door for every kind of source."""
+"""`load_data`: reads every kind of source."""
 
 from __future__ import annotations
 

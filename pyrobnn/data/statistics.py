@@ -1,4 +1,4 @@
-"""What is computed from the images and labels of a data set: normalisation, validation part, fingerprint."""
+"""Computed from the images and labels of a data set: normalisation, validation split, fingerprint."""
 
 from __future__ import annotations
 

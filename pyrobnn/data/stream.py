@@ -1,4 +1,4 @@
-"""Images that are read when they are needed, by the workers of a torch `DataLoader`."""
+"""Images that are read on demand by the workers of a torch `DataLoader`."""
 
 from __future__ import annotations
 

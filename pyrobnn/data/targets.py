@@ -1,4 +1,4 @@
-"""Targets as a source gives them: what they are for, and the tensors that a task needs."""
+"""Targets of a source: which task they are for, and the tensor that the task needs."""
 
 from __future__ import annotations
 

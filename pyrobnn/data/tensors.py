@@ -1,4 +1,4 @@
-"""Whole arrays and tensors of images: their values as this package keeps them, and their size."""
+"""Arrays and tensors of images: conversion to the package's own dtype and layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is inside the wrappers of a distribution."""
+"""The base distribution inside Pyro's wrappers."""
 
 from __future__ import annotations
 

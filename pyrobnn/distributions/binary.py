@@ -1,4 +1,4 @@
-"""Binary gates that let gradients through, and the Normal that counts only where a gate is on."""
+"""Binary gates with surrogate gradients, and a Normal whose KL counts only where its gate is on."""
 
 from __future__ import annotations
 

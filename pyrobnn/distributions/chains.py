@@ -1,4 +1,4 @@
-"""Supports of whole weight matrices: chains over filters and inside filters.
+"""Supports of weight matrices as binary Markov chains: over filters, and over the weights of each filter.
 
 A weight tensor is read as a matrix `[filters, length]` (length = input channel × kernel taps).
 

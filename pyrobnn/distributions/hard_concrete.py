@@ -1,4 +1,4 @@
-"""A binary gate made continuous: the hard-concrete gate, sampled through its logit."""
+"""The hard-concrete gate, a continuous relaxation of a binary gate, sampled through its logit."""
 
 from __future__ import annotations
 

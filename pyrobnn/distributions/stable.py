@@ -1,4 +1,4 @@
-"""Normal probabilities that stay exact far in the tails, where most noise posteriors live."""
+"""Normal probabilities that are accurate far in the tails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Variational families: the package's guides, and Pyro's AutoGuides started at the network (:func:`auto`).
+"""Guides (variational families): the package's own, and Pyro's AutoGuides started at the network (:func:`auto`).
 
 Any Pyro guide works in their place.
 """

@@ -1,4 +1,4 @@
-"""Pyro's AutoGuides, started where the network is."""
+"""Pyro's AutoGuides, started at the network's weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the package's own guides share: a layout that says how to cut them, and their summary."""
+"""Base of the package's guides: parameter layouts that say how to cut them, and posterior moments."""
 
 from __future__ import annotations
 

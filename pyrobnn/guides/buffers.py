@@ -1,4 +1,4 @@
-"""Tensors by key that a guide updates in closed form."""
+"""`BufferDict`: named tensors that a guide updates in closed form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many parameters in one piece of memory, so that one operation serves all of them."""
+"""Packs many parameters into one tensor, so that one operation updates all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mean field with one variance per kernel: the tensor-normal guide of extended VI, as its code reduces it."""
+"""Mean field with one variance per kernel: the tensor-normal guide of extended VI, as reduced in its code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where channel noise rests: the width at which a likelihood of known curvature and a weighted KL balance, and back.
+"""The equilibrium width of channel noise: where a likelihood of known curvature and a weighted KL balance.
 
 Starts go from the curvature to the width, read-offs from a fitted width to the curvature, and so to what the likelihood
 loses without the channel.

@@ -1,4 +1,4 @@
-"""The price of a unit at which no more than a given number of them is bought."""
+"""The lowest price (Lagrange multiplier) at which at most a given number of units is kept."""
 
 from __future__ import annotations
 

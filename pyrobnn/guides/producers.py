@@ -1,4 +1,4 @@
-"""From values per filter to values per channel, over the tensors whose filters write a channel."""
+"""From values per filter to values per channel, over all tensors that produce a channel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The spike-and-slab posterior: straight-through gates, slabs behind them, log-normal scales."""
+"""The spike-and-slab guide: straight-through gates, Gaussian slabs, log-normal scales."""
 
 from __future__ import annotations
 

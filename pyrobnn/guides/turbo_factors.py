@@ -1,4 +1,4 @@
-"""The factors of the Turbo-VBI posterior: closed-form updates, and how fixed ones enter the ELBO.
+"""The factors of the Turbo-VBI posterior: closed-form updates, and their contributions to the ELBO.
 
 Source: Liu et al. 2020 and Xia, Tsang, Lau 2023 for the mean-field formulas; the joint form is ours.
 """

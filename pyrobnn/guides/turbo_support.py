@@ -1,4 +1,4 @@
-"""The closed-form half of the Turbo-VBI guide: Gamma precisions and the chain-coupled support.
+"""Closed-form part of the Turbo-VBI guide: Gamma precisions and the chain-coupled support.
 
 Module A updates q(ρ) and sends evidence for the support; Module B solves the support's chains by sum-product. Source:
 Xia, Tsang, Lau 2023; Liu et al. 2020 for the formulas.

@@ -1,1 +1,1 @@
-"""Fitting guides: :func:`~pyrobnn.inference.fit.fit` with the :class:`~pyrobnn.inference.elbo.ELBO`, events, optimisers."""
+"""Fitting guides: :func:`~pyrobnn.inference.fit.fit`, the :class:`~pyrobnn.inference.elbo.ELBO`, callbacks, optimisers."""

@@ -1,4 +1,4 @@
-"""The mean of a network's weights over the last part of a fit (stochastic weight averaging)."""
+"""Stochastic weight averaging: the mean of a network's weights over the last part of a fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""BatchNorm statistics of a cut or folded network, measured again on training data."""
+"""Re-estimates BatchNorm statistics of a cut or folded network on training data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 from pyrobnn.data import Split
 from pyrobnn.inference.precision import as_channels_last
 from pyrobnn.io.processes import Processes, current
-from pyrobnn.nets.calling import answer, eval_mode
+from pyrobnn.nets.calling import eval_mode, output_of
 
 _NORMS = nn.modules.batchnorm._BatchNorm
 
@@ -46,7 +46,7 @@ def reestimate_batchnorm(
                 continue
             if number % processes.size == processes.rank:
                 with torch.autocast(kind, autocast or torch.bfloat16, autocast is not None):
-                    answer(net, as_channels_last(x))
+                    output_of(net, as_channels_last(x))
             seen += len(x)
             if seen >= examples:
                 break

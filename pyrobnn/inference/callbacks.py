@@ -1,4 +1,4 @@
-"""Callbacks: what happens beside the gradient steps of a fit.
+"""Callbacks: actions beside the gradient steps of a fit.
 
 Closed-form updates, histories, dual ascent, cut-as-you-go, schedules of a temperature: each is an object with some
 of the hooks of :class:`Callback`. A hook sees a read-only :class:`FitState` and returns a :class:`FitUpdate` with

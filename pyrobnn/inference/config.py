@@ -1,4 +1,4 @@
-"""What a fit can be told."""
+"""`FitConfig`: the settings of a fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Curvature of the likelihood in gates: what a second-order model says the removal of a channel costs.
+"""Curvature of the likelihood in channel gates: a second-order estimate of what the removal of a channel costs.
 
 A gate θ_c = 1 multiplies channel c wherever it is read. The Fisher information of a gate,
 F_c = N E[(∂ log p(y | x, θ) / ∂θ_c)²] with labels drawn from the network itself, is the curvature of the negative

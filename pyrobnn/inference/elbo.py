@@ -1,4 +1,4 @@
-"""The ELBO: negative log-likelihood and KL apart, closed-form KL where it is exact.
+"""The ELBO with negative log-likelihood and KL apart, and the KL in closed form where one is known.
 
 Stock `TraceMeanField_ELBO` looks up KL(Delta, p) for the sites of a stock AutoGuide and so loses
 the Delta's `log_density`, the Jacobian of the constraint: on positive or bounded sites its loss is

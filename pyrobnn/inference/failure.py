@@ -1,4 +1,4 @@
-"""After a step whose loss or gradient was not finite: repeat it and name what is wrong."""
+"""Repeats a step whose loss or gradient was not finite, to name the site or tensor at fault."""
 
 from __future__ import annotations
 

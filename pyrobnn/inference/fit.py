@@ -1,4 +1,4 @@
-"""`fit`: a guide and the network's deterministic parameters, by stochastic variational inference."""
+"""`fit`: trains a guide and the network's deterministic parameters by stochastic variational inference."""
 
 from __future__ import annotations
 

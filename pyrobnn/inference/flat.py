@@ -1,4 +1,4 @@
-"""The numbers of the traced ELBO from few large operations, for mean-field guides under independent priors.
+"""The ELBO of mean-field guides under independent priors, computed by few large operations.
 
 One draw and one reparameterisation for all sites, one closed-form KL for all weights under Gaussian priors and one
 for each other prior that sites share. No trace is made. :class:`~pyrobnn.inference.elbo.ELBO` stays the definition;

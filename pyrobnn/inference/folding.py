@@ -1,4 +1,4 @@
-"""A network that is only evaluated: BatchNorm folded into the convolutions before it."""
+"""Folds BatchNorm into the convolutions before it, for a network that is only evaluated."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import fuse_conv_bn_weights
 
-from pyrobnn.nets.calling import answer, eval_mode, mark_layout, set_mode, takes_plain_only
+from pyrobnn.nets.calling import eval_mode, mark_layout, output_of, set_mode, takes_plain_only
 from pyrobnn.nets.channel_map import ChannelMap
 from pyrobnn.nets.replica import copy_net
 
@@ -32,7 +32,7 @@ def folded(net: nn.Module, example: Tensor) -> nn.Module:
     try:
         fused = _without_norms(_frozen(net))
         with eval_mode(net):
-            wanted, got = answer(net, example), answer(fused, example)
+            wanted, got = output_of(net, example), output_of(fused, example)
         mark_layout(fused, takes_plain_only(net))
         same = torch.allclose(wanted, got, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
     except Exception:  # whatever the network's own Python raises on symbols instead of tensors

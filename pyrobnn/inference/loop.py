@@ -1,4 +1,4 @@
-"""The running fit: gradient steps, epochs, callbacks, cuts, and what a checkpoint holds."""
+"""The loop of a fit: gradient steps, epochs, callbacks, cuts, and the state of a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`precision="auto"` by measuring: a few steps in fp32 and in bfloat16, once for each network, device and batch."""
+"""Times a few steps in fp32 and in bfloat16 for `precision="auto"`, once per network, device and batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.io.measured import Measurements
-from pyrobnn.nets.calling import answer, set_mode
+from pyrobnn.nets.calling import output_of, set_mode
 from pyrobnn.nets.replica import copy_net
 
 WORTH = 1e8  # multiply-accumulates of a batch from which on a choice of precision is worth its trial
@@ -56,7 +56,7 @@ def multiply_accumulates(net: nn.Module, example: Tensor) -> float:
     for module in scratch.modules():
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
             module.register_forward_hook(count)
-    answer(scratch, example.cpu())
+    output_of(scratch, example.cpu())
     return sum(found)
 
 
@@ -70,7 +70,7 @@ def _timed(net: nn.Module, x: Tensor) -> dict[str, float]:
             for name in best:
                 start = time.perf_counter()
                 with torch.autocast("cpu", torch.bfloat16, name == "bf16"):
-                    loss = answer(scratch, x).float().square().mean()
+                    loss = output_of(scratch, x).float().square().mean()
                 loss.backward()
                 best[name] = min(best[name], 1e3 * (time.perf_counter() - start))
     return {name: round(value, 3) for name, value in best.items()}

@@ -1,4 +1,4 @@
-"""Where to compute and in which precision."""
+"""Device, precision and memory layout of a fit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyrobnn.errors import ConfigError
 from pyrobnn.inference.measuring import faster, milliseconds
 from pyrobnn.io.processes import current
-from pyrobnn.nets.calling import answer, eval_mode, has_layout, mark_layout, set_mode, takes_plain_only
+from pyrobnn.nets.calling import eval_mode, has_layout, mark_layout, output_of, set_mode, takes_plain_only
 from pyrobnn.nets.replica import copy_net
 
 
@@ -118,7 +118,7 @@ def wide_strides(net: nn.Module, example: Tensor) -> list[str]:
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     try:
         with eval_mode(net):
-            answer(net, example.to(device))
+            output_of(net, example.to(device))
     finally:
         for handle in handles:
             handle.remove()
@@ -156,10 +156,10 @@ def choose_layout(net: nn.Module, example: Tensor) -> None:
 
 def _pass(net: nn.Module, x: Tensor) -> list[Tensor]:
     """Output and gradients of one pass, in eval mode, where nothing is random; and one pass in train mode."""
-    output = answer(net, x)
+    output = output_of(net, x)
     weights = [p for p in net.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(output.square().sum(), weights, allow_unused=True) if weights else ()
-    loss = answer(set_mode(net, True), x).sum()
+    loss = output_of(set_mode(net, True), x).sum()
     if loss.requires_grad:
         loss.backward()
     return [output.detach(), *(g for g in gradients if g is not None)]

@@ -1,4 +1,4 @@
-"""KL priced by cost: the prior odds of a channel fall with what it costs, and a budget sets the scale."""
+"""KL weights priced by cost: the prior log-odds of a channel fall with its cost, and a budget sets the scale."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run says while it works: its plan, a bar with two ETAs on a terminal, a line per epoch elsewhere."""
+"""Progress output: the plan of a run, a bar with two ETAs on a terminal, one line per epoch elsewhere."""
 
 from __future__ import annotations
 

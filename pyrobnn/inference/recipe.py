@@ -1,4 +1,4 @@
-"""What kind of network one is, and how many examples a step takes."""
+"""The kind of a network (small, deep, …), and the batch size that goes with it."""
 
 from __future__ import annotations
 

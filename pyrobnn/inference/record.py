@@ -1,4 +1,4 @@
-"""The channels' statistic, epoch by epoch."""
+"""Records the statistic of every channel after each epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schedules: how KL weight and learning rate move over a fit, as functions of progress in [0, 1]."""
+"""Schedules of KL weight and learning rate, as functions of the progress of a fit in [0, 1]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cut a model and its guide (and the optimiser's moments) to a plan, while training."""
+"""Cuts a model, its guide and the optimiser's moments to a plan while they are trained."""
 
 from __future__ import annotations
 

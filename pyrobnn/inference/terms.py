@@ -1,4 +1,4 @@
-"""Objective terms beside the ELBO, each a mean per example added to the loss."""
+"""Terms that are added to the loss beside the ELBO, each a mean per example."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyrobnn.data.split import Split
 from pyrobnn.errors import ConfigError
 from pyrobnn.io.processes import current
 from pyrobnn.model import BayesianModel
-from pyrobnn.nets.calling import answer, set_mode
+from pyrobnn.nets.calling import output_of, set_mode
 from pyrobnn.nets.replica import copy_net
 from pyrobnn.tasks import Divergence
 
@@ -43,13 +43,13 @@ class Term(Protocol):
 
 
 @torch.no_grad()
-def ask(teacher: nn.Module, x: Tensor, autocast: torch.dtype | None) -> Tensor:
+def teacher_output(teacher: nn.Module, x: Tensor, autocast: torch.dtype | None) -> Tensor:
     """A network's logits in fp32, its pass under autocast if a dtype is given."""
     with torch.autocast(x.device.type, autocast or torch.bfloat16, autocast is not None):
-        return answer(teacher, x).float()
+        return output_of(teacher, x).float()
 
 
-def answers(
+def outputs_by_view(
     teacher: nn.Module, split: Split, autocast: torch.dtype | None, device: torch.device, batch_size: int = 256
 ) -> Tensor:
     """The logits of a network (in eval mode) for every view of a split: `[views, K]`, on the CPU.
@@ -59,7 +59,7 @@ def answers(
     processes, mine = current(), {}
     for number, x in enumerate(split.views(batch_size, device=device)):
         if number % processes.size == processes.rank:
-            mine[number] = ask(teacher, x, autocast).cpu()
+            mine[number] = teacher_output(teacher, x, autocast).cpu()
     found = {number: part for theirs in processes.each(mine) for number, part in theirs.items()}
     return torch.cat([found[number] for number in sorted(found)])
 
@@ -74,7 +74,7 @@ class Distillation:
         weight: share of the distillation loss, in [0, 1].
         temperature: T, above 0.
         autocast: dtype of the teacher's pass, None for fp32.
-        logits: the teacher's answers by view, `[views, K]` (see :func:`answers`). With them the teacher is not
+        logits: the teacher's answers by view, `[views, K]` (see :func:`outputs_by_view`). With them the teacher is not
             asked again: a shifted image is taught what the teacher says of the image itself.
         compare: `(teacher's output, student's output, targets, temperature)` to a mean per example, for outputs that
             are no logits of classes (see :mod:`pyrobnn.tasks`).
@@ -100,16 +100,16 @@ class Distillation:
 
     def __call__(self, step: Step) -> Tensor:
         if self.logits is None or step.view is None:
-            taught = self.taught(step.x)
+            taught = self.teacher_output(step.x)
         else:
             taught = self.logits[step.view.to(self.logits.device)].to(step.x.device)
         if self.compare is not None:
             return self.weight * self.compare(taught, step.output, step.y, self.temperature)
         return self.divergence(taught, step.output)
 
-    def taught(self, x: Tensor) -> Tensor:
+    def teacher_output(self, x: Tensor) -> Tensor:
         """The teacher's logits for these images."""
-        return ask(self.teacher, x, self.autocast)
+        return teacher_output(self.teacher, x, self.autocast)
 
     def divergence(self, taught: Tensor, output: Tensor) -> Tensor:
         """weight * T^2 * KL(teacher_T || student_T), a mean over the images."""

@@ -1,4 +1,4 @@
-"""The outer loop of Turbo-VBI as a callback: gradient epochs, then closed-form updates, and so on."""
+"""The outer loop of Turbo-VBI as a callback: closed-form updates between gradient epochs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an epoch's row says of the validation images."""
+"""The validation figures of an epoch."""
 
 from __future__ import annotations
 

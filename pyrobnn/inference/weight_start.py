@@ -1,4 +1,4 @@
-"""Where widths of weights start: from the curvature that the data give each weight."""
+"""Initial widths of weight posteriors from the diagonal Fisher information."""
 
 from __future__ import annotations
 

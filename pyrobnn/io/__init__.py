@@ -1,4 +1,4 @@
-"""Files: written whole or not at all (`files`), checked when read (`manifest`), bounded by their own size.
+"""Files: written atomically (`files`), verified when read (`manifest`), and never larger in memory than on disk.
 
 Nothing in here imports, calls or downloads what a file names.
 """

@@ -1,4 +1,4 @@
-"""Checkpoints: one file, written whole or not at all, sealed with its checksum, read without running code.
+"""Checkpoints: one file, written atomically, with its checksum, and loaded without running code.
 
 The file is what `torch.save` writes, an uncompressed zip archive, so `torch.load(path, weights_only=True)`
 opens it. The archive's comment, at the very end, is the SHA-256 of all bytes before it.

@@ -1,4 +1,4 @@
-"""Safetensors files in memory: bytes from tensors, tensors from bytes, and the header on its own."""
+"""Safetensors in memory: bytes from tensors, tensors from bytes, and the header alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One way to write a file: made in memory, written beside its place, flushed to the disk, then renamed.
+"""Atomic writes: made in memory, written to a temporary file beside the target, flushed, then renamed.
 
 Libraries that write files themselves (HDF5, safetensors, pickle) answer a full disk in many ways, a
 crash among them. So they write into memory, and one checked write puts the bytes on the disk.

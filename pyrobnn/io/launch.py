@@ -1,4 +1,4 @@
-"""What a launcher such as `torchrun` has told this process, from its environment; nothing heavy is imported."""
+"""What a launcher such as `torchrun` tells a process through its environment; imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One process per run directory: a lock of the operating system, which the death of its holder releases."""
+"""A lock of the operating system on a run directory, which is released when its holder ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""State dicts on disk that use their zeros: small files, bit-equal tensors.
+"""State dicts on disk in forms that use their zeros: smaller files, bit-equal tensors.
 
 Each tensor is written in the shortest of four forms:
 

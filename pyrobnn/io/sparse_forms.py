@@ -1,4 +1,4 @@
-"""The four forms of a tensor on disk, see :mod:`pyrobnn.io.sparse`: which is shortest, and the way there and back."""
+"""The four storage forms of :mod:`pyrobnn.io.sparse`: the shortest for a tensor, encoding and decoding."""
 
 from __future__ import annotations
 

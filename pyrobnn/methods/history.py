@@ -1,4 +1,4 @@
-"""What History Based Filter Pruning remembers and adds to the loss (Basha et al., Neurocomputing 2024)."""
+"""Norm histories and the pair regulariser of History Based Filter Pruning (Basha et al., Neurocomputing 2024)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`self-compression`: a network that carries variances and so finds its own redundant kernels.
+"""`self-compression`: moment propagation through all layers, and removal of kernels whose norm is near zero.
 
 Carannante, Dera, Rasool and Bouaynaya (2021), on extended variational inference. Found: the first two
 moments go through all layers, kernels are ranked by their Frobenius norm, and a loop removes as many

@@ -1,1 +1,1 @@
-"""Figures of networks and predictive distributions: accuracy, NLL, calibration, latency."""
+"""Metrics of networks and predictive distributions: accuracy, NLL, calibration, latency."""

@@ -1,4 +1,4 @@
-"""Numbers measured on a network: accuracy, calibration, uncertainty, robustness, speed.
+"""Measures a network: accuracy, calibration, uncertainty, robustness, speed.
 
 The scores themselves are in `pyrobnn.metrics.scores` and can be imported from here.
 """
@@ -16,7 +16,7 @@ from pyrobnn.errors import ConfigError, DataError, NumericalError
 from pyrobnn.io.processes import current
 from pyrobnn.metrics.latency import latency_ms
 from pyrobnn.metrics.scores import Metrics, PredictiveAccumulator, Reliability, Tally, entropy
-from pyrobnn.nets.calling import answer, eval_mode
+from pyrobnn.nets.calling import eval_mode, output_of
 
 if TYPE_CHECKING:
     from pyrobnn.data.split import Split
@@ -125,7 +125,7 @@ def _forward(net: nn.Module, x: Tensor, precision: str) -> Tensor:
     if precision not in ("fp32", "bf16"):
         raise ConfigError(f"expected precision 'fp32' or 'bf16', got {precision!r}; choose one of them")
     with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return answer(net, x).float()
+        return output_of(net, x).float()
 
 
 def iter_logits(

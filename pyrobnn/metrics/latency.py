@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.errors import ConfigError
-from pyrobnn.nets.calling import answer, eval_mode
+from pyrobnn.nets.calling import eval_mode, output_of
 
 
 def latency_ms(net: nn.Module, example: Tensor, repeats: int = 50, *, warmup: int = 5, batch: int = 1) -> float:
@@ -55,7 +55,7 @@ def smallest_batch(net: nn.Module, example: Tensor) -> int:
     """1; or 2 for a network that fails on one example, because a `squeeze()` takes the batch axis away."""
     with eval_mode(net), torch.no_grad():
         try:
-            answer(net, example[:1])
+            output_of(net, example[:1])
         except (RuntimeError, IndexError, TypeError, ValueError):
             return 2
     return 1
@@ -91,6 +91,6 @@ def _in_turn(
         for _ in range(warmup + repeats):
             for net, taken in zip(nets, times, strict=True):
                 start = clock()
-                answer(net, x)
+                output_of(net, x)
                 taken.append(clock() - start)
     return [taken[warmup:] for taken in times]

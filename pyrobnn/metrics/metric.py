@@ -1,4 +1,4 @@
-"""What a network is judged by, whatever its task: a function of sums over examples.
+"""`Metric`: the figure by which networks of any task are compared, a function of means over examples.
 
 Every metric here is a value of the mean of a few numbers per example, so that it streams, and so that examples can be
 drawn again (bootstrap) without asking the network again.

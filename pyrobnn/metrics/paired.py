@@ -1,4 +1,4 @@
-"""Is the smaller network as good? Paired tests on the same test examples, and what may be claimed."""
+"""Paired tests of two networks on the same test examples, and the claim that they support."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What accuracy does not show: where dense and compact disagree, and how both bear noise."""
+"""Agreement of the dense and the compact network, and their accuracy under noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The effect handler that hands the network moments while the trace keeps plain samples."""
+"""An effect handler: the network gets moments where the trace holds plain samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One call that tells the whole package about an operation it does not know."""
+"""`register_operation`: the channel rule and the moment rule of an unknown operation in one call."""
 
 from __future__ import annotations
 

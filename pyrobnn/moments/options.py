@@ -1,4 +1,4 @@
-"""Which approximation a moment rule uses: a small frozen record and a context that sets it."""
+"""Options of the moment rules: which approximation each uses, set by a context manager."""
 
 from __future__ import annotations
 

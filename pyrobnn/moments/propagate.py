@@ -1,4 +1,4 @@
-"""Run a network on moments, and find weights that a forward pass uses more than once."""
+"""`propagate`: runs a network on moments; finds weights that a forward pass uses more than once."""
 
 from __future__ import annotations
 

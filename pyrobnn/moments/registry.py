@@ -1,4 +1,4 @@
-"""The registry of rules, and the dispatch of every operation that meets a random tensor."""
+"""The registry of moment rules, and the dispatch of operations on random tensors."""
 
 from __future__ import annotations
 

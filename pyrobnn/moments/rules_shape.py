@@ -1,4 +1,4 @@
-"""Movements: the variance goes where the mean goes.
+"""Moment rules of operations that move numbers: the variance moves with the mean.
 
 Views share their base's write counter, so an in-place operation after a view was taken is noticed.
 Movements that repeat entries (``expand``, ``index_select``, ...) make them correlated; a weight is sampled

@@ -1,4 +1,4 @@
-"""Plain networks (no Pyro in here), their names, and their weights files."""
+"""Plain networks, their names and their weights files; nothing here depends on Pyro."""
 
 from pyrobnn.nets.adapter import adapted
 from pyrobnn.nets.channel_map import ChannelMap

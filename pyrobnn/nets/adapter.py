@@ -1,4 +1,4 @@
-"""Networks that are called in their own way, made to take one tensor per batch: `net(x)`."""
+"""Adapts networks with another calling convention to one tensor per batch: `net(x)`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calling networks as users write them: outputs in containers, inputs changed in place, `train()` without a return."""
+"""Calls networks as users write them: outputs in containers, inputs changed in place, `train()` without a return value."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def own_copy(inputs: Any) -> Any:
     return inputs
 
 
-def answer(net: nn.Module, x: Any) -> Tensor:
+def output_of(net: nn.Module, x: Any) -> Tensor:
     """The main output of a network for a batch that stays as it is, in the layout that the network takes."""
     return main_output(net(*arguments(batch_for(net, x))))
 

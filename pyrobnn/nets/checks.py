@@ -1,4 +1,4 @@
-"""What a network is tried with before it is used: one forward pass, one look at its numbers."""
+"""Checks a network before use: one forward pass, and the dtype of its parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyrobnn.errors import NetError
 from pyrobnn.io.files import first_line
-from pyrobnn.nets.calling import answer, eval_mode
+from pyrobnn.nets.calling import eval_mode, output_of
 
 
 def check_fits(net: nn.Module, example: Tensor, num_classes: int | None = None) -> None:
@@ -43,7 +43,7 @@ def check_fits(net: nn.Module, example: Tensor, num_classes: int | None = None) 
     shape = "x".join(str(size) for size in example.shape[1:])
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), eval_mode(net):
-            output = answer(net, example)
+            output = output_of(net, example)
     except Exception as error:  # the network is the user's own code
         if isinstance(error, NetError):
             raise

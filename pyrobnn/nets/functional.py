@@ -1,4 +1,4 @@
-"""Calling a network with other tensors than its own.
+"""Calls a network with other tensors in place of its own.
 
 As `torch.func.functional_call`, which leaves the given tensors in place of the network's own where one module has
 two names in it (`self.first = self.second = block`).

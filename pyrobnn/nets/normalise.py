@@ -1,4 +1,4 @@
-"""The step between pixels and a network."""
+"""Normalisation of pixels as the first layer of a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks that compute activations again in the backward pass (`torch.utils.checkpoint` and its kind).
+"""Networks that recompute activations in the backward pass (`torch.utils.checkpoint` and similar).
 
 A network is given other tensors for the time of its forward pass (:mod:`pyrobnn.nets.functional`); what runs again in the
 backward pass would read the network's own. Here the call is one autograd function, whose backward pass puts the

@@ -1,4 +1,4 @@
-"""Copies of networks as users write them: wrapped, hooked, with locks, kept activations and computed weights."""
+"""Deep copies of networks as users write them: wrapped, hooked, with locks, stored activations and computed weights."""
 
 from __future__ import annotations
 

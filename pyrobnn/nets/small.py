@@ -1,4 +1,4 @@
-"""A small CNN for small images: the quick start and most tests run on it."""
+"""A small CNN for small images, used by the quickstart and by most tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compact networks on disk: in compressed form where there are zeros worth it."""
+"""Compact networks on disk, compressed where enough weights are zero."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How a method goes from a dense network to a compact one: :class:`~pyrobnn.pipeline.method.Method`, its rounds and epochs."""
+"""Pipelines from a dense to a compact network: :class:`~pyrobnn.pipeline.method.Method`, stages, state, epochs."""

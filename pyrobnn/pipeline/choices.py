@@ -1,4 +1,4 @@
-"""Which channels go in a round: to a budget, within a drop, or by a rule."""
+"""The plan of a round: by a budget, within a drop, or by the method's rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of a run, each said once.
+"""`CompressionConfig`: the one list of a run's options.
 
 :class:`CompressionConfig` is the one list of them: the keywords of :func:`~pyrobnn.compress`, the options of
 `pyrobnn compress`, the `target` of a report and the check of a resume are all made from its fields. Nothing heavy is

@@ -1,4 +1,4 @@
-"""What the stages of a run share: what was asked for, the data, and how figures are measured."""
+"""`Context`: what all stages of a run share, such as configuration, data and device."""
 
 from __future__ import annotations
 
@@ -320,7 +320,7 @@ class Context:
         terms: list[Term] = []
         data, recipe, labels = self.data, self.recipe, 1.0
         if dense is not None:
-            terms = [*self.teacher.answers(dense, self.teacher.weight), *self.teacher.between(dense)]
+            terms = [*self.teacher.distillation(dense, self.teacher.weight), *self.teacher.mixup(dense)]
             data, labels = self.teacher.data, 1.0 - self.teacher.weight
         if recipe.smoothing and self.task.softens:
             terms.append(LabelSmoothing(recipe.smoothing, labels))

@@ -1,4 +1,4 @@
-"""Whether the dense network had been trained to its end: what is measured against it says little where it had not."""
+"""Whether the training of the dense network had converged; if not, comparisons with it mean little."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the dense network teaches the compact one: on which images, at which temperature, and how often it is evaluated."""
+"""Distillation from the dense network: on which images, at which temperature, and how often it is evaluated."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from pyrobnn.data import Augment, Data
 from pyrobnn.errors import ConfigError
-from pyrobnn.inference.blends import Blends
 from pyrobnn.inference.folding import folded
+from pyrobnn.inference.mixup import MixupDistillation
 from pyrobnn.inference.precision import channels_last
-from pyrobnn.inference.terms import Distillation, answers
+from pyrobnn.inference.terms import Distillation, outputs_by_view
 from pyrobnn.pipeline.recipe import Recipe
 from pyrobnn.tasks import Task
 
@@ -59,7 +59,7 @@ class Teacher:
         self._logits: Tensor | None = None  # its answers, made when first needed
         self._terms: dict[float, Distillation] = {}  # by weight
 
-    def answers(self, dense: nn.Module, weight: float) -> list[Distillation]:
+    def distillation(self, dense: nn.Module, weight: float) -> list[Distillation]:
         """Soft targets for the training images.
 
         The dense network is evaluated once per image and mirror image where that is cheaper than in every epoch and
@@ -69,18 +69,20 @@ class Teacher:
             return []
         fast = self._evaluated(dense)
         if self.once and self._logits is None:
-            self._logits = answers(fast, self._data.train, self.autocast, self.device).to(self.device)
+            self._logits = outputs_by_view(fast, self._data.train, self.autocast, self.device).to(self.device)
         if weight not in self._terms:
             temperature, dtype = self.recipe.temperature, self.inference_dtype
             compare = None if self.task.softens else self.task.divergence
             self._terms[weight] = Distillation(fast, weight, temperature, dtype, self._logits, compare, copy=False)
         return [self._terms[weight]]
 
-    def between(self, dense: nn.Module) -> list[Blends]:
+    def mixup(self, dense: nn.Module) -> list[MixupDistillation]:
         """Soft targets between training images (mixup), where the recipe has a weight for them."""
         if not self.recipe.blends or not self._of_pictures:
             return []
-        return [Blends(self._evaluated(dense), self.recipe.blends, self.recipe.temperature, self.inference_dtype)]
+        return [
+            MixupDistillation(self._evaluated(dense), self.recipe.blends, self.recipe.temperature, self.inference_dtype)
+        ]
 
     @property
     def weight(self) -> float:

@@ -1,4 +1,4 @@
-"""Tuning under `--max-drop` ends with a network that holds the drop, where any of its epochs had one."""
+"""Under `--max-drop`, tuning returns the last epoch that held the drop if the final one did not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is, in plain values: a checkpoint must not go on as another run."""
+"""The identity of a run as plain values: a checkpoint is resumed by the same run only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A method is data: prior, guide, criterion, recipe and callbacks, run by one loop."""
+"""`Method`: prior, guide, criterion, recipe and callbacks of one system, as data."""
 
 from __future__ import annotations
 

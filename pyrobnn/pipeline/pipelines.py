@@ -1,4 +1,4 @@
-"""From a dense to a compact network: lists of stages."""
+"""The pipelines: lists of stages from a dense to a compact network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a network of one kind is trained: optimisers, rates, the shares of the epochs, distillation.
+"""`Recipe`: how a network of one kind is trained (optimisers, rates, shares of the epochs, distillation).
 
 The numbers are those of `docs/results` and of the papers; a method changes what it needs, a run what it is told
 (`recipe=` of :func:`~pyrobnn.compress`).
@@ -46,7 +46,7 @@ class Recipe:
             targets: LeNet-300-100 at 3 % of its weights, 20 epochs, error on validation images: 2.0 % at temperature
             4, 1.6 % at 2, 1.8 % at 1; LeNet-5 at 0.6 %: no difference between 4 and 2.
         blends: weight of mixup distillation while the compact network is tuned, see
-            :class:`~pyrobnn.inference.blends.Blends`; 0 is none.
+            :class:`~pyrobnn.inference.mixup.MixupDistillation`; 0 is none.
         cutout: side of the square that is hidden in every image while the compact network is tuned, as a share of the
             image's shorter side, below 1; the teacher sees the same image. 0 is none.
         mix: images that the compact network is tuned on are mixed (`"mixup"` or `"cutmix"`), so that it learns from the

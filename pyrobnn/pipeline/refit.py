@@ -1,4 +1,4 @@
-"""After the pipeline: the posterior of what was kept, fitted again around the compact network."""
+"""Refits the posterior of the compact network after the pipeline."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from pyrobnn.errors import CheckpointError
 from pyrobnn.inference.config import FitConfig
-from pyrobnn.inference.off_data import OffData
+from pyrobnn.inference.out_of_distribution import OutOfDistributionDistillation
 from pyrobnn.inference.precision import channels_last
 from pyrobnn.pipeline.context import Context
 from pyrobnn.pipeline.stages import Stage
 from pyrobnn.pipeline.state import State
 from pyrobnn.posterior.bayesian_net import BayesianNet, settings
-from pyrobnn.posterior.draws import surviving_scales
+from pyrobnn.posterior.draws import remaining_scales
 
 BAYESIAN_SEED, WIDTH_SEED, SCALES_SEED = "bayesian", "width", "survive"
 
@@ -44,7 +44,7 @@ def refit(epochs: int) -> Stage:
         net, scales = state.net, None
         if state.variational is not None and state.variational.guide is not None:
             model, guide = context.model_of(state)
-            scales = surviving_scales(model.cpu(), guide.cpu(), seed=context.seed(SCALES_SEED))
+            scales = remaining_scales(model.cpu(), guide.cpu(), seed=context.seed(SCALES_SEED))
         size = len(context.data.train)
         fitted = BayesianNet.around(net.cpu(), data_size=size, scales=scales, likelihood=context.likelihood)
         config = context.fit_config(FitConfig(**settings(net)), BAYESIAN_SEED, epochs, validate=False)
@@ -55,7 +55,7 @@ def refit(epochs: int) -> Stage:
         fitted.fit(
             context.data,
             config,
-            terms=[OffData(dense, autocast=context.inference_dtype)] if taught else [],
+            terms=[OutOfDistributionDistillation(dense, autocast=context.inference_dtype)] if taught else [],
             save=lambda fit_state: context.store.save_fit("bayesian", fit_state),
             state=context.store.fit_state("bayesian"),
             progress=context.config.progress,

@@ -59,7 +59,7 @@ def infer(number: int, *, epochs: float | None = None, only: str | None = None) 
                 kl_schedule=recipe.kl_schedule(number),
                 validate=False,
             )
-            terms = context.teacher.answers(state.dense, recipe.infer_distillation)
+            terms = context.teacher.distillation(state.dense, recipe.infer_distillation)
             fresh = state.variational is None or state.variational.guide is None
             if fresh and method.start is not None:
                 method.start(context, state, model, guide, callbacks)

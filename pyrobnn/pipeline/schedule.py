@@ -1,4 +1,4 @@
-"""How many epochs each phase of a run gets."""
+"""The number of epochs of each phase of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Methods that decide weight by weight: zeros inside the channels that stay, kept while tuning."""
+"""Unstructured sparsity: zeros in the remaining channels, which stay zero while the network is tuned."""
 
 from __future__ import annotations
 

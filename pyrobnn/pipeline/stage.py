@@ -1,4 +1,4 @@
-"""A stage of a pipeline: a function from one state to the next.
+"""`Stage`: one step of a pipeline, a function from one state to the next.
 
 Its name is where it is stored and what the terminal shows; its seed is a hash of a string of its own, so that a new
 name changes no run.

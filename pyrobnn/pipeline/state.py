@@ -1,4 +1,4 @@
-"""What one stage of a run hands to the next, and how it is stored: tensors and plain values."""
+"""`State`: what one stage of a run hands to the next, stored as tensors and plain values."""
 
 from __future__ import annotations
 

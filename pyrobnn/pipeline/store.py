@@ -1,4 +1,4 @@
-"""A run on disk: each finished stage once, and the fit under way beside them.
+"""`RunStore`: a run on disk, with each finished stage written once and the running fit beside it.
 
 `stages/<number>-<name>.pt` holds what a stage left. A tensor that an earlier stage has already written is not written
 again: the file says where it is. So going back to an earlier stage costs nothing, and a file that nothing points to any

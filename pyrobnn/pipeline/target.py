@@ -1,4 +1,4 @@
-"""Whether a run reached what it was asked for: figures for the report, and words for who did not look there."""
+"""Whether a run reached its target: figures for the report, and warnings."""
 
 from __future__ import annotations
 

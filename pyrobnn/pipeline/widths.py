@@ -1,4 +1,4 @@
-"""Widths that are planned once for the whole budget and then approached round by round."""
+"""Widths that are planned once for the whole budget and reached over several rounds."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is done with a fitted posterior: a Bayesian network around the compact one, draws, diagnostics."""
+"""Uses of a fitted posterior: a Bayesian network around the compact one, draws, diagnostics."""

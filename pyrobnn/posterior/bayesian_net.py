@@ -1,8 +1,8 @@
-"""A network with a mean-field Gaussian posterior over its weights: what is left of a posterior after the cut.
+"""`BayesianNet`: the compact network with a mean-field Gaussian posterior over its weights.
 
 The compact network was made from posterior means, then tuned as a plain network. Its posterior lives on
 as an independent Gaussian per weight: located at the tuned weight, as wide as the posterior of the kept
-coordinates was (:func:`~pyrobnn.posterior.draws.surviving_scales`), then fitted again by SVI. Whatever the method placed its
+coordinates was (:func:`~pyrobnn.posterior.draws.remaining_scales`), then fitted again by SVI. Whatever the method placed its
 latents on (weights, channel noise, gates), they all act on the tensors that the network is called with,
 so one description serves all methods. Channel noise moves all weights of a channel together; this
 dependence is not kept, and the refit decides how wide each weight is without it.

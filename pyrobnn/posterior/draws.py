@@ -1,4 +1,4 @@
-"""Draws of the tensors that a network is called with, whatever the posterior was placed on."""
+"""Posterior draws of the tensors that a network is called with, wherever the latents are placed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def draw_tensors(model: BayesianModel, guide: Any, draws: int, seed: int = 0) ->
         yield tensors
 
 
-def surviving_scales(model: BayesianModel, guide: Any, *, draws: int = 256, seed: int = 0) -> dict[str, Tensor]:
+def remaining_scales(model: BayesianModel, guide: Any, *, draws: int = 256, seed: int = 0) -> dict[str, Tensor]:
     """Posterior standard deviation of every tensor that the network is called with, `{tensor: like it}`.
 
     By draws (Welford's recursion), so that it holds for any prior: a weight's own posterior, the noise of

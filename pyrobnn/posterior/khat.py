@@ -1,4 +1,4 @@
-"""How well a guide fits, on a few sites: Pareto k-hat of its importance weights."""
+"""Pareto k-hat of a guide's importance weights on a few sites: how well the guide fits."""
 
 from __future__ import annotations
 

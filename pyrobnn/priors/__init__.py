@@ -1,4 +1,4 @@
-"""The generative side: priors over weights, channel noise and gates."""
+"""Priors over weights, channel noise and gates."""
 
 from pyrobnn.priors.base import NetView, Prior, WeightPrior, selected
 from pyrobnn.priors.capped import CappedL1

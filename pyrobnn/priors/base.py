@@ -1,4 +1,4 @@
-"""What a prior is: `pyro.sample` statements that end in tensors for the network.
+"""`Prior`: `pyro.sample` statements that return tensors for the network.
 
 A prior is any callable that takes a :class:`NetView`, runs `pyro.sample` and
 returns `{tensor name: value}`. The model hands those tensors to the network

@@ -1,1 +1,1 @@
-"""What `report.json`, `report.html` and the terminal say of a run."""
+"""Reports of a run: `report.json`, `report.html` and the terminal."""

@@ -1,4 +1,4 @@
-"""The pictures of a report page, each only where there is data for it."""
+"""The pictures of a report page."""
 
 from __future__ import annotations
 

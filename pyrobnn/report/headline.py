@@ -16,7 +16,7 @@ SIZES = {
 }  # fmt: skip
 
 
-def verdict(report: Report) -> list[dict[str, str]]:
+def target_lines(report: Report) -> list[dict[str, str]]:
     """The lines under the title: was the target met, what may be claimed, and on what images it was chosen."""
     lines = []
     target = as_dict(report.get("target"))

@@ -1,4 +1,4 @@
-"""``report.html``: one page that explains a run and needs nothing but itself.
+"""``report.html``: one self-contained page about a run.
 
 Styles, pictures and the one script (copy buttons) are inside the file, and a content policy forbids everything else.
 Every text that comes from outside (names, settings, versions) is escaped by the template. What the page says is put
@@ -84,7 +84,7 @@ def page(
         style=_source(environment, "page.css"),
         script=script,
         removed={key: wording.removed(report, key) for key in ("macs", "params")},
-        verdict=headline.verdict(report),
+        target_lines=headline.target_lines(report),
         cards=headline.cards(report),
         sections=sections.all_sections(report, pictures, plan_widths, load_path),
         schema=wording.text(report.get("schema")),

@@ -1,4 +1,4 @@
-"""`report.json`: every number measured on the module that is saved."""
+"""`report.json`: every number is measured on the saved module."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def versions() -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Answers:
+class TestOutputs:
     """What a network says of the test images, in fp32 and on the CPU.
 
     Attributes:
@@ -58,19 +58,21 @@ class Answers:
     logits: Tensor | None = None
 
 
-def answers(net: nn.Module, data: Data, device: torch.device | str = "cpu", task: Task | None = None) -> Answers:
+def test_outputs(
+    net: nn.Module, data: Data, device: torch.device | str = "cpu", task: Task | None = None
+) -> TestOutputs:
     """Goes through the test images once."""
     task = task or task_for(data)
     if task.names_classes:
         logits, labels = predict_logits(net.to(device), data.test, device=device, channels_last=True)
         tally = Tally()
         tally.add_logits(logits, labels)
-        return Answers(statistics_of(task.metric, logits, labels), tally.metrics().nll, labels, logits)
+        return TestOutputs(statistics_of(task.metric, logits, labels), tally.metrics().nll, labels, logits)
     parts, nll = [], 0.0
     for output, targets in iter_logits(net.to(device), data.test, device=device, channels_last=True):
         parts.append(statistics_of(task.metric, output, targets))
         nll -= float(task.likelihood(output).log_prob(targets).sum())
-    return Answers(torch.cat(parts), nll / len(data.test))
+    return TestOutputs(torch.cat(parts), nll / len(data.test))
 
 
 def measure(
@@ -81,7 +83,7 @@ def measure(
     device: torch.device | str = "cpu",
     trained_on: str = "all",
     task: Task | None = None,
-    said: Answers | None = None,
+    said: TestOutputs | None = None,
 ) -> dict[str, Any]:
     """Test figures and cost of one network, in fp32.
 
@@ -92,14 +94,14 @@ def measure(
         device: where to measure.
         trained_on: what the saved file says; `bytes` is that file's size.
         task: what the targets are; by default what they look like.
-        said: what the network says of the test part, where that is known (:func:`answers`).
+        said: what the network says of the test part, where that is known (:func:`test_outputs`).
 
     Returns:
         `metric` and `value`; `accuracy` and `ece` of one class per image; `nll`; cost, size and latency.
     """
     task = task or task_for(data)
     net = set_mode(net.to(device), False)
-    said = said or answers(net, data, device, task)
+    said = said or test_outputs(net, data, device, task)
     figures: dict[str, Any] = {"metric": task.metric.name, "value": float(task.metric.value(said.statistics.mean(0)))}
     if said.logits is not None and said.labels is not None:
         tally = Tally()

@@ -1,1 +1,1 @@
-"""What is kept of a posterior: :class:`~pyrobnn.summary.types.Posterior`, read off a guide by `summarize`."""
+"""Summaries of a posterior: :class:`~pyrobnn.summary.types.Posterior`, read from a guide by `summarize`."""

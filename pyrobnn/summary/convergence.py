@@ -1,4 +1,4 @@
-"""Whether a posterior has moved since its start, and whether it still does."""
+"""Convergence of a posterior: how far it has moved since its start, and whether it still moves."""
 
 from __future__ import annotations
 

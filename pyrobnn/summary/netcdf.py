@@ -1,4 +1,4 @@
-"""From a netCDF file that :func:`~pyrobnn.views.netcdf.save_netcdf` wrote back to a `Posterior`."""
+"""Reads a `Posterior` from a netCDF file that :func:`~pyrobnn.views.netcdf.save_netcdf` wrote."""
 
 from __future__ import annotations
 

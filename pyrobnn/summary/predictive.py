@@ -1,4 +1,4 @@
-"""Pointwise log-likelihoods of posterior draws, what leave-one-out cross-validation is made of."""
+"""Pointwise log-likelihoods of posterior draws, for leave-one-out cross-validation."""
 
 from __future__ import annotations
 

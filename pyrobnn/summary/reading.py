@@ -1,4 +1,4 @@
-"""What one guide says of its sites: runs, means and standard deviations, draws."""
+"""Reads a guide: runs, means and standard deviations of its sites, draws."""
 
 from __future__ import annotations
 

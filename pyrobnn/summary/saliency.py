@@ -1,4 +1,4 @@
-"""What a channel's removal costs where all that is known is how channels of one group compare."""
+"""Saliency: the cost of removing a channel where only comparisons within its group are known."""
 
 from __future__ import annotations
 

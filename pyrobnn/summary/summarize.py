@@ -1,4 +1,4 @@
-"""What the posterior says: location and scale per site, and one statistic per channel."""
+"""`summarize`: location and scale of every site, and one statistic per channel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept of a posterior: summaries of sites and channels, draws, history."""
+"""`Posterior`: summaries of sites and channels, draws, history."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a person sees of a posterior: ArviZ objects and pictures, made from plain arrays."""
+"""Plots and ArviZ objects of a posterior, made from plain arrays."""

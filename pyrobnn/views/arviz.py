@@ -1,4 +1,4 @@
-"""From a `Posterior` to ArviZ.
+"""Converts a `Posterior` to ArviZ.
 
 The only file that knows ArviZ versions. ArviZ 0.2x (Python 3.11) plots an
 ``InferenceData``, ArviZ 1.x (Python 3.12 and later) an ``xarray.DataTree``; both

@@ -1,4 +1,4 @@
-"""From a `Posterior` to a netCDF file."""
+"""Writes a `Posterior` to a netCDF file."""
 
 from __future__ import annotations
 

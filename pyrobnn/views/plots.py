@@ -1,4 +1,4 @@
-"""Pictures of a posterior, channel by channel.
+"""Plots of a posterior, channel by channel.
 
 Every function takes an optional matplotlib ``ax`` and returns it. With ``ax``
 given nothing of pyplot's global state is touched; without it a new pyplot

@@ -1,4 +1,4 @@
-"""Histories of channels: their statistic over the epochs, one by one and as densities; norm trajectories with the chosen pairs."""
+"""Plots of histories: the statistic of channels over epochs, and norm trajectories with the chosen pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of the network: filters, widths, accuracy against MACs, calibration.
+"""Plots of a network: filters, widths, accuracy against MACs, calibration.
 
 As in `pyrobnn.views.plots`, every function takes an optional ``ax`` and
 returns it.

@@ -1,4 +1,4 @@
-"""Colours and small helpers that all plots share."""
+"""Colours and helpers that all plots share."""
 
 from __future__ import annotations
 

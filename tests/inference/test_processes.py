@@ -19,7 +19,7 @@ from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.loop import Loop
 from pyrobnn.inference.pricing import PricedKL
 from pyrobnn.inference.sync_norm import alone, converted
-from pyrobnn.inference.terms import answers
+from pyrobnn.inference.terms import outputs_by_view
 from pyrobnn.inference.turbo_updates import TurboUpdates
 from pyrobnn.io.processes import current, together
 from pyrobnn.methods.history import NormHistory, SimilarPairs
@@ -133,7 +133,7 @@ def passes_without_gradients() -> dict[str, Any]:
             "batches": int(net[-1].num_batches_tracked),
             "scores": [tally.accuracy, tally.nll, tally.ece],
             "noisy": list(noise_accuracy(net, data.valid, batch_size=8).values()),
-            "answers": answers(net, data.train, None, torch.device("cpu"), batch_size=50),
+            "answers": outputs_by_view(net, data.train, None, torch.device("cpu"), batch_size=50),
         }
 
 

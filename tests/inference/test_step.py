@@ -22,7 +22,7 @@ from pyrobnn.guides.local import local_params
 from pyrobnn.inference.callbacks import Callback, FitState, FitUpdate
 from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.loop import Loop
-from pyrobnn.inference.off_data import OffData
+from pyrobnn.inference.out_of_distribution import OutOfDistributionDistillation
 from pyrobnn.inference.schedules import WarmUp
 from pyrobnn.inference.step import CapturedStep
 from pyrobnn.inference.terms import Distillation
@@ -322,8 +322,14 @@ def test_what_cannot_be_captured_is_named_once(data: Data, monkeypatch: Any) -> 
     assert len(caught) == 1
     for a, b in zip(found.model.parameters(), eager.model.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
-    with pytest.warns(UserWarning, match="the term OffData draws numbers on the host"):
-        pb.fit(pb.BayesianModel(conv(), data_size=96), NoLatents(), data, terms=[OffData(conv())], **settings)
+    with pytest.warns(UserWarning, match="the term OutOfDistributionDistillation draws numbers on the host"):
+        pb.fit(
+            pb.BayesianModel(conv(), data_size=96),
+            NoLatents(),
+            data,
+            terms=[OutOfDistributionDistillation(conv())],
+            **settings,
+        )
 
 
 def conv() -> nn.Module:

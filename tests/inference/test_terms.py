@@ -11,7 +11,7 @@ import pyrobnn as pb
 from pyrobnn.data import Augment
 from pyrobnn.data.split import Split
 from pyrobnn.errors import ConfigError
-from pyrobnn.inference.terms import Distillation, LabelSmoothing, Step, answers
+from pyrobnn.inference.terms import Distillation, LabelSmoothing, Step, outputs_by_view
 
 CPU = torch.device("cpu")
 
@@ -54,7 +54,7 @@ def test_the_formula_of_hinton() -> None:
 def test_kept_answers_are_those_of_the_teacher(flip: bool) -> None:
     """Without shifts an answer by view is the answer to the batch itself, mirrored or not."""
     data, teacher = split(Augment(flip=flip) if flip else None), Teacher().eval()
-    kept = answers(teacher, data, None, CPU, batch_size=4)
+    kept = outputs_by_view(teacher, data, None, CPU, batch_size=4)
     assert kept.shape == (9 * data.num_views, 3)
     live, once = Distillation(teacher), Distillation(teacher, logits=kept)
     for x, y, view, _ in data.examples(4, generator=torch.Generator().manual_seed(2), augment=True):
@@ -65,7 +65,7 @@ def test_kept_answers_are_those_of_the_teacher(flip: bool) -> None:
 
 def test_a_shifted_image_is_taught_what_the_image_itself_is() -> None:
     data, teacher = split(Augment(shift=2)), Teacher().eval()
-    once = Distillation(teacher, logits=answers(teacher, data, None, CPU))
+    once = Distillation(teacher, logits=outputs_by_view(teacher, data, None, CPU))
     calls = once.teacher.calls
     x, y, view, _ = next(data.examples(9, generator=torch.Generator().manual_seed(2), augment=True))
     still = data.normalise(data.images[view])

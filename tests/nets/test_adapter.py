@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyrobnn.nets.adapter import adapted, released
-from pyrobnn.nets.calling import answer
+from pyrobnn.nets.calling import output_of
 
 
 class Two(nn.Module):
@@ -26,12 +26,12 @@ def test_a_tuple_is_its_arguments_and_a_dict_its_keywords() -> None:
     net = Two()
     a, b = torch.randn(5, 2), torch.randn(5, 2)
     expected, names = net(a, b)["out"], list(net.state_dict())
-    assert torch.equal(answer(net, (a, b)), expected)
+    assert torch.equal(output_of(net, (a, b)), expected)
     packed = torch.cat([a, b], 1)
     for unpack in (lambda x: (x[:, :2], x[:, 2:]), lambda x: {"b": x[:, 2:], "a": x[:, :2]}):
         single = adapted(copy.deepcopy(net), unpack)
         assert list(single.state_dict()) == names and type(single).__name__ == "Two" and isinstance(single, Two)
-        assert torch.equal(answer(single, packed), expected)
+        assert torch.equal(output_of(single, packed), expected)
         twin = copy.deepcopy(single)
         other = {name: torch.zeros_like(value) for name, value in net.state_dict().items()}
         assert functional_call(twin, other, (packed,))["out"].abs().max() == 0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.errors import NetError
-from pyrobnn.nets.calling import answer, main_output
+from pyrobnn.nets.calling import main_output, output_of
 
 LOGITS, AUX = torch.zeros(2, 5), torch.ones(2, 5)
 Named = namedtuple("Named", "aux logits")
@@ -59,5 +59,5 @@ class InPlace(nn.Module):
 def test_the_batch_stays() -> None:
     x = torch.rand(3, 1, 4, 4)
     before = x.clone()
-    assert torch.equal(answer(InPlace(), x), (before - 0.5) * 2)
+    assert torch.equal(output_of(InPlace(), x), (before - 0.5) * 2)
     assert torch.equal(x, before)

@@ -10,7 +10,7 @@ import pytest
 
 import pyrobnn as pb
 from pyrobnn.pipeline.dense_training import judged, last_gain, warning
-from pyrobnn.report.sections import verdict
+from pyrobnn.report.headline import target_lines
 
 
 @pytest.mark.parametrize("epochs", [2, 5, 30])
@@ -39,7 +39,7 @@ def test_a_run_of_few_epochs_says_so(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert report["epochs"] == 3 and report["epochs_by_phase"]["dense"] == 1
     assert report["dense_training"] == {"epochs": 1, "last_gain": None, "undertrained": True}
     assert "the dense network is undertrained" in " ".join(capsys.readouterr().err.split())
-    assert any(line["head"] == "Undertrained." for line in verdict(report))
+    assert any(line["head"] == "Undertrained." for line in target_lines(report))
     assert "Undertrained." in (tmp_path / "report.html").read_text()
     net = pb.nets.build("small_cnn", in_channels=1, image_size=8)
     given = pb.compress(net, data, "l1", trained=True, progress=False, **options).report

@@ -10,7 +10,7 @@ import pytest
 import pyrobnn as pb
 from pyrobnn.data import Augment, Data
 from pyrobnn.inference import terms
-from pyrobnn.inference.blends import Blends
+from pyrobnn.inference.mixup import MixupDistillation
 from pyrobnn.methods.registry import get_method
 from pyrobnn.pipeline import context as run_module
 from pyrobnn.pipeline import distillation
@@ -67,9 +67,11 @@ def test_a_recipe_says_how_the_dense_network_teaches(data: Data, monkeypatch: py
     settings = pb.compress("small_cnn", few, "l1", recipe=recipe, **options).report["settings"]
     assert settings["temperature"] == 1.5 != usual["temperature"] and settings["blends"] == 0.4
     plain, between = taught["tune"]
-    assert isinstance(between, Blends) and between.weight == 0.4
+    assert isinstance(between, MixupDistillation) and between.weight == 0.4
     assert plain.temperature == between.temperature == 1.5
-    assert not any(isinstance(term, Blends) for title, found in taught.items() if title != "tune" for term in found)
+    assert not any(
+        isinstance(term, MixupDistillation) for title, found in taught.items() if title != "tune" for term in found
+    )
 
 
 def test_a_recipe_hides_a_part_of_every_image_while_tuning(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:

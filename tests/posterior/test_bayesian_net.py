@@ -17,7 +17,7 @@ from pyrobnn.data import Data
 from pyrobnn.guides import NoLatents
 from pyrobnn.guides.noise import NormalNoise
 from pyrobnn.posterior.bayesian_net import BayesianNet, settings
-from pyrobnn.posterior.draws import draw_tensors, surviving_scales
+from pyrobnn.posterior.draws import draw_tensors, remaining_scales
 from pyrobnn.priors.noise import ARDNoise
 
 QUICK: dict[str, Any] = {"epochs": 4, "precision": "fp32", "seed": 2, "progress": False}
@@ -34,17 +34,17 @@ def small() -> nn.Module:
     return pb.nets.build("small_cnn", in_channels=1, image_size=8)
 
 
-def test_surviving_scales_of_weights_are_those_of_the_guide(data: Data) -> None:
+def test_remaining_scales_of_weights_are_those_of_the_guide(data: Data) -> None:
     model = pb.BayesianModel(small(), pb.priors.Gaussian(1.0), data_size=100)
     guide = pb.guides.MeanField(model, init_scale=0.3)
-    scales = surviving_scales(model, guide, draws=300)
+    scales = remaining_scales(model, guide, draws=300)
     assert set(scales) == set(guide.moments())
     for name, (_, sd) in guide.moments().items():
         assert torch.allclose(scales[name], sd, rtol=0.25)  # 1/sqrt(2 * 300) is 0.04, over 10^4 weights
         assert abs(float((scales[name] / sd).mean()) - 1) < 0.01
 
 
-def test_surviving_scales_of_noise_are_weight_times_noise(data: Data) -> None:
+def test_remaining_scales_of_noise_are_weight_times_noise(data: Data) -> None:
     """Noise theta_c on the consumers of channel c gives W[:, c] the standard deviation |W[:, c]| sd(theta_c)."""
     net = small()
     table = pb.channel_groups(net, data.example)
@@ -52,7 +52,7 @@ def test_surviving_scales_of_noise_are_weight_times_noise(data: Data) -> None:
     guide = NormalNoise(model, init_scale=0.2)
     with torch.no_grad():
         guide.log_scale["conv1|noise"].copy_(torch.linspace(-4, -1, table["conv1"].channels))
-    scales = surviving_scales(model, guide, draws=500)
+    scales = remaining_scales(model, guide, draws=500)
     expected = (
         net.conv2.weight.detach().abs() * torch.linspace(-4, -1, table["conv1"].channels).exp()[None, :, None, None]
     )

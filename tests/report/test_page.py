@@ -193,11 +193,11 @@ TARGETS: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize("case", TARGETS)
-def test_the_verdict_says_whether_the_target_was_met(case: str) -> None:
+def test_the_page_says_whether_the_target_was_met(case: str) -> None:
     target, head, words = TARGETS[case]
     text = Outline(pages.page(report(target=target))).text.replace("\N{NO-BREAK SPACE}", " ")
     assert head in text and words in text
-    assert ('class="verdict bad"' in pages.page(report(target=target))) == (case == "missed")
+    assert ('class="target bad"' in pages.page(report(target=target))) == (case == "missed")
 
 
 def test_validation_stands_beside_test_with_what_may_be_claimed() -> None:

@@ -7,7 +7,7 @@ from torch import nn
 
 import pyrobnn as pb
 from pyrobnn.guides import MeanField, NoLatents
-from pyrobnn.inference.off_data import OffData, answer, off_data
+from pyrobnn.inference.out_of_distribution import OutOfDistributionDistillation, output_at, smooth_patterns
 from pyrobnn.inference.terms import Step
 from pyrobnn.priors.gaussian import Gaussian
 
@@ -29,7 +29,7 @@ def step(scale: float) -> Step:
 def test_patterns_are_smooth_and_in_the_range_of_each_channel() -> None:
     torch.manual_seed(0)
     x = torch.rand(400, 2, 16, 12) * torch.tensor([1.0, 5.0]).view(1, 2, 1, 1) - 2
-    made = off_data(x)
+    made = smooth_patterns(x)
     assert made.shape == x.shape
     for channel in range(2):
         low, high = x[:, channel].min(), x[:, channel].max()
@@ -46,20 +46,20 @@ def test_an_answer_is_that_of_the_network_and_leaves_statistics_alone() -> None:
     one.model.train()
     net, before = one.model.net, {k: v.clone() for k, v in one.model.net.state_dict().items()}
     x = torch.randn(8, 2, 8, 8)
-    found = answer(one, x)
+    found = output_at(one, x)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()) and net.training
     assert torch.allclose(found, net.eval()(x), atol=1e-3)
     wide = step(1.0)
-    assert not torch.allclose(answer(wide, x), answer(wide, x), atol=0.1)  # a fresh draw each time
+    assert not torch.allclose(output_at(wide, x), output_at(wide, x), atol=0.1)  # a fresh draw each time
 
 
 def test_the_term_is_hintons_divergence_and_keeps_the_likelihood_whole() -> None:
     one, teacher = step(1e-6), small(5)
-    term = OffData(teacher, weight=0.2, temperature=3.0)
+    term = OutOfDistributionDistillation(teacher, weight=0.2, temperature=3.0)
     torch.manual_seed(2)
     value = term(one)
     torch.manual_seed(2)
-    x = off_data(one.x)
+    x = smooth_patterns(one.x)
     p, q = (torch.softmax(net.eval()(x) / 3, -1) for net in (teacher, one.model.net))
     assert torch.allclose(value, 0.2 * 9 * (p * (p / q).log()).sum(-1).mean(), rtol=1e-2)
     assert term.nll_weight == 1.0
@@ -80,11 +80,11 @@ def test_a_fit_with_it_comes_closer_to_the_teacher_off_the_data() -> None:
     pb.fit(model, NoLatents(), data, config=config, progress=False)
     taught = model.net.eval()
     start = fresh()
-    x = off_data(torch.cat([x for x, _ in data.valid.batches(64)]))
+    x = smooth_patterns(torch.cat([x for x, _ in data.valid.batches(64)]))
 
-    def distance(terms: list[OffData]) -> float:
+    def distance(terms: list[OutOfDistributionDistillation]) -> float:
         net = pb.BayesianNet.around(start, data_size=len(data.train)).fit(data, config, terms=terms, progress=False)
         with torch.no_grad():
             return float((net.mean_net()(x).softmax(-1) - taught(x).softmax(-1)).abs().sum(-1).mean())
 
-    assert distance([OffData(taught, weight=1.0)]) < 0.7 * distance([])
+    assert distance([OutOfDistributionDistillation(taught, weight=1.0)]) < 0.7 * distance([])

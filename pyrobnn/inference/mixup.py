@@ -1,8 +1,8 @@
-"""What the dense network says between training images: more of its function for the compact one to learn.
+"""Mixup distillation: distillation from the dense network on convex combinations of training images.
 
-A compact network soon answers on the training images what their labels say, and then learns little more from
-them. Of a blend of two images only the dense network knows the answer, and no blend is seen twice. Blending is
-mixup (Zhang et al. 2018), with a teacher's answer for the blended label as in Beyer et al. (2022).
+A compact network soon fits the labels of the training images, and then learns little more from them. For a mixture of
+two images only the dense network gives a target, and no mixture is seen twice. Mixup is due to Zhang et al. (2018), the
+teacher's output as the target of a mixed image to Beyer et al. (2022).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pyrobnn.inference.terms import Distillation, Step
 from pyrobnn.nets.statistics import copied_statistics
 
 
-class Blends(Distillation):
+class MixupDistillation(Distillation):
     """weight * T^2 * KL(teacher_T || student_T) on blends of the batch's images, half as many as it has images.
 
     The student is a plain network (no latent sites) in training mode; its running statistics stay those of the
@@ -35,17 +35,17 @@ class Blends(Distillation):
     def __call__(self, step: Step) -> Tensor:
         if len(step.x) < 4:  # no statistics of a single blend
             return step.x.new_zeros(())
-        x = blend(step.x)
+        x = mixup(step.x)
         net = step.model.net
-        return self.divergence(self.taught(x), step.model.call_net(net, copied_statistics(net, {}), x))
+        return self.divergence(self.teacher_output(x), step.model.call_net(net, copied_statistics(net, {}), x))
 
 
-def blend(x: Tensor) -> Tensor:
+def mixup(x: Tensor) -> Tensor:
     """Each image of a batch `[N, ...]` at most once: `[N // 2, ...]`, of two each, in a uniform proportion.
 
     Uses the global RNG.
 
-    >>> blend(torch.stack([torch.zeros(2, 4, 4), torch.ones(2, 4, 4)])).shape
+    >>> mixup(torch.stack([torch.zeros(2, 4, 4), torch.ones(2, 4, 4)])).shape
     torch.Size([1, 2, 4, 4])
     """
     half = len(x) // 2

@@ -1,10 +1,9 @@
-"""What the dense network says where there are no data: a term that keeps a smaller network unsure there.
+"""Out-of-distribution distillation: a term that keeps the compact network as uncertain as the dense one away from the data.
 
-Training images fix what a network answers on images like them, and nothing else. A compact network with a
-posterior that was fitted to them alone is as good on test images, and surer than the dense one on images
-that show none of the classes. So it is asked, beside every batch, about images that are none: smooth random
-patterns. It should answer what the dense network answers. Ours; close to outlier exposure (Hendrycks, Mazeika
-and Dietterich 2019), which takes real outliers and a uniform answer.
+The likelihood constrains a network on images like those of the training set only. A compact network whose posterior was
+fitted to them alone is as accurate as the dense one on test images, but more confident on images of none of the classes.
+This term therefore also compares both networks on smooth random patterns. It is ours; outlier exposure (Hendrycks,
+Mazeika and Dietterich 2019) is similar, with real outliers and a uniform target.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from pyrobnn.inference.terms import Distillation, Step
 from pyrobnn.nets.calling import eval_mode
 
 
-class OffData(Distillation):
+class OutOfDistributionDistillation(Distillation):
     """weight * T^2 * KL(teacher_T || student_T) on images that are none, under a draw of the posterior.
 
     LeNet-5 on MNIST at a tenth of its MACs, 3 epochs of a posterior, AUROC of the entropy against grey CIFAR-10
@@ -46,18 +45,18 @@ class OffData(Distillation):
         self.nll_weight = 1.0
 
     def __call__(self, step: Step) -> Tensor:
-        x = off_data(step.x)
-        return self.divergence(self.taught(x), answer(step, x))
+        x = smooth_patterns(step.x)
+        return self.divergence(self.teacher_output(x), output_at(step, x))
 
 
-def off_data(x: Tensor) -> Tensor:
+def smooth_patterns(x: Tensor) -> Tensor:
     """Images of the same shape and range as a batch `[N, C, H, W]` that show none of its classes.
 
     Smooth patterns: uniform noise on a coarse grid (the same grid for the batch, from 2x2 to half the image's
     size), interpolated. Uses the global RNG.
 
     >>> batch = torch.rand(4, 1, 8, 8)
-    >>> made = off_data(batch)
+    >>> made = smooth_patterns(batch)
     >>> made.shape == batch.shape, bool(made.amax() <= batch.amax()), bool(made.amin() >= batch.amin())
     (True, True, True)
     """
@@ -68,7 +67,7 @@ def off_data(x: Tensor) -> Tensor:
     return pattern.contiguous(memory_format=torch.channels_last)
 
 
-def answer(step: Step, x: Tensor) -> Tensor:
+def output_at(step: Step, x: Tensor) -> Tensor:
     """The network's output for other images under a fresh draw of the guide, with gradients.
 
     In evaluation mode: BatchNorm statistics are those of the data, and stay so.

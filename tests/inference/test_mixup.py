@@ -7,7 +7,7 @@ from torch import nn
 
 import pyrobnn as pb
 from pyrobnn.guides import NoLatents
-from pyrobnn.inference.blends import Blends, blend
+from pyrobnn.inference.mixup import MixupDistillation, mixup
 from pyrobnn.inference.terms import Step
 
 
@@ -28,7 +28,7 @@ def step(size: int) -> Step:
 def test_blends_lie_between_two_images_each_used_once() -> None:
     torch.manual_seed(0)
     x = torch.randn(9, 2, 4, 4)
-    made = blend(x)
+    made = mixup(x)
     assert made.shape == (4, 2, 4, 4)
     shares = []
     for k in range(4):
@@ -42,13 +42,13 @@ def test_blends_lie_between_two_images_each_used_once() -> None:
 def test_proportions_are_uniform() -> None:
     torch.manual_seed(0)
     x = torch.cat([torch.zeros(20_000, 1), torch.ones(20_000, 1)])
-    shares = blend(x).flatten().sort().values
+    shares = mixup(x).flatten().sort().values
     assert (shares - torch.linspace(0, 1, 20_000)).abs().max() < 0.015  # Kolmogorov-Smirnov, p < 0.001
 
 
 def test_the_term_is_hintons_divergence_on_blends_with_batch_statistics() -> None:
     one, teacher = step(8), small(5)
-    term = Blends(teacher, weight=0.2, temperature=3.0)
+    term = MixupDistillation(teacher, weight=0.2, temperature=3.0)
     before = {name: buffer.clone() for name, buffer in one.model.net.named_buffers()}
     torch.manual_seed(2)
     value = term(one)
@@ -56,14 +56,14 @@ def test_the_term_is_hintons_divergence_on_blends_with_batch_statistics() -> Non
     assert all(torch.equal(buffer, before[name]) for name, buffer in one.model.net.named_buffers())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in one.model.net[0].parameters() if p.dim() > 1)
     torch.manual_seed(2)
-    x = blend(one.x)
+    x = mixup(one.x)
     p, q = torch.softmax(teacher.eval()(x) / 3, -1), torch.softmax(one.model.net.train()(x) / 3, -1)
     assert torch.allclose(value, 0.2 * 9 * (p * (p / q).log()).sum(-1).mean(), rtol=1e-4)
     assert term.nll_weight == 1.0
 
 
 def test_too_few_images_for_blends_add_nothing() -> None:
-    assert Blends(small(5))(step(3)) == 0
+    assert MixupDistillation(small(5))(step(3)) == 0
 
 
 def test_a_fit_with_it_comes_closer_to_the_teacher_between_images() -> None:
@@ -80,9 +80,9 @@ def test_a_fit_with_it_comes_closer_to_the_teacher_between_images() -> None:
     with torch.no_grad():
         for tensor in teacher[3].parameters():
             tensor.mul_(0.3)  # it is less sure than the labels would make a network
-    between = blend(torch.cat([x for x, _ in data.valid.batches(64)]))
+    between = mixup(torch.cat([x for x, _ in data.valid.batches(64)]))
     distance = {}
-    for name, terms in {"alone": [], "taught": [Blends(teacher, 1.0, temperature=1.0)]}.items():
+    for name, terms in {"alone": [], "taught": [MixupDistillation(teacher, 1.0, temperature=1.0)]}.items():
         torch.manual_seed(4)
         student = pb.BayesianModel(fresh(), data_size=len(data.train))
         pb.fit(student, NoLatents(), data, config=config, terms=terms, progress=False)
