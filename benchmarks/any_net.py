@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import pyrobnn as pb
-from pyrobnn.channels.tracer import tensors_in
+from pyrobnn.channels.calls import tensors_in
 from pyrobnn.report.report import versions
 
 RESULT = Path(__file__).parent / "results" / "any_net.json"

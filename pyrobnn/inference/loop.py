@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-import pyro
 import torch
-from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
 from pyrobnn.channels import PruningPlan
@@ -24,31 +21,25 @@ from pyrobnn.inference import callbacks as hooks
 from pyrobnn.inference.callbacks import Callback, FitState, FitUpdate
 from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.elbo import ELBO
-from pyrobnn.inference.failure import Unreproduced, named_failure, seeded
 from pyrobnn.inference.objective import Objective
-from pyrobnn.inference.optimisers import load_optimiser, new_optimiser
+from pyrobnn.inference.optimisers import load_optimiser
 from pyrobnn.inference.precision import (
-    as_channels_last,
     channels_last,
     choose_layout,
-    resolve_device,
     resolve_precision,
     weights_channels_last,
 )
-from pyrobnn.inference.schedules import schedule
 from pyrobnn.inference.shrink import shrink, shrink_optimiser
-from pyrobnn.inference.step import Sums, new_step
+from pyrobnn.inference.steps import Steps
 from pyrobnn.inference.sync_norm import synchronise
 from pyrobnn.inference.terms import Term
 from pyrobnn.inference.validation import validated
-from pyrobnn.io.processes import current
 from pyrobnn.model import BayesianModel
 from pyrobnn.summary.reading import deterministic_net
 
 READ_EVERY = 0.2  # seconds between looks at what the device has summed; each one waits for it
 READ_AFTER = 64  # steps, at most, between two looks: their batches are kept until then, for a step that fails
 READ_TOGETHER = 8  # steps between two looks of several processes, which must find a failure at the same step
-APART = 0x9E3779B97F4A7C15  # between the seeds of two processes; odd, so that no two are the same
 
 
 @dataclass
@@ -68,7 +59,7 @@ class Pass:
     seconds: float = 0.0
 
 
-class Loop:
+class Loop(Steps):
     """The state of a running fit; callbacks see the part of it that :class:`FitState` shows.
 
     Attributes:
@@ -88,19 +79,17 @@ class Loop:
         terms: Sequence[Term] = (),
         site_weights: dict[str, float | Tensor] | None = None,
     ) -> None:
-        self.config, self.data, self.callbacks = config, data, tuple(callbacks)
-        self.processes = current()
+        super().__init__(config)
+        self.data, self.callbacks = data, tuple(callbacks)
         if config.batch_size < 2 * self.processes.size:
             raise ConfigError(
                 f"a batch of {config.batch_size} leaves {self.processes.size} processes less than two examples each: take a "
                 f"batch size of at least {2 * self.processes.size}"
             )
-        self.device = resolve_device(config.device)
-        self.generator = torch.Generator().manual_seed(config.seed)
         # Which images are mirrored in even epochs; not drawn from the generator that shuffles, nor with its seed.
         coins = torch.Generator().manual_seed(config.seed + 1)
         self._sides = torch.rand(len(data.train), generator=coins) < 0.5
-        self.epoch = self.step = 0
+        self.epoch = 0
         self.steps_per_epoch = data.train.steps(config.batch_size)
         if config.max_steps is not None:
             self.steps_per_epoch = min(self.steps_per_epoch, max(1, config.max_steps))
@@ -110,18 +99,12 @@ class Loop:
         self.seconds = 0.0
         self._pass: Pass | None = None  # the one under way, also where a checkpoint was written in its middle
         self._saved = time.perf_counter()
-        self._lr = schedule(config.lr_schedule)
-        self._kl = schedule(config.kl_schedule)
         model.autocast = resolve_precision(config.precision, self.device, model.net, data.example)
         elbo = ELBO(config.num_particles, site_weights=site_weights, estimator=config.estimator)
         module = as_guide_module(guide)
         if module is not guide:  # so that summarize(model, function) finds what was fitted
             model.function_guides[guide] = module
         self.objective = Objective(model, module, elbo, terms)
-        self._validate = is_validation_enabled()
-        self._unread: list[tuple[int, Tensor, Tensor, Tensor | None]] = []  # seed and batch of the steps since then
-        self._rate, self._kl_weight = 1.0, self._kl(0.0)  # of the last step, on the host
-        self._good = 0  # steps of the epoch that were well, at the last look
         self._place()
 
     def _place(self) -> None:
@@ -135,24 +118,7 @@ class Loop:
         weights_channels_last(self.objective.to(self.device).guide, self.model.bare_net)
         synchronise(self.model.bare_net, self.device)
         self.objective.rebuild()  # first: it may move parameters in memory
-        self.optimiser = new_optimiser(self.config, self.model.net, self.guide)
-        self.device_step = new_step(self.objective, self.optimiser, self.config, self.device)
-        self._unchecked = self._validate
-
-    @property
-    def model(self) -> BayesianModel:
-        """The model, as it is after the cuts so far."""
-        return self.objective.model
-
-    @property
-    def guide(self) -> Any:
-        """The guide, likewise."""
-        return self.objective.guide
-
-    @property
-    def progress(self) -> float:
-        """Share of the fit's steps that are done."""
-        return self.step / max(1, self.config.epochs * self.steps_per_epoch)
+        self.renew_step()
 
     def mean_net(self) -> nn.Module:
         """The plain network at the posterior means; the model's own where nothing in it is random."""
@@ -217,57 +183,6 @@ class Loop:
         shrink_optimiser(optimiser, old, (model, self.guide), self.optimiser, plan)
         self.plan = plan if self.plan is None else self.plan.compose(plan)
         self.run_callbacks("on_cut", plan)
-
-    def train_step(self, x: Tensor, y: Tensor, view: Tensor | None = None, total: int | None = None) -> None:
-        """One optimiser step; what it gave is in the sums of `device_step`.
-
-        `view` and `total` are those of the :class:`~pyrobnn.data.split.Batch`, for terms that know images by the one.
-        """
-        self._rate = _checked("lr_schedule", self._lr(self.progress))
-        self._kl_weight = _checked("kl_schedule", self._kl(self.progress))
-        self.device_step.set(self._rate, self._kl_weight)
-        # The draws of a step depend on the loop's generator alone: resuming is exact, processes can differ.
-        seed = int(torch.randint(2**62, (1,), generator=self.generator))
-        if not self.config.same_noise:
-            seed = (seed + self.processes.rank * APART) % 2**62
-        x = as_channels_last(x)
-        if self._unchecked:
-            self._check(seed, x, y, view)
-        self._unread.append((seed, x, y, view))
-        seeded(seed, self.device)
-        with pyro.validation_enabled(False):
-            self.device_step(x, y, view, total)
-        self.step += 1
-
-    def _check(self, seed: int, x: Tensor, y: Tensor, view: Tensor | None) -> None:
-        """Pyro's and torch's validation of all sites on one batch, without gradients; nothing moves."""
-        self._unchecked = False
-        with torch.no_grad(), self.model.frozen_statistics():
-            seeded(seed, self.device)
-            try:
-                self.objective.elbo.parts(self.model, self.guide, x, y)
-            except ValueError as error:  # an argument out of its range: of a number that is not finite, or the user's
-                with pyro.validation_enabled(False), torch.enable_grad():
-                    found = named_failure(self.objective, seed, x, y, view)
-                if isinstance(found, Unreproduced):
-                    raise
-                raise found from error
-
-    def read(self) -> Sums:
-        """The sums of the epoch so far.
-
-        Raises:
-            NumericalError: a loss or gradient was not finite, naming the site, term, module or parameter.
-        """
-        sums = self.device_step.read()
-        if sums.failed:
-            step = self._unread[int(sums.good) - self._good]
-            with pyro.validation_enabled(False):
-                error = named_failure(self.objective, *step)
-            raise self.processes.first_error(error, lambda other: not isinstance(other, Unreproduced))
-        self._good = sums.good
-        self._unread.clear()
-        return sums
 
     def run_epoch(
         self, report: Callable[[int, float], None], save: Callable[[dict[str, Any]], None] | None = None
@@ -415,9 +330,3 @@ def _update(weights: dict[str, float | Tensor], site: str, value: float | Tensor
         old.copy_(new)
     else:
         weights[site] = new.to(device, copy=True)
-
-
-def _checked(name: str, value: float) -> float:
-    if not (math.isfinite(value) and value >= 0):
-        raise ConfigError(f"{name} must give finite numbers of at least 0, got {value}")
-    return value

@@ -291,7 +291,7 @@ def test_a_captured_step_leaves_what_the_eager_one_leaves(
     eager = fitted()
     Rehearsed.recordings = 0
     monkeypatch.setattr(
-        "pyrobnn.inference.loop.new_step", lambda o, opt, config, device: Rehearsed(o, opt, config.clip, device)
+        "pyrobnn.inference.steps.new_step", lambda o, opt, config, device: Rehearsed(o, opt, config.clip, device)
     )
     captured = fitted()
     # The first batch, a new weight of a KL (noise only), a new term, and the network after the cut.
@@ -315,7 +315,7 @@ def test_what_cannot_be_captured_is_named_once(data: Data, monkeypatch: Any) -> 
     settings: dict[str, Any] = {"epochs": 1, "batch_size": 32, "progress": False, "precision": "fp32"}
     eager = pb.fit(pb.BayesianModel(net, data_size=96), NoLatents(), data, **settings)
     monkeypatch.setattr(
-        "pyrobnn.inference.loop.new_step", lambda o, opt, config, device: Failing(o, opt, config.clip, device)
+        "pyrobnn.inference.steps.new_step", lambda o, opt, config, device: Failing(o, opt, config.clip, device)
     )
     with pytest.warns(UserWarning, match="runs eagerly: operation not permitted when stream is capturing$") as caught:
         found = pb.fit(pb.BayesianModel(net, data_size=96), NoLatents(), data, **settings)

@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 
 import pyrobnn as pb
-from pyrobnn.pipeline import acceptance, stages
+from pyrobnn.pipeline import acceptance, training
 from pyrobnn.pipeline.stages import accept, retune
 from pyrobnn.pipeline.state import State
 
@@ -65,7 +65,7 @@ def tuned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
         did.append((name, letter(now), epochs))
         return replace(now, tuned=GOOD)
 
-    monkeypatch.setattr(stages, "tuned", fake)
+    monkeypatch.setattr(training, "tuned", fake)
     monkeypatch.setattr(pb.PruningPlan, "full", classmethod(lambda cls, table: cls({"g": list(range(8))}, {"g": 8})))
     return did
 

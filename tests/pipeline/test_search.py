@@ -10,7 +10,7 @@ import pytest
 import pyrobnn as pb
 from pyrobnn.data import Data
 from pyrobnn.pipeline import search as search_module
-from pyrobnn.pipeline import stages
+from pyrobnn.pipeline import training
 from pyrobnn.pipeline.search import epochs_of, next_size, search
 
 
@@ -63,7 +63,7 @@ def test_what_held_is_what_is_returned(
         return replace(after, tuned=state.base + 1.0 if figures[len(plans) - 1] else 0.0)
 
     monkeypatch.setattr(search_module, "tuned", fake)
-    monkeypatch.setattr(stages, "tuned", fake)
+    monkeypatch.setattr(training, "tuned", fake)
     monkeypatch.setattr("pyrobnn.pipeline.acceptance.recovered", lambda *given: True)
     options: dict[str, Any] = {"max_drop": 1.0, "epochs": 24, "precision": "fp32", "progress": False}
     monkeypatch.setattr(search_module, "MOST_ATTEMPTS", 2)
