@@ -58,7 +58,7 @@ def successor(name: str) -> str | None:
 
 
 class Moved(MetaPathFinder, Loader):
-    """Finds a moved module by its old name; what is asked of it is answered by the new one."""
+    """Finds a moved module by its old name; attribute access goes to the new one."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

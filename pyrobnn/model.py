@@ -38,11 +38,11 @@ class BayesianModel(PyroModule):
     """A network whose tensors come from `pyro.sample` statements.
 
     `forward(x, y=None)` runs the prior, calls the network with the sampled tensors
-    (`torch.func.functional_call`, in our form), and observes `y` in a plate scaled to `data_size`.
+    (as `torch.func.functional_call` does), and observes `y` in a plate scaled to `data_size`.
     It is an ordinary Pyro model: `SVI`, `Predictive` and `poutine` take it as is, and so do AutoGuides and NUTS where
     the prior has continuous sites (:func:`pyrobnn.guides.auto` starts an AutoGuide at the network's weights).
 
-    The network is copied, the caller's stays as it was. A parameter that has a sample site is
+    The network is copied; the caller's is not changed. A parameter that has a sample site is
     held as a buffer with its initial value; the other parameters are trained with the guide.
     BatchNorm statistics move once per step: not in the extra runs that an AutoGuide makes to set
     itself up, and not again for further particles on the same batch.
@@ -110,7 +110,7 @@ class BayesianModel(PyroModule):
 
     @property
     def bare_net(self) -> nn.Module:
-        """The network, past `__getattr__`, which would announce its parameters to Pyro."""
+        """The network, without the attribute access that registers its parameters with Pyro."""
         net = self._modules["net"]
         assert net is not None
         return self._held.tie(net)
@@ -136,7 +136,7 @@ class BayesianModel(PyroModule):
         return NetView(tensors, self.groups or [], self._gates[0])
 
     def view(self) -> NetView:
-        """What the prior sees now."""
+        """The network's tensors and channel groups, as the prior gets them."""
         return self._view(self.bare_net)
 
     def values(self) -> dict[str, Tensor]:
@@ -178,7 +178,7 @@ class BayesianModel(PyroModule):
     def observed(
         self, net: nn.Module, values: dict[str, Tensor], x: Any, y: Tensor | None
     ) -> tuple[Tensor, dist.TorchDistribution, Tensor | None, int]:
-        """The network's output at these tensors, the distribution of the targets, these as it takes them, and how many."""
+        """Output of the network at these tensors, distribution of the targets, the targets in its dtype, and the batch size."""
         said = self.call_net(net, values, x, whole=True)
         output = main_output(said)
         self.seen = _first_example(x, y)
@@ -189,7 +189,7 @@ class BayesianModel(PyroModule):
         return output, distribution, None if y is None else as_observed(distribution, y), size
 
     def density(self, said: Any) -> dist.TorchDistribution:
-        """The distribution of the targets: of the main output, or of all that the network returns for a likelihood of your own."""
+        """The distribution of the targets given the main output, or given all outputs for a likelihood of your own."""
         return self.likelihood(main_output(said) if isinstance(self.likelihood, OF_TENSORS) else said)
 
     def call_net(self, net: nn.Module, values: dict[str, Tensor], x: Any, whole: bool = False) -> Any:
@@ -236,7 +236,7 @@ class BayesianModel(PyroModule):
         return self._steps.is_first(self.net, x, values)
 
     def forget_batch(self) -> None:
-        """The next call is of a new step, whatever its batch: BatchNorm statistics move."""
+        """Treat the next call as a new step, even on the same batch: BatchNorm statistics are updated."""
         self._steps.forget()
 
     def sites(self) -> dict[str, Any]:
@@ -246,7 +246,7 @@ class BayesianModel(PyroModule):
         return {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
 
     def initial_values(self) -> dict[str, Tensor]:
-        """Where guides start: trained values for weight sites, what the prior says for others."""
+        """Initial values of guides: trained values for weight sites, the prior's `initial` for others."""
         if isinstance(self.prior, Prior):
             return self.prior.initial(self.view())
         tensors = self.view().tensors
@@ -281,7 +281,7 @@ class BayesianModel(PyroModule):
             guide(*batch)
 
     def tensors_at(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the prior hands to the network at given site values, `{site: tensor}`; sites without one are sampled."""
+        """The tensors that the prior returns at given site values, `{site: tensor}`; sites without one are sampled."""
         with torch.no_grad(), torch.random.fork_rng(devices=[]), poutine.block():
             tensors: dict[str, Tensor] = poutine.condition(self.values, data=values)()
         return tensors
@@ -312,7 +312,7 @@ class BayesianModel(PyroModule):
         return self._held.released(net, values)
 
     def with_net(self, net: nn.Module, groups: ChannelTable | None, prior: Any) -> BayesianModel:
-        """The same model around another (smaller) network, which is its own from now on."""
+        """The same model around another (smaller) network, which is not copied."""
         model = BayesianModel(
             net, prior, data_size=self.data_size, groups=groups, likelihood=self.likelihood, copy=False
         )

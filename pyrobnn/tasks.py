@@ -22,34 +22,32 @@ if TYPE_CHECKING:
 Divergence = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
-def softened_classes(taught: Tensor, output: Tensor, targets: Tensor, temperature: float) -> Tensor:
+def softened_classes(teacher: Tensor, output: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """T^2 KL(teacher_T || student_T) of class probabilities (Hinton, Vinyals and Dean 2015), a mean over positions.
 
-    Outputs `[B, K]` or per pixel `[B, K, H, W]`, where pixels without a class are taught too.
+    Outputs `[B, K]` or per pixel `[B, K, H, W]`, where pixels without a class count too.
     """
-    target = F.log_softmax(class_logits(taught) / temperature, 1)
+    target = F.log_softmax(class_logits(teacher) / temperature, 1)
     student = F.log_softmax(class_logits(output.float()) / temperature, 1)
     return temperature**2 * F.kl_div(student, target, log_target=True, reduction="none").sum(1).mean()
 
 
-def softened_labels(taught: Tensor, output: Tensor, targets: Tensor, temperature: float) -> Tensor:
+def softened_labels(teacher: Tensor, output: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """T^2 KL of each label's probability, summed over the labels `[B, K]`."""
-    p = torch.sigmoid(taught / temperature)
-    student, teacher = output.float() / temperature, taught / temperature
-    each = p * (F.logsigmoid(teacher) - F.logsigmoid(student)) + (1 - p) * (
-        F.logsigmoid(-teacher) - F.logsigmoid(-student)
-    )
+    p = torch.sigmoid(teacher / temperature)
+    ours, theirs = output.float() / temperature, teacher / temperature
+    each = p * (F.logsigmoid(theirs) - F.logsigmoid(ours)) + (1 - p) * (F.logsigmoid(-theirs) - F.logsigmoid(-ours))
     return temperature**2 * each.sum(1).mean()
 
 
-def squared_error(taught: Tensor, output: Tensor, targets: Tensor, temperature: float) -> Tensor:
+def squared_error(teacher: Tensor, output: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """KL of two normals around the outputs, whose variance is that of the teacher's residuals; T does nothing."""
     count = len(targets)
-    residuals = targets.reshape(count, -1) - taught.reshape(count, -1)
+    residuals = targets.reshape(count, -1) - teacher.reshape(count, -1)
     variance = residuals.square().mean().clamp(min=torch.finfo(torch.float32).tiny)
-    gap = output.float().reshape(count, -1) - taught.reshape(count, -1)
-    # A teacher that fits its data exactly would make this infinitely loud: its outputs' own spread bounds it.
-    least = 1e-4 * taught.var(unbiased=False) + torch.finfo(torch.float32).eps
+    gap = output.float().reshape(count, -1) - teacher.reshape(count, -1)
+    # A teacher that fits its data exactly would give this term an infinite weight, so the variance of its outputs bounds it.
+    least = 1e-4 * teacher.var(unbiased=False) + torch.finfo(torch.float32).eps
     return 0.5 * gap.square().sum(1).mean() / torch.maximum(variance, least)
 
 
@@ -60,8 +58,8 @@ class Task:
     Attributes:
         name: For the report.
         likelihood: Of the targets, from the network's output.
-        metric: What the network is judged by.
-        divergence: How a teacher's output is compared with the student's in distillation; None teaches nothing.
+        metric: By which networks are compared.
+        divergence: How a teacher's output is compared with the student's in distillation; None: no distillation.
         call: How the network is called for a batch, where that is not `net(batch)`: several inputs, outputs in
             containers. `call(net, batch)` returns the output tensor.
     """

@@ -32,7 +32,7 @@ def compact(
         plan: what is kept.
         example: an input batch, to read the channel groups; not needed with `groups`.
         groups: the network's channel table.
-        copy: False cuts `net` itself, for one that nobody needs any more.
+        copy: False cuts `net` itself, for one that is not needed any more.
 
     Raises:
         PlanError: the plan names groups or units that the network does not have, or keeps nothing.

@@ -84,7 +84,7 @@ def summary_table(report: dict[str, Any]) -> Table:
             f"with noise {row['sigma']:g}", f"{100 * row['dense']:.2f} %", f"{100 * row['compact']:.2f} %", change
         )
     if robust is not None:
-        table.add_row("same answer", "", f"{100 * robust['agreement']:.2f} %", "")
+        table.add_row("same class", "", f"{100 * robust['agreement']:.2f} %", "")
     return table
 
 

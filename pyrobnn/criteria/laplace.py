@@ -42,7 +42,7 @@ def laplace_gates(
     greatest marginal likelihood, per group, at the fixed point s² = mean(μ² + σ²) (as in MacKay 1992).
 
     Args:
-        net: a trained network in the state that it is to be judged in.
+        net: a trained network as it is to be scored.
         data: its training images are looked at; their number is what the likelihood counts.
         groups: the channel table of the network.
         examples: images to look at.

@@ -43,7 +43,7 @@ def plan(
         rule: a criterion or its name. `snr` cuts channels with SNR below `threshold` (default 1); `inclusion` those
             with inclusion probability below it (default 1/2); `evidence` (or `bmr`) those whose removal raises the
             model evidence by the Savage-Dickey ratio (default 0 nats), `bmrs-n` and `bmrs-u` those by Bayesian model
-            reduction of log-uniform noise; `laplace` asks the curvature of a trained network (with `net`, `data` and
+            reduction of log-uniform noise; `laplace` uses the curvature of a trained network (with `net`, `data` and
             `groups`, no posterior), `curvature` a fitted posterior of weights (in a method); `l1`, `bn-scale`, `fpgm`, `taylor`, `group-fisher` and `random` are controls;
             `fraction` keeps the highest share `threshold` (default 1/2) of each group; `budget` cuts those that lose
             the fewest nats per cost saved until the targets are met.
@@ -52,7 +52,7 @@ def plan(
         target_macs, target_params, target_latency: share of the network's MACs, parameters or milliseconds that may be
             left, in (0, 1); any of them makes the rule a budget, spent on the criterion's scores, and needs `groups` (for
             the last, timed ones: :func:`~pyrobnn.time_layers`).
-        groups: the channel table of the network that the posterior speaks of.
+        groups: the channel table of the posterior's network.
         net, data: for criteria that look at the network itself.
 
     Raises:

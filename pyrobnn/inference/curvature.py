@@ -211,7 +211,7 @@ def gate_fisher(
                 output = net(batch_for(net, x))
                 if not bool(torch.isfinite(main_output(output)).all()):
                     raise NumericalError(
-                        "the network answers NaN or infinity: its weights are too large, or it did not converge"
+                        "the network returns NaN or infinity: its weights are too large, or it did not converge"
                     )
                 torch.manual_seed(seed + seen)
                 exact = [_drawn(density(output), y) for _ in range(draws)] if labels == "model" else [y]

@@ -59,7 +59,7 @@ class Parts:
 class ELBO(PyroELBO):
     """Evidence lower bound with KL weight, per-site (or per-channel) weights and an estimator.
 
-    Works in both roads: `ELBO()(model, guide)` is an `nn.Module` for torch optimisers, and
+    Works with torch and with Pyro optimisers: `ELBO()(model, guide)` is an `nn.Module` for torch optimisers, and
     `SVI(model, guide, optim, loss=ELBO())` takes it like any Pyro loss.
 
     Args:

@@ -117,8 +117,8 @@ def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
     From 0.6 to 1.3 for all but the smallest.
     In bfloat16 where the processor has it: the iteration corrects its own rounding.
     """
-    quick = matrix.device.type != "cpu" or cpu_has_bf16()
-    x = matrix.to(torch.bfloat16) if quick else matrix
+    native = matrix.device.type != "cpu" or cpu_has_bf16()
+    x = matrix.to(torch.bfloat16) if native else matrix
     tall = x.size(-2) > x.size(-1)
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)

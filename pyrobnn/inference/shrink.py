@@ -27,7 +27,7 @@ def shrink(model: BayesianModel, guide: Any, plan: PruningPlan, *, copy: bool = 
         model: a model built with channel groups.
         guide: its guide.
         plan: in the coordinates of `model.net`.
-        copy: False cuts the network of `model` and a guide of the package in place, for a pair that nobody needs any more.
+        copy: False cuts the network of `model` and a guide of the package in place, for a pair that is not needed any more.
 
     Raises:
         PlanError: the model has no channel groups, or the plan does not fit them.

@@ -20,7 +20,7 @@ from pyrobnn.tasks import Divergence
 
 @dataclass
 class Step:
-    """What a term may look at in one step: the batch, the model and guide, and the logits.
+    """The arguments of a term in one step: the batch, the model and guide, and the logits.
 
     `view` says which training images the batch holds (see :class:`~pyrobnn.data.split.Batch`), if it is known.
     """
@@ -74,8 +74,8 @@ class Distillation:
         weight: share of the distillation loss, in [0, 1].
         temperature: T, above 0.
         autocast: dtype of the teacher's pass, None for fp32.
-        logits: the teacher's answers by view, `[views, K]` (see :func:`outputs_by_view`). With them the teacher is not
-            asked again: a shifted image is taught what the teacher says of the image itself.
+        logits: the teacher's outputs by view, `[views, K]` (see :func:`outputs_by_view`). With them the teacher is not
+            evaluated again: the target of a shifted image is the teacher's output for the unshifted one.
         compare: `(teacher's output, student's output, targets, temperature)` to a mean per example, for outputs that
             are no logits of classes (see :mod:`pyrobnn.tasks`).
         copy: False takes the teacher itself, and freezes it.
@@ -100,20 +100,20 @@ class Distillation:
 
     def __call__(self, step: Step) -> Tensor:
         if self.logits is None or step.view is None:
-            taught = self.teacher_output(step.x)
+            target = self.teacher_output(step.x)
         else:
-            taught = self.logits[step.view.to(self.logits.device)].to(step.x.device)
+            target = self.logits[step.view.to(self.logits.device)].to(step.x.device)
         if self.compare is not None:
-            return self.weight * self.compare(taught, step.output, step.y, self.temperature)
-        return self.divergence(taught, step.output)
+            return self.weight * self.compare(target, step.output, step.y, self.temperature)
+        return self.divergence(target, step.output)
 
     def teacher_output(self, x: Tensor) -> Tensor:
-        """The teacher's logits for these images."""
+        """The teacher's logits of these images."""
         return teacher_output(self.teacher, x, self.autocast)
 
-    def divergence(self, taught: Tensor, output: Tensor) -> Tensor:
+    def divergence(self, teacher: Tensor, output: Tensor) -> Tensor:
         """weight * T^2 * KL(teacher_T || student_T), a mean over the images."""
-        target = F.log_softmax(taught / self.temperature, -1)
+        target = F.log_softmax(teacher / self.temperature, -1)
         student = F.log_softmax(output.float() / self.temperature, -1)
         divergence = F.kl_div(student, target, log_target=True, reduction="batchmean")
         return self.weight * self.temperature**2 * divergence

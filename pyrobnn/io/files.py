@@ -43,7 +43,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes | memoryview) -> Path:
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except OSError as error:
-        # Name the file that was asked for: nobody knows the temporary one.
+        # Name the file that was asked for: the temporary name means nothing to a user.
         raise OSError(error.errno, error.strerror or str(error), str(target)) from error
     finally:
         with contextlib.suppress(OSError):

@@ -3,7 +3,7 @@
     {"schema": 1, "files": {"compact.safetensors": {"sha256": "…", "bytes": 18240}, …}}
 
 It is written last and removed before a finished run is changed, so a directory has either no manifest
-or one that fits. It protects from damage, not from a stranger, who can write a manifest too; what a
+or one that fits. It protects from damage, not from tampering: anyone can write a manifest. What a
 loader does with a file does not depend on it.
 """
 

@@ -14,7 +14,7 @@ from pyrobnn.priors.gaussian import Gaussian
 
 # A cold posterior, warmed up in the first round only. At weight 1 a few epochs of mean-field inference pull trained
 # weights to the prior faster than the likelihood can answer. Deep normalised networks have more weights per example and
-# less to spare; there the means hardly move in the few epochs there are, so the scales must be quick.
+# less to spare; there the means hardly move in the few epochs there are, so the scales need a high learning rate.
 COLD = recipes(
     rounds=8,
     infer_share=0.25,

@@ -4,7 +4,7 @@ Carannante, Dera, Rasool and Bouaynaya (2021), on extended variational inference
 moments go through all layers, kernels are ranked by their Frobenius norm, and a loop removes as many
 kernels as have a norm near zero, until there is none. Found in the first authors' code: one variance per
 kernel, the prior N(0, I), an L1 norm in the KL. Reconstructed: what "near zero" is (the largest gap), and
-that the survivors keep their posterior. Ours: diagonal covariances, the tolerance on validation data, the
+that the remaining kernels keep their posterior. Ours: diagonal covariances, the tolerance on validation data, the
 budget, and the norm behind a normalisation.
 """
 
@@ -30,9 +30,9 @@ from pyrobnn.summary.types import Posterior
 
 
 def until_none(context: Context) -> list[Stage]:
-    """Train, count the redundant kernels, rebuild with the survivors, until none is redundant; then tune.
+    """Train, count the redundant kernels, rebuild without them, until none is redundant; then tune.
 
-    What is redundant follows from what was asked for. Nothing: the kernels below the largest gap of the
+    What is redundant depends on the target. Without one: the kernels below the largest gap of the
     norms (with `statistic="snr"`, below 0 dB). A tolerance (`--max-drop`): as many of the smallest as
     validation accuracy allows to remove; a network that does not recover from a removal is taken back,
     and the loop ends. A budget: the smallest, down to a geometric step of it in each round.
@@ -51,7 +51,7 @@ def _passes(context: Context) -> list[float]:
     """Epochs by round. Where kernels are to vanish by themselves, the first round takes half of all.
 
     There the posterior has to settle before anything can be counted; later rounds start from what the
-    survivors have. A recipe may show a part of the images in each planned epoch.
+    remaining kernels have. A recipe may show a part of the images in each planned epoch.
     """
     planned, share = context.epochs.infer, context.recipe.pass_share
     total = sum(planned)
@@ -88,7 +88,7 @@ METHOD = Method(
     # Small networks reach the ELBO itself in the first round; deep normalised ones keep a cold posterior. Kernels become
     # redundant only where the KL is heard: at weight 0.1, which `gaussian` uses, none falls by itself. Deep networks have
     # more weights than examples; there the full KL costs accuracy at once. Scales are one per kernel and have orders of
-    # magnitude to go in few steps, so they are quick. A moment step of a deep network costs three plain ones: half a pass
+    # magnitude to go in few steps, so their learning rate is high. A moment step of a deep network costs three plain ones: half a pass
     # an epoch is enough to rank kernels that start from trained weights; what inference does not use is not spent.
     recipes=recipes(
         rounds=12,

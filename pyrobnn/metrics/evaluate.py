@@ -98,7 +98,7 @@ def selective_prediction(uncertainty: Tensor, correct: Tensor) -> SelectiveCurve
     error = 1 - correct.detach().flatten().cpu().double()
     n = score.numel()
     if n == 0 or error.numel() != n:
-        raise DataError(f"expected as many scores as answers, got {n} and {error.numel()}; give one of each")
+        raise DataError(f"expected as many scores as predictions, got {n} and {error.numel()}; give one of each")
     _, tie, size = score.unique(return_inverse=True, return_counts=True)  # sorted, ascending
     shared = torch.bincount(tie, weights=error) / size
     answered = torch.arange(1, n + 1, dtype=torch.float64)

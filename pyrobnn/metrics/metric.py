@@ -1,7 +1,7 @@
 """`Metric`: the figure by which networks of any task are compared, a function of means over examples.
 
 Every metric here is a value of the mean of a few numbers per example, so that it streams, and so that examples can be
-drawn again (bootstrap) without asking the network again.
+drawn again (bootstrap) without evaluating the network again.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def build_spec(spec: Mapping[str, Any]) -> nn.Module:
     elif name in BUILT_IN:
         factory = BUILT_IN[name]
     else:
-        net_spec(name)  # raises with near names if nobody knows it
+        net_spec(name)  # raises, with similar names, if it is unknown
         factory = _torchvision_factory(name)
     return _call(factory, name, kwargs)
 

@@ -1,8 +1,8 @@
 """`CompressionConfig`: the one list of a run's options.
 
-:class:`CompressionConfig` is the one list of them: the keywords of :func:`~pyrobnn.compress`, the options of
+The keywords of :func:`~pyrobnn.compress`, the options of
 `pyrobnn compress`, the `target` of a report and the check of a resume are all made from its fields. Nothing heavy is
-imported here, so that a command line can be built in no time.
+imported here, so that `pyrobnn --help` is fast.
 """
 
 from __future__ import annotations

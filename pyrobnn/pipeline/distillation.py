@@ -17,22 +17,22 @@ from pyrobnn.inference.terms import Distillation, outputs_by_view
 from pyrobnn.pipeline.recipe import Recipe
 from pyrobnn.tasks import Task
 
-MOST_ANSWERS = 50_000_000  # logits of the dense network that are kept (200 MB)
-SMALL_SHIFT = 1  # pixels of augmentation that leave its answers as they are
+MOST_LOGITS = 50_000_000  # of the dense network that are stored (200 MB)
+SMALL_SHIFT = 1  # pixels of augmentation that hardly change its outputs
 
 
 class Teacher:
     """The data that a compact network is tuned on, and the objective terms that come from the dense one.
 
-    There are no such terms where the task has nothing to compare outputs with.
+    There are no such terms for a task without a distillation loss.
 
     Args:
         recipe: weights, temperature, hidden squares.
         data: of the run.
         device, autocast: as for the run.
         inference_dtype: of the dense network's passes in every step.
-        epochs: that learn from it.
-        task: says whether and how outputs are taught.
+        epochs: of training with distillation.
+        task: defines the distillation loss, if there is one.
 
     Raises:
         ConfigError: images are to be mixed, and the data or the task do not allow it.
@@ -55,8 +55,8 @@ class Teacher:
             raise ConfigError(
                 f"mix={recipe.mix} of the recipe is for classes of pictures; leave it out for {task.name}"
             )
-        self._fast: tuple[nn.Module, nn.Module] | None = None  # the dense network, and as fast as it can be
-        self._logits: Tensor | None = None  # its answers, made when first needed
+        self._fast: tuple[nn.Module, nn.Module] | None = None  # the dense network, and its folded copy
+        self._logits: Tensor | None = None  # its outputs by view, computed when first needed
         self._terms: dict[float, Distillation] = {}  # by weight
 
     def distillation(self, dense: nn.Module, weight: float) -> list[Distillation]:
@@ -86,7 +86,7 @@ class Teacher:
 
     @property
     def weight(self) -> float:
-        """Share of the loss that the dense network's answers have while the compact one is tuned."""
+        """Weight of distillation in the loss while the compact network is tuned."""
         return 1.0 if self.recipe.mix else self.recipe.distillation
 
     @property
@@ -112,9 +112,9 @@ class Teacher:
 
     @property
     def once(self) -> bool:
-        """Whether the answers are kept: shifts so small that they hardly change, and epochs to gain.
+        """Whether the outputs are computed once and stored: for shifts that hardly change them, and several epochs.
 
-        LeNet-5 with shifts of 1 pixel: 0.82 % validation error with kept answers, 0.78 % without, in 0.6 of the
+        LeNet-5 with shifts of 1 pixel: 0.82 % validation error with stored outputs, 0.78 % without, in 0.6 of the
         time. ResNet-20 at half of its MACs with shifts of 4, 3 epochs: 8.4 and 7.0 %.
         """
         split = self._data.train
@@ -129,7 +129,7 @@ class Teacher:
             return False
         if not (self.task.softens and split.indexed and isinstance(split.images, Tensor)):
             return False
-        few = len(split) * split.num_views * self._data.num_classes <= MOST_ANSWERS
+        few = len(split) * split.num_views * self._data.num_classes <= MOST_LOGITS
         return self.epochs > split.num_views and few
 
     def settings(self) -> dict[str, Any]:

@@ -39,18 +39,17 @@ class Recipe:
         rounds: of inference and cutting, at the most.
         pass_share: share of the training images that an epoch of inference shows.
         batch_size: examples per step; None is 128, or less for small data.
-        distillation: weight of the dense network's answers while the compact one is tuned.
+        distillation: weight of distillation from the dense network while the compact one is tuned.
         infer_distillation: the same while plain networks train between cuts. A posterior has the likelihood of the data
             alone (0): T² KL at T = 4 would have many times its curvature, and no loss would be in nats.
-        temperature: of these answers. What is left of a small network has no room for the finer shades of softer
-            targets: LeNet-300-100 at 3 % of its weights, 20 epochs, error on validation images: 2.0 % at temperature
+        temperature: of distillation. A small network cannot fit softer targets as well: LeNet-300-100 at 3 % of its weights, 20 epochs, error on validation images: 2.0 % at temperature
             4, 1.6 % at 2, 1.8 % at 1; LeNet-5 at 0.6 %: no difference between 4 and 2.
         blends: weight of mixup distillation while the compact network is tuned, see
             :class:`~pyrobnn.inference.mixup.MixupDistillation`; 0 is none.
         cutout: side of the square that is hidden in every image while the compact network is tuned, as a share of the
             image's shorter side, below 1; the teacher sees the same image. 0 is none.
         mix: images that the compact network is tuned on are mixed (`"mixup"` or `"cutmix"`), so that it learns from the
-            dense network's answers alone, whatever `distillation` says: function matching (Beyer et al. 2022).
+            dense network's outputs alone, whatever `distillation` is: function matching (Beyer et al. 2022).
         smoothing: of labels, while a plain network trains: share of their loss that goes to all classes alike.
         average: share of the steps, the last, over which weights are averaged where a plain network trains, see
             :class:`~pyrobnn.inference.averaging.WeightAverage`; 0 is none.

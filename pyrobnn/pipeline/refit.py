@@ -35,8 +35,9 @@ def refit(epochs: int) -> Stage:
 
     It starts as wide as the posterior of the kept coordinates was, or narrower by a factor, if the ELBO of weights
     that are independent wants that. Pipelines that fold their noise away
-    round by round (`rbp`) and controls carry none to the end; there it starts at a tenth of the weights.
-    The dense network teaches what to answer where there are no data. The compact network itself stays as it is.
+    round by round (`rbp`) and controls have none at the end; there it starts at a tenth of the weights.
+    Out-of-distribution distillation from the dense network keeps it uncertain where there are no data. The compact
+    network itself is not changed.
     Weights that the method zeroed one by one get a posterior like the others.
     """
 
@@ -49,13 +50,13 @@ def refit(epochs: int) -> Stage:
         fitted = BayesianNet.around(net.cpu(), data_size=size, scales=scales, likelihood=context.likelihood)
         config = context.fit_config(FitConfig(**settings(net)), BAYESIAN_SEED, epochs, validate=False)
         fitted.choose_width(context.data.train, kl_weight=settings(net)["kl_schedule"], seed=context.seed(WIDTH_SEED))
-        # A control from fresh weights has no dense network that could teach.
-        taught = context.task.softens and (context.trained or context.config.from_scratch is None)
+        # A control from fresh weights has no trained dense network.
+        distilled = context.task.softens and (context.trained or context.config.from_scratch is None)
         dense = channels_last(state.dense)
         fitted.fit(
             context.data,
             config,
-            terms=[OutOfDistributionDistillation(dense, autocast=context.inference_dtype)] if taught else [],
+            terms=[OutOfDistributionDistillation(dense, autocast=context.inference_dtype)] if distilled else [],
             save=lambda fit_state: context.store.save_fit("bayesian", fit_state),
             state=context.store.fit_state("bayesian"),
             progress=context.config.progress,

@@ -1,7 +1,7 @@
 """`BayesianNet`: the compact network with a mean-field Gaussian posterior over its weights.
 
-The compact network was made from posterior means, then tuned as a plain network. Its posterior lives on
-as an independent Gaussian per weight: located at the tuned weight, as wide as the posterior of the kept
+The compact network was made from posterior means, then tuned as a plain network. Its posterior is
+an independent Gaussian per weight: located at the tuned weight, as wide as the posterior of the kept
 coordinates was (:func:`~pyrobnn.posterior.draws.remaining_scales`), then fitted again by SVI. Whatever the method placed its
 latents on (weights, channel noise, gates), they all act on the tensors that the network is called with,
 so one description serves all methods. Channel noise moves all weights of a channel together; this
@@ -95,7 +95,7 @@ class BayesianNet:
 
     @torch.no_grad()
     def choose_width(self, split: Split, *, kl_weight: float, batches: int = 8, seed: int = 0) -> float:
-        """Make the posterior as much narrower, all of it by one factor, as the ELBO wants; to call before :meth:`fit`.
+        """Scale all widths by the factor, of at most 1, that maximises the ELBO; to be called before :meth:`fit`.
 
         Widths that were learned together do not hold apart: noise on a channel moves its weights as one, a KL
         that was raised to meet a budget widens it, and as independent noise on each weight the same standard

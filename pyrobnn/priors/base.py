@@ -145,11 +145,11 @@ class Prior:
         return None
 
     def place(self, view: NetView, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors to hand to the network at these values of all sites."""
+        """The tensors for the network at these values of all sites."""
         return dict(values)
 
     def __call__(self, view: NetView) -> dict[str, Tensor]:
-        """Run the sample statements; return the tensors to hand to the network."""
+        """Run the sample statements; return the tensors for the network."""
         raise TypeError(f"{type(self).__name__} must define __call__(view)")
 
 

@@ -44,7 +44,7 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class TestOutputs:
-    """What a network says of the test images, in fp32 and on the CPU.
+    """Outputs of a network on the test images, in fp32 and on the CPU.
 
     Attributes:
         statistics: Of the task's metric, one row per image ``[N, S]``.
@@ -61,7 +61,7 @@ class TestOutputs:
 def test_outputs(
     net: nn.Module, data: Data, device: torch.device | str = "cpu", task: Task | None = None
 ) -> TestOutputs:
-    """Goes through the test images once."""
+    """Evaluates a network on the test images, once."""
     task = task or task_for(data)
     if task.names_classes:
         logits, labels = predict_logits(net.to(device), data.test, device=device, channels_last=True)
@@ -94,7 +94,7 @@ def measure(
         device: where to measure.
         trained_on: what the saved file says; `bytes` is that file's size.
         task: what the targets are; by default what they look like.
-        said: what the network says of the test part, where that is known (:func:`test_outputs`).
+        said: its outputs on the test part, if they are known (:func:`test_outputs`).
 
     Returns:
         `metric` and `value`; `accuracy` and `ece` of one class per image; `nll`; cost, size and latency.

@@ -63,7 +63,7 @@ def find_guide(model: BayesianModel, guide: Any) -> Any:
 
 def run_guide(guide: Any, model: BayesianModel) -> Any:
     """The trace of one draw from a guide, without gradients; nothing else sees its sites."""
-    # PyroModules are read through their own parameters, whichever road trained them, so that
+    # PyroModules are read through their own parameters, however they were trained, so that
     # nothing is written to (or taken from) a global store that another model may have used.
     scope = local_params(guide) if isinstance(guide, nn.Module) else nullcontext()
     with torch.no_grad(), scope, poutine.block():
