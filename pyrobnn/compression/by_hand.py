@@ -25,9 +25,9 @@ from pyrobnn.pipeline.config import BUDGETS, CompressionConfig
 from pyrobnn.pipeline.context import Context
 from pyrobnn.pipeline.method import Method
 from pyrobnn.pipeline.schedule import share_out
-from pyrobnn.pipeline.stages import TUNE_SEED
 from pyrobnn.pipeline.state import State
 from pyrobnn.pipeline.store import RunStore
+from pyrobnn.pipeline.training import TUNE_SEED
 from pyrobnn.summary.types import Posterior
 from pyrobnn.tasks import Task, task_for
 
