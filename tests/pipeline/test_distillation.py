@@ -21,25 +21,25 @@ def data() -> Data:
     return pb.load_data("digits")
 
 
-def test_the_dense_network_is_asked_once_per_image(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    original = terms.ask
+def test_the_dense_network_is_evaluated_once_per_image(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated: list[int] = []
+    original = terms.teacher_output
 
-    def ask(teacher: Any, x: Any, autocast: Any) -> Any:
-        asked.append(len(x))
+    def output(teacher: Any, x: Any, autocast: Any) -> Any:
+        evaluated.append(len(x))
         return original(teacher, x, autocast)
 
-    monkeypatch.setattr(terms, "ask", ask)
+    monkeypatch.setattr(terms, "teacher_output", output)
     options: dict[str, Any] = {"target_macs": 0.5, "precision": "fp32", "progress": False}
     often = pb.compress("small_cnn", data, "ard", epochs=5, **options)
-    assert sum(asked) == len(data.train) * data.train.num_views
+    assert sum(evaluated) == len(data.train) * data.train.num_views
     assert often.report["settings"]["teacher"] == "once per image"
-    # Where answers do not fit, the network is asked in every epoch that learns from it.
-    asked.clear()
-    monkeypatch.setattr(distillation, "MOST_ANSWERS", 10)
+    # Where its outputs do not fit, it is evaluated in every epoch of distillation.
+    evaluated.clear()
+    monkeypatch.setattr(distillation, "MOST_LOGITS", 10)
     rarely = pb.compress("small_cnn", data, "ard", epochs=5, **options)
     phases = rarely.report["epochs_by_phase"]
-    assert sum(asked) == len(data.train) * phases["tune"] > 2 * len(data.train)
+    assert sum(evaluated) == len(data.train) * phases["tune"] > 2 * len(data.train)
     assert rarely.report["settings"]["teacher"] == "every step"
 
 
