@@ -29,8 +29,8 @@ from pyrobnn.io.checkpoint import load_checkpoint, save_checkpoint
 from pyrobnn.io.measured import Measurements
 from pyrobnn.pipeline.state import State
 from pyrobnn.pipeline.store import RunStore
+from pyrobnn.report.headline import target_lines
 from pyrobnn.report.report import VOLATILE
-from pyrobnn.report.sections import verdict
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:nothing was cut", "ignore:no target was given", "ignore:the target was missed"
@@ -221,7 +221,7 @@ def test_a_latency_is_planned_in_measured_milliseconds(data: Data, tmp_path: Pat
     target = result.report["target"]
     assert target["asked"] == {"target_latency": 0.6} and 0 < target["reached"]["target_latency"] < 2
     assert target["met"] is (target["reached"]["target_latency"] <= 0.65)
-    assert "% of the latency" in " ".join(line["text"] for line in verdict(result.report))
+    assert "% of the latency" in " ".join(line["text"] for line in target_lines(result.report))
     monkeypatch.setattr(timing, "_multiple", lambda *given: 8)
     monkeypatch.setattr(timing.ROUNDED, "known", {})
     (tmp_path / "times.json").unlink()
