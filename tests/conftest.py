@@ -7,7 +7,6 @@ import pickle
 import signal
 import socket
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -68,16 +67,13 @@ def shared_weights(shared_data: Path) -> Path:
 def in_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
     """`in_processes(2, function, *arguments)`: what the function returns in each of two processes that torchrun would start.
 
-    They are forks, so that nothing is imported again; one thread each. With `kill=(rank, seconds)` one of them is killed
-    after that time; what it would have returned is None then.
+    They are forks, so that nothing is imported again; one thread each. The one that is `killed` kills itself, and has None.
     """
     if not hasattr(os, "fork"):
         pytest.skip("needs fork")
     folder = tmp_path_factory.mktemp("processes")
 
-    def run(
-        size: int, function: Callable[..., Any], *arguments: Any, kill: tuple[int, float] | None = None
-    ) -> list[Any]:
+    def run(size: int, function: Callable[..., Any], *arguments: Any, killed: int = -1) -> list[Any]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -101,13 +97,9 @@ def in_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list
                 finally:
                     os._exit(status)
             children.append(child)
-        if kill is not None:
-            time.sleep(kill[1])
-            os.kill(children[kill[0]], signal.SIGKILL)
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        killed = [code == -signal.SIGKILL for code in codes]
-        assert all(code == 0 or gone for code, gone in zip(codes, killed, strict=True)), f"processes ended with {codes}"
-        assert sum(killed) <= (kill is not None)
-        return [None if gone else pickle.loads((folder / str(rank)).read_bytes()) for rank, gone in enumerate(killed)]
+        expected = [-signal.SIGKILL if rank == killed else 0 for rank in range(size)]
+        assert codes == expected, f"processes ended with {codes}"
+        return [None if rank == killed else pickle.loads((folder / str(rank)).read_bytes()) for rank in range(size)]
 
     return run

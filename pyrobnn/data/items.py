@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, default_collate
+from torch.utils.data.distributed import DistributedSampler
 
 from pyrobnn.data.notes import Notes
 from pyrobnn.data.pictures import channels_first, pixels
@@ -42,6 +43,7 @@ def items_of(source: Any, part: str, notes: Notes) -> Iterable[Any]:
 
 def rows_of(loader: DataLoader[Any], notes: Notes, part: str) -> Iterable[int]:
     """The rows that the sampler of a loader visits, each once and in order."""
+    refuse_shared(loader, part)
     sampler = loader.sampler
     whole = range(len(loader.dataset))  # type: ignore[arg-type]
     plain = isinstance(sampler, SequentialSampler) or (isinstance(sampler, RandomSampler) and not sampler.replacement)
@@ -55,6 +57,19 @@ def rows_of(loader: DataLoader[Any], notes: Notes, part: str) -> Iterable[int]:
     if len(rows) < len(whole):
         notes.add(f"{len(whole) - len(rows):,} images that the sampler of the DataLoader leaves out are left out", part)
     return rows
+
+
+def refuse_shared(loader: DataLoader[Any], part: str) -> None:
+    """A loader that gives each process its own images would be shared twice.
+
+    Raises:
+        DataError: its sampler is torch's `DistributedSampler`.
+    """
+    if isinstance(loader.sampler, DistributedSampler):
+        raise DataError(
+            f"{part}: expected a DataLoader of all images, got one with a DistributedSampler: leave the sampler out, every "
+            "process takes its part of each batch"
+        )
 
 
 def pair_of(item: Any, number: int, where: str) -> tuple[Any, Any]:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torch.utils.data.distributed import DistributedSampler
 
 from pyrobnn.data.inputs import Packing, several
+from pyrobnn.data.items import refuse_shared
 from pyrobnn.data.targets import as_targets
 from pyrobnn.errors import DataError
 
@@ -78,11 +78,7 @@ def read_loader(
     Raises:
         DataError: No batches of images and targets, or batches that do not fit each other.
     """
-    if isinstance(loader.sampler, DistributedSampler):
-        raise DataError(
-            f"{part}: expected a DataLoader of all images, got one with a DistributedSampler: leave the sampler out, every "
-            "process takes its part of each batch"
-        )
+    refuse_shared(loader, part)
     targets: list[Tensor] = []
     count = steps = 0
     size: tuple[int, ...] | None = None

@@ -12,9 +12,11 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,6 +32,7 @@ T = TypeVar("T")
 # A process that has died is noticed at once; this is for one that hangs, and longer than the first may take alone.
 TIMEOUT = timedelta(hours=2)
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket|timed out", re.IGNORECASE)
+_GO_ON = "run the same command with --resume to go on from the last checkpoint, on as many processes as you like"
 # A kernel of one channel lies the same in both layouts; where the two differ in name gradients are copied.
 _HARMLESS = ".*Grad strides do not match bucket view strides"
 
@@ -208,7 +211,7 @@ def together() -> Iterator[Processes]:
     host = dist.new_group(backend="gloo", timeout=TIMEOUT) if begun else None
     processes = Processes(dist.get_rank(), dist.get_world_size(), host)
     try:
-        with _as(processes), warnings.catch_warnings():
+        with _as(processes), warnings.catch_warnings(), nullcontext() if begun else _ending_with_a_line():
             warnings.filterwarnings("ignore", message=_HARMLESS)
             if not processes.first:
                 warnings.simplefilter("ignore")
@@ -249,13 +252,30 @@ def _lost(error: BaseException) -> ProcessError | None:
     if type(error) is not RuntimeError and not kinds & {"DistError", "DistBackendError", "DistNetworkError"}:
         return None
     return (
-        ProcessError(
-            "another process of this run has ended or does not answer: run the same command with --resume to go on from the "
-            "last checkpoint, on as many processes as you like"
-        )
+        ProcessError(f"another process of this run has ended or does not answer: {_GO_ON}")
         if _LOST.search(str(error))
         else None
     )
+
+
+@contextmanager
+def _ending_with_a_line() -> Iterator[None]:
+    """A launcher that sees a process die ends the others by SIGTERM, maybe before they have seen it: that is told too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    mine = os.getpid()
+
+    def end(*_: Any) -> None:
+        if os.getpid() != mine:  # a worker that reads images has inherited this
+            os._exit(128 + signal.SIGTERM)
+        raise ProcessError(f"told to end (SIGTERM), as the others are when a process has ended: {_GO_ON}")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _tell(error: BaseException, store: Any, processes: Processes) -> None:

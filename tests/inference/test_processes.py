@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -245,3 +247,21 @@ def test_synchronised_layers_are_turned_back() -> None:
     assert net.state_dict().keys() == before.keys()
     alone(net)
     assert type(net[1]) is nn.BatchNorm2d and torch.equal(net(x), expected) and "process_group" not in net[1].__dict__
+
+
+def told_to_end() -> str:
+    try:
+        with together() as processes:
+            if not processes.first:
+                os.kill(os.getpid(), signal.SIGTERM)
+            processes.agreed(1)
+            processes.each(2)
+    except pb.ProcessError as error:
+        return str(error)
+    return "went on"
+
+
+def test_a_process_that_is_told_to_end_says_how_to_go_on(in_processes: Callable[..., list[Any]]) -> None:
+    one, two = in_processes(2, told_to_end)
+    assert "another process of this run has ended" in one and "told to end" in two
+    assert "--resume" in one and "--resume" in two
