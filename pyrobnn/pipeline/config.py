@@ -10,55 +10,16 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyrobnn.errors import ConfigError
+from pyrobnn.pipeline.option import Option, assignment, described, flags, multiple, plain
 
 if TYPE_CHECKING:
     from pyrobnn.channels.plan import PruningPlan
-
-
-@dataclass(frozen=True)
-class Option:
-    """How an option is shown and used; the metadata of a field of :class:`CompressionConfig` under `"option"`.
-
-    Attributes:
-        help: one line, for the command line and the API reference.
-        kind: type of one value: `int`, `float`, `str`, `bool` or `Path`.
-        many: given repeatedly on the command line, a sequence in Python.
-        shown: has a flag of its own on the command line.
-        target: part of what is asked for, in the report under `target`.
-        same: a resume must be given the same value.
-        data: one of :func:`~pyrobnn.load_data`, for data that is loaded here.
-        name: of the field, in Python.
-        default: where it is not given.
-    """
-
-    help: str
-    kind: type
-    many: bool = False
-    shown: bool = True
-    target: bool = False
-    same: bool = True
-    data: bool = False
-    name: str = ""
-    default: Any = None
-
-    @property
-    def flag(self) -> str:
-        """`--target-macs` of `target_macs`."""
-        return _flags([self.name])
-
-
-def _flags(names: Iterable[str]) -> str:
-    return " and ".join("--" + name.replace("_", "-") for name in names)
-
-
-def _said(kind: type, help: str, **how: Any) -> dict[str, Option]:
-    return {"option": Option(help, kind, **how)}
 
 
 BUDGETS = ("macs", "params", "latency")  # costs of a network that a target may be set for
@@ -76,63 +37,67 @@ class CompressionConfig:
     """
 
     method: str = field(
-        default="ard", metadata=_said(str, "See pyrobnn methods; or module:NAME of a Method of your own.")
+        default="ard", metadata=described(str, "See pyrobnn methods; or module:NAME of a Method of your own.")
     )
     weights: str | Path | None = field(
-        default=None, metadata=_said(Path, "Safetensors file of the dense network.", same=False)
+        default=None, metadata=described(Path, "Safetensors file of the dense network.", same=False)
     )
     trained: bool = field(
         default=False,
-        metadata=_said(
+        metadata=described(
             bool, "The module is trained already, on all images as far as is known.", shown=False, same=False
         ),
     )
     target_macs: float | None = field(
-        default=None, metadata=_said(float, "Fraction of the dense MACs that may be left, in (0, 1).", target=True)
+        default=None, metadata=described(float, "Fraction of the dense MACs that may be left, in (0, 1).", target=True)
     )
     target_params: float | None = field(
         default=None,
-        metadata=_said(float, "Fraction of the dense parameters that may be left, in (0, 1).", target=True),
+        metadata=described(float, "Fraction of the dense parameters that may be left, in (0, 1).", target=True),
     )
     target_latency: float | None = field(
         default=None,
-        metadata=_said(
+        metadata=described(
             float, "Fraction of the dense time of one image that may be left, in (0, 1); measured.", target=True
         ),
     )
     target_nonzero: float | None = field(
         default=None,
-        metadata=_said(float, "Fraction that may be other than zero, where single weights are zeroed.", target=True),
+        metadata=described(
+            float, "Fraction that may be other than zero, where single weights are zeroed.", target=True
+        ),
     )
     max_drop: float | None = field(
         default=None,
-        metadata=_said(
+        metadata=described(
             float, "Percentage points of validation accuracy that may be lost; instead of a size.", target=True
         ),
     )
-    epochs: int | None = field(default=None, metadata=_said(int, "Full passes over the training data, in all."))
-    minutes: float | None = field(default=None, metadata=_said(float, "Wall-clock time instead of --epochs."))
-    seed: int = field(default=0, metadata=_said(int, "Of weights, shuffling, augmentation and sampling."))
+    epochs: int | None = field(default=None, metadata=described(int, "Full passes over the training data, in all."))
+    minutes: float | None = field(default=None, metadata=described(float, "Wall-clock time instead of --epochs."))
+    seed: int = field(default=0, metadata=described(int, "Of weights, shuffling, augmentation and sampling."))
     same_noise: bool = field(
         default=False,
-        metadata=_said(
+        metadata=described(
             bool, "Several processes draw the same noise in a step (default: each its own, so that it averages out)."
         ),
     )
     protect: tuple[str, ...] = field(
-        default=(), metadata=_said(str, "Pattern of group or module names not to cut; repeatable.", many=True)
+        default=(), metadata=described(str, "Pattern of group or module names not to cut; repeatable.", many=True)
     )
-    min_channels: int = field(default=1, metadata=_said(int, "Channels that each group keeps at least."))
+    min_channels: int = field(default=1, metadata=described(int, "Channels that each group keeps at least."))
     round_to: int | str | None = field(
         default=None,
-        metadata=_said(str, "Kept channels are multiples of this; auto: of what the device computes at no extra cost."),
+        metadata=described(
+            str, "Kept channels are multiples of this; auto: of what the device computes at no extra cost."
+        ),
     )
     estimator: str | None = field(
-        default=None, metadata=_said(str, "weight, example, local or moments (default: the method's own).")
+        default=None, metadata=described(str, "weight, example, local or moments (default: the method's own).")
     )
     recipe: Mapping[str, Any] = field(
         default_factory=dict,
-        metadata=_said(
+        metadata=described(
             str,
             "NAME=VALUE, another value of a field of the recipe, such as cutout=0.25 or tune.lr=0.02; repeatable.",
             many=True,
@@ -140,47 +105,49 @@ class CompressionConfig:
     )
     from_scratch: PruningPlan | None = field(
         default=None,
-        metadata=_said(Path, "A control: train the compact architecture of this plan from fresh weights.", shown=False),
+        metadata=described(
+            Path, "A control: train the compact architecture of this plan from fresh weights.", shown=False
+        ),
     )
     bayesian_epochs: int = field(
         default=0,
-        metadata=_said(int, "Passes for a posterior of the compact weights, on top of --epochs.", same=False),
+        metadata=described(int, "Passes for a posterior of the compact weights, on top of --epochs.", same=False),
     )
     batch_size: int | None = field(
         default=None,
-        metadata=_said(int, "Images per step, of all processes together (default: 128, or less for small data)."),
+        metadata=described(int, "Images per step, of all processes together (default: 128, or less for small data)."),
     )
     image_size: int | None = field(
-        default=None, metadata=_said(int, "Side in pixels that images are resized to.", data=True)
+        default=None, metadata=described(int, "Side in pixels that images are resized to.", data=True)
     )
     valid_fraction: float | None = field(
         default=None,
-        metadata=_said(float, "Share of the training images set aside to choose on (default: 0.1).", data=True),
+        metadata=described(float, "Share of the training images set aside to choose on (default: 0.1).", data=True),
     )
     augment: str | None = field(
         default=None,
-        metadata=_said(str, "none, auto, or such as shift=4,flip,cutout=8,crop=0.08,colour=0.4.", data=True),
+        metadata=described(str, "none, auto, or such as shift=4,flip,cutout=8,crop=0.08,colour=0.4.", data=True),
     )
     task: str | None = field(
         default=None,
-        metadata=_said(str, "classification, segmentation, multilabel or regression (default: by the targets)."),
+        metadata=described(str, "classification, segmentation, multilabel or regression (default: by the targets)."),
     )
     stream: bool = field(
         default=False,
-        metadata=_said(
+        metadata=described(
             bool, "Read images when they are needed (default: where they do not fit in memory).", same=False, data=True
         ),
     )
     workers: int | None = field(
-        default=None, metadata=_said(int, "Processes that read streamed images.", same=False, data=True)
+        default=None, metadata=described(int, "Processes that read streamed images.", same=False, data=True)
     )
-    precision: str = field(default="auto", metadata=_said(str, "auto, fp32 or bf16."))
-    device: str = field(default="auto", metadata=_said(str, "auto, cpu, cuda or mps.", same=False))
+    precision: str = field(default="auto", metadata=described(str, "auto, fp32 or bf16."))
+    device: str = field(default="auto", metadata=described(str, "auto, cpu, cuda or mps.", same=False))
     out: str | Path | None = field(
-        default=None, metadata=_said(Path, "Run directory, written as the run goes on.", same=False)
+        default=None, metadata=described(Path, "Run directory, written as the run goes on.", same=False)
     )
-    resume: bool = field(default=False, metadata=_said(bool, "Go on with an interrupted run in --out.", same=False))
-    progress: bool = field(default=True, metadata=_said(bool, "Bars and lines on stderr.", shown=False, same=False))
+    resume: bool = field(default=False, metadata=described(bool, "Go on with an interrupted run in --out.", same=False))
+    progress: bool = field(default=True, metadata=described(bool, "Bars and lines on stderr.", shown=False, same=False))
 
     def __post_init__(self) -> None:
         self._check_kinds()
@@ -188,7 +155,7 @@ class CompressionConfig:
         for name in (*(f"target_{cost}" for cost in BUDGETS), "target_nonzero"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
-                raise ConfigError(f"{_flags([name])} is the share that may be left, between 0 and 1, got {value:g}")
+                raise ConfigError(f"{flags([name])} is the share that may be left, between 0 and 1, got {value:g}")
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise ConfigError(f"--max-drop is in percentage points, from 0 to 100, got {self.max_drop:g}")
         if self.epochs is not None and self.epochs < 2:
@@ -199,7 +166,7 @@ class CompressionConfig:
             raise ConfigError(f"--seed must be from 0 to 2**63 - 1, got {self.seed}")
         if self.has_budget and self.max_drop is not None:
             raise ConfigError(
-                f"--max-drop looks for the smallest network within a drop, {_flags(f'target_{cost}' for cost in self.budget)} "
+                f"--max-drop looks for the smallest network within a drop, {flags(f'target_{cost}' for cost in self.budget)} "
                 "set its size: give one or the other"
             )
         if self.epochs is not None and self.minutes is not None:
@@ -217,12 +184,12 @@ class CompressionConfig:
         if self.from_scratch is not None and self.target:
             raise ConfigError(
                 f"--from-scratch trains the widths of its plan, so {' and '.join(self.target)} would do nothing: leave out "
-                + _flags(self.target)
+                + flags(self.target)
             )
 
     def _check_kinds(self) -> None:
         for option in self.options():
-            value, kind = _plain(getattr(self, option.name)), option.kind
+            value, kind = plain(getattr(self, option.name)), option.kind
             if option.many:
                 ok = isinstance(value, str | Mapping) or (
                     isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)
@@ -243,12 +210,12 @@ class CompressionConfig:
     def _settle(self) -> None:
         """Numbers of NumPy become Python's, which a file can hold; patterns a tuple; `NAME=VALUE` a mapping."""
         for name in self.__dataclass_fields__:
-            object.__setattr__(self, name, _plain(getattr(self, name)))
-        object.__setattr__(self, "round_to", _multiple(self.round_to))
+            object.__setattr__(self, name, plain(getattr(self, name)))
+        object.__setattr__(self, "round_to", multiple(self.round_to))
         protect = (self.protect,) if isinstance(self.protect, str) else tuple(self.protect)
         object.__setattr__(self, "protect", protect)
         if not isinstance(self.recipe, Mapping):
-            object.__setattr__(self, "recipe", dict(_assignment(text) for text in self.recipe))
+            object.__setattr__(self, "recipe", dict(assignment(text) for text in self.recipe))
         if self.batch_size is not None:  # a short name for one value of the recipe
             object.__setattr__(self, "recipe", {**self.recipe, "batch_size": self.batch_size})
 
@@ -319,33 +286,3 @@ def keyword_parameters(without: tuple[str, ...] = ()) -> list[inspect.Parameter]
         for o in CompressionConfig.options()
         if o.name not in without
     ]
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") else value
-
-
-def _multiple(value: Any) -> int | str | None:
-    """What `--round-to` says: text of a command line becomes a number, unless it is `auto`."""
-    if value is None or value == "auto" or (isinstance(value, int) and not isinstance(value, bool)):
-        found: int | str | None = value
-        return found
-    try:
-        if isinstance(value, str):
-            return int(value)
-    except ValueError:
-        pass
-    raise ConfigError(f"--round-to expected a whole number or auto, got {value!r}")
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    """`cutout=0.25` as a name and a number, or a word where it is none."""
-    name, equals, value = str(text).partition("=")
-    if not (name and equals and value):
-        raise ConfigError(f"--recipe takes NAME=VALUE, such as cutout=0.25, got {text!r}")
-    for kind in (int, float):
-        try:
-            return name.strip(), kind(value)
-        except ValueError:
-            continue
-    return name.strip(), {"none": None, "true": True, "false": False}.get(value.strip().lower(), value.strip())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pyrobnn.channels import ChannelTable, PruningPlan
 from pyrobnn.channels.parts import COSTS, Cost
@@ -23,22 +23,17 @@ from pyrobnn.inference.batchnorm import reestimate_batchnorm
 from pyrobnn.inference.callbacks import Callback
 from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.fit import FitResult, fit
-from pyrobnn.inference.precision import channels_last, cpu_has_bf16, resolve_device, resolve_precision
+from pyrobnn.inference.precision import cpu_has_bf16, resolve_device, resolve_precision
 from pyrobnn.inference.progress import say
 from pyrobnn.inference.terms import LabelSmoothing, Term
-from pyrobnn.inference.validation import validation_key
-from pyrobnn.io.processes import current
 from pyrobnn.likelihoods import Likelihood
-from pyrobnn.metrics.evaluate import evaluate
-from pyrobnn.metrics.metric import measured
 from pyrobnn.model import BayesianModel
-from pyrobnn.nets.calling import set_mode
-from pyrobnn.pipeline import acceptance
 from pyrobnn.pipeline.config import CompressionConfig
 from pyrobnn.pipeline.distillation import Teacher
 from pyrobnn.pipeline.method import Method
 from pyrobnn.pipeline.recipe import Recipe
 from pyrobnn.pipeline.schedule import Epochs
+from pyrobnn.pipeline.scoring import Scoring
 from pyrobnn.pipeline.state import State, Tensors, VariationalState, settled
 from pyrobnn.pipeline.store import RunStore
 from pyrobnn.priors.base import Prior
@@ -46,7 +41,7 @@ from pyrobnn.tasks import Task
 
 
 @dataclass(frozen=True)
-class Context:
+class Context(Scoring):
     """What all stages of a run see; nothing in it changes from stage to stage.
 
     Attributes:
@@ -105,11 +100,6 @@ class Context:
     def likelihood(self) -> Likelihood:
         """Of the targets."""
         return self.task.likelihood
-
-    @property
-    def validates(self) -> bool:
-        """There are validation images."""
-        return len(self.data.valid) > 0
 
     @property
     def limits(self) -> Limits:
@@ -222,52 +212,6 @@ class Context:
         """The network with BatchNorm statistics measured again, in place."""
         return reestimate_batchnorm(net.to(self.device), self.data.train, device=self.device, autocast=self.autocast)
 
-    def score(self, net: nn.Module) -> float | None:
-        """How good a network is on the validation part, None without one; leaves the network in eval mode.
-
-        Accuracy; of other tasks the figure in the units of `max_drop`, a hundredth of it, higher being better
-        (:meth:`~pyrobnn.metrics.metric.Metric.score`).
-        """
-        if not self.validates:
-            return None
-        return self.scored(net)[0]
-
-    def scored(self, net: nn.Module) -> tuple[float, float]:
-        """The score, and its standard error in the units of `max_drop`; the same in all processes of a run."""
-        return current().agreed(self._scored(net))
-
-    def _scored(self, net: nn.Module) -> tuple[float, float]:
-        metric, valid = self.task.metric, self.data.valid
-        net = channels_last(set_mode(net.to(self.device), False))
-        precision = "fp32" if self.autocast is None else "bf16"
-        if self.task.names_classes:
-            value = evaluate(net, valid, device=self.device, precision=precision, channels_last=True).accuracy
-            return value, acceptance.resolution(value, len(valid))
-        value, statistics = measured(net, valid, metric, device=self.device, precision=precision, channels_last=True)
-        return metric.score(value), metric.standard_error(statistics)
-
-    def score_of_row(self, row: Mapping[str, Any]) -> float:
-        """The score (:meth:`score`) of an epoch whose network was measured on the validation images."""
-        return self.task.metric.score(float(row[validation_key(self.task.metric)]))
-
-    def point(self, base: float) -> float:
-        """What one point of accuracy is in the units of `max_drop`: a hundredth of the figure where it is no share."""
-        return 1.0 if self.task.metric.share else abs(base)
-
-    def figure(self, score: float | None) -> float | None:
-        """The figure of a score, as reports say it."""
-        return None if score is None else self.task.metric.figure(score)
-
-    def words(self, score: float | None) -> str | None:
-        """The figure of a score, for people."""
-        return None if score is None else self.task.metric.words(self.task.metric.figure(score))
-
-    def validation_entry(self, score: float | None) -> dict[str, Any]:
-        """What a round's entry in the report says of its validation."""
-        if self.task.names_classes:
-            return {"valid_accuracy": score}
-        return {"metric": self.task.metric.name, "valid_value": self.figure(score)}
-
     # Fits
 
     def fit_config(self, base: FitConfig, seed: str, epochs: int, **settings: Any) -> FitConfig:
@@ -355,13 +299,3 @@ def limits(config: CompressionConfig) -> Limits:
     """What every cut must leave, when the multiple of `--round-to auto` is known."""
     assert not isinstance(config.round_to, str)
     return Limits(config.min_channels, config.round_to)
-
-
-def in_original(record: dict[str, Tensor], plan: PruningPlan) -> dict[str, Tensor]:
-    """The statistic of every channel in original coordinates, NaN where it was already cut."""
-    found = {}
-    for name, values in record.items():
-        full = torch.full((plan.channels[name],), float("nan"))
-        full[torch.as_tensor(plan.keep[name], dtype=torch.long)] = values
-        found[name] = full
-    return found

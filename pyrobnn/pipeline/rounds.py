@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from pyrobnn.channels import PruningPlan, check_cut, compact
 from pyrobnn.channels.surgery import fill_cut
 from pyrobnn.criteria.context import ScoringContext
@@ -16,7 +19,7 @@ from pyrobnn.inference.record import ChannelHistory
 from pyrobnn.inference.shrink import shrink
 from pyrobnn.io.processes import current
 from pyrobnn.pipeline import acceptance
-from pyrobnn.pipeline.context import Context, in_original
+from pyrobnn.pipeline.context import Context
 from pyrobnn.pipeline.stage import Stage, back_to
 from pyrobnn.pipeline.state import State, VariationalState, copied
 from pyrobnn.priors.base import Prior
@@ -194,3 +197,13 @@ def cut_to(context: Context, state: State, plan: PruningPlan, number: int, *, fo
         variational=variational,
         rounds=(*state.rounds, entry),
     )
+
+
+def in_original(record: dict[str, Tensor], plan: PruningPlan) -> dict[str, Tensor]:
+    """The statistic of every channel in original coordinates, NaN where it was already cut."""
+    found = {}
+    for name, values in record.items():
+        full = torch.full((plan.channels[name],), float("nan"))
+        full[torch.as_tensor(plan.keep[name], dtype=torch.long)] = values
+        found[name] = full
+    return found

@@ -74,7 +74,7 @@ def test_assignments_become_values() -> None:
 def test_compress_takes_what_the_list_says() -> None:
     parameters = inspect.signature(pb.compress).parameters
     options = {option.name: option for option in CompressionConfig.options()}
-    assert set(parameters) - {"net", "data", "likelihood"} == set(options)
+    assert set(parameters) - {"net", "data", "likelihood", "prior", "guide"} == set(options)
     assert all(parameters[name].default == option.default for name, option in options.items())
     for option in options.values():
         assert option.name in ("method", "task") or f"{option.name}: {option.help}" in (pb.compress.__doc__ or "")
