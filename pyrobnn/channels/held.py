@@ -24,7 +24,6 @@ class HeldParameters:
     def __init__(self, net: nn.Module, names: Iterable[str]) -> None:
         self.names = tuple(names)
         self.frozen = frozenset(name for name, p in net.named_parameters() if not p.requires_grad)
-        self._order = {path: list(module._parameters) for path, module in net.named_modules()}
         sites = Sites(net)
         self._aliases = [aliases for name in self.names if len(aliases := sites.names(name)) > 1]
         for name in self.names:
@@ -48,8 +47,4 @@ class HeldParameters:
         for name in self.names:
             value = values[name] if name in values else sites.get(name)
             sites.release(name, value.detach().clone(), requires_grad=name not in self.frozen)
-        for path, module in net.named_modules():
-            own = module._parameters
-            for leaf in [leaf for leaf in self._order.get(path, ()) if leaf in own]:
-                own[leaf] = own.pop(leaf)
         return net

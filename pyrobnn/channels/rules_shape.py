@@ -205,7 +205,7 @@ def _normal_index(index: Any, dims: int) -> list[Any] | None:
     return items + fill
 
 
-@rule("cat", "concat", "concatenate", "stack", "hstack", "vstack", "row_stack", "dstack")
+@rule("cat", "concat", "concatenate", "stack", "hstack", "column_stack", "vstack", "row_stack", "dstack")
 def concatenate(tracer: Tracer, call: Call) -> None:
     """Along the channels the labels follow one another; along another axis the same channels meet.
 
@@ -245,7 +245,7 @@ def concatenate(tracer: Tracer, call: Call) -> None:
     tracer.set(call.out, torch.cat(columns).view(view))
 
 
-_STACKS = {"hstack": 1, "vstack": 0, "row_stack": 0, "dstack": 2}
+_STACKS = {"hstack": 1, "column_stack": 1, "vstack": 0, "row_stack": 0, "dstack": 2}
 
 
 @rule("pad", "constant_pad_nd")

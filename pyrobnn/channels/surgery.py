@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from pyrobnn.channels.plan import PruningPlan
 from pyrobnn.channels.table import ChannelTable
 from pyrobnn.errors import NetError
+from pyrobnn.nets import functional
 from pyrobnn.nets.channel_map import ChannelMap
 
 _UNIT = "_cut_unit"
@@ -144,15 +145,13 @@ class Sites:
         """Make a parameter a buffer, in all its places."""
         value = self.get(name).detach().clone()
         for module, leaf in self.places[self.ids[name]]:
-            del module._parameters[leaf]
-            module._buffers[leaf] = value
+            functional.hold(module, leaf, value)
 
     def release(self, name: str, value: Tensor, requires_grad: bool) -> None:
         """Make a buffer a parameter of this value, in all its places."""
         parameter = nn.Parameter(value, requires_grad=requires_grad)
         for module, leaf in self.places[self.ids[name]]:
-            del module._buffers[leaf]
-            module._parameters[leaf] = parameter
+            functional.release(module, leaf, parameter)
 
 
 def check_net(table: ChannelTable, sites: Sites) -> None:

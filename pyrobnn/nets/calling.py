@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pyrobnn.errors import NetError
+from pyrobnn.nets.functional import call_with
 
 _NAMES = ("logits", "out")
 _PLAIN = "_takes_plain_batches_only"
@@ -79,7 +80,7 @@ def own_copy(inputs: Any) -> Any:
 
 def output_of(net: nn.Module, x: Any) -> Tensor:
     """The main output of a network for a batch that stays as it is, in the layout that the network takes."""
-    return main_output(net(*arguments(batch_for(net, x))))
+    return main_output(call_with(net, {}, arguments(batch_for(net, x))))
 
 
 def arguments(x: Any) -> tuple[Any, ...]:

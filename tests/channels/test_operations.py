@@ -109,6 +109,9 @@ CUT: dict[str, Callable[[], nn.Module]] = {
     "group norm": lambda: Between(lambda net, x: net.norm(x).relu(), norm=nn.GroupNorm(4, 8)),
     "group norm, one channel each": lambda: Between(lambda net, x: net.norm(x).relu(), norm=nn.GroupNorm(8, 8)),
     "hstack": lambda: Between(lambda net, x: torch.hstack([x, x.relu()]), 16),
+    "column_stack": lambda: Between(
+        lambda net, x: torch.column_stack([x.mean((2, 3)), x.amax((2, 3))])[..., None, None], 16
+    ),
     "vstack of halves of the batch": lambda: Between(lambda net, x: torch.vstack([x[:1], x[1:]]).tanh()),
     "glu over channels": lambda: Between(lambda net, x: F.glu(x, 1), 4),
     "glu over space": lambda: Between(lambda net, x: F.glu(x, 2)),

@@ -68,15 +68,51 @@ def test_a_name_that_is_none_is_refused() -> None:
         call_with(nn.Linear(1, 1), {"wieght": torch.ones(1, 1)}, (torch.ones(1),))
 
 
-@pytest.mark.parametrize("method", ["gaussian", "ard"])
-def test_a_layer_with_two_names_goes_through_a_run(method: str) -> None:
+class Asks(nn.Module):
+    """A forward pass that asks its first parameter for the precision; it has none that is not random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3, bias=False), nn.Linear(4, 10, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x.to(next(self.parameters()).dtype)).mean((2, 3)))
+
+
+class Looks(Asks):
+    """One that goes through all of its parameters."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 + sum(p.square().sum() for p in self.parameters()))
+
+
+def test_random_tensors_are_parameters_to_the_forward_pass() -> None:
+    net, x = Looks(), torch.randn(2, 1, 6, 6)
+    model = pb.BayesianModel(net, pb.priors.Gaussian("fan_in"), data_size=2)
+    assert not list(model.parameters())
+    drawn = {name: torch.randn_like(p) for name, p in net.named_parameters()}
+    with torch.no_grad():
+        got = model.call_net(model.bare_net, drawn, x)
+        wanted = functional_call(net, drawn, (x,))
+    assert torch.equal(got, wanted)
+    assert not list(model.parameters()) and [n for n, _ in model.net.named_buffers()] == ["conv.weight", "head.weight"]
+    plain = model.deterministic(drawn)
+    assert [n for n, _ in plain.named_parameters()] == [n for n, _ in net.named_parameters()]
+    assert vars(plain.conv).keys() == vars(net.conv).keys()
+
+
+@pytest.mark.parametrize("make", [Named, Asks])
+def test_a_run(make: Callable[[], nn.Module]) -> None:
     from dataclasses import replace
 
     full = pb.load_data("digits")
     few = replace(full, train=full.train.take(60), valid=full.valid.take(30), test=full.test.take(30))
-    net = Named()
+    net = make()
     before = own(net)
-    result = pb.compress(net, few, method, trained=True, target_macs=0.6, epochs=2, progress=False)
-    assert result.compact.first is result.compact.second and result.compact.tied.weight is result.compact.head.weight
+    result = pb.compress(net, few, "gaussian", trained=True, target_macs=0.8, epochs=2, progress=False)
     assert result.report["dense"]["params"] == sum(p.numel() for p in net.parameters())
     assert own(net) == before and all(type(p) is nn.Parameter for p in result.compact.parameters())
+    if make is Named:
+        assert (
+            result.compact.first is result.compact.second and result.compact.tied.weight is result.compact.head.weight
+        )

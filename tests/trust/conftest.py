@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +32,13 @@ def count(record_property: Callable[[str, object], None]) -> Callable[..., None]
         record_property(f"trust:{what}", numbers)
 
     return note
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The limit is there for what hangs; on a machine with other work a long test takes many times its seconds."""
+    for item in items if FULL else ():
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(3600), append=False)
 
 
 def pytest_runtest_logreport(report: Any) -> None:
