@@ -28,7 +28,7 @@ def resize_to(net: nn.Module, state_dict: Mapping[str, Tensor], *, copy: bool = 
         The compact network.
 
     Raises:
-        NetError: a tensor is missing, unexpected, or of another number of axes.
+        NetError: a tensor is missing, unexpected, empty, or of another number of axes.
     """
     small = copy_net(net) if copy else net
     restore_sizes(small, state_dict)
@@ -51,6 +51,8 @@ def resize_to(net: nn.Module, state_dict: Mapping[str, Tensor], *, copy: bool = 
                 f"expected {name!r} no larger than {tuple(old.shape)}, got {tuple(value.shape)}: "
                 "the saved tensors belong to another network"
             )
+        if not value.numel() and old.numel():
+            raise NetError(f"expected numbers in {name!r}, got shape {tuple(value.shape)}: no network of ours keeps nothing")
         if old.shape != value.shape:
             sites.put(name, torch.empty(value.shape, dtype=old.dtype, device=old.device))
             changed.append(name)

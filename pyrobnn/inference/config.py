@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from numbers import Real
+from types import NoneType
 from typing import Any
 
 import numpy as np
 
 from pyrobnn.errors import ConfigError
 
+_OPTIONAL = ("guide_lr", "scale_rate", "clip", "max_steps")
+_NUMBERS = (
+    *("epochs", "batch_size", "num_particles", "lr", "weight_decay", "momentum", "seed", "save_minutes"),
+    *_OPTIONAL,
+)
 LARGEST_RATE = 1e4  # a slip of the pen beyond it: the first step would leave single precision
 
 
@@ -69,9 +76,15 @@ class FitConfig:
     save_minutes: float = 10.0
 
     def __post_init__(self) -> None:
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real | NoneType if name in _OPTIONAL else Real):
+                raise ConfigError(f"{name} must be a number, got {value!r}")
+        if self.seed != int(self.seed) or abs(self.seed) >= 2**63 - 1:
+            raise ConfigError(f"seed must be a whole number of 64 bits, got {self.seed}")
         for name, least in (("epochs", 0), ("batch_size", 1), ("num_particles", 1), ("max_steps", 1)):
             value = getattr(self, name)
-            if value is not None and (value != int(value) or value < least):
+            if value is not None and not (least <= value < math.inf and value == int(value)):
                 raise ConfigError(f"{name} must be a whole number of at least {least}, got {value}")
         numbers: dict[str, Any] = {name: getattr(self, name) for name in ("lr", "guide_lr", "weight_decay", "momentum")}
         for name in ("lr_schedule", "kl_schedule"):

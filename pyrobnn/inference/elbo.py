@@ -10,6 +10,7 @@ Traces come from Pyro's own hooks (`_get_trace`, `_get_traces`), with its valida
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -73,7 +74,8 @@ class ELBO(PyroELBO):
         options: as for :class:`pyro.infer.ELBO` (`max_plate_nesting`, `vectorize_particles`, `retain_graph`).
 
     Raises:
-        ConfigError: an unknown estimator, or a guide site that cannot be reparameterised.
+        ConfigError: an unknown estimator, no particles, a KL weight that is negative or not finite, or a guide site that
+            cannot be reparameterised.
         NumericalError: a log-density or KL that is not finite, naming its site.
     """
 
@@ -86,6 +88,10 @@ class ELBO(PyroELBO):
         estimator: str = "weight",
         **options: Any,
     ) -> None:
+        if num_particles < 1 or not isinstance(num_particles, int):
+            raise ConfigError(f"num_particles must be a whole number of at least 1, got {num_particles!r}")
+        if not isinstance(kl_weight, Tensor) and not 0 <= kl_weight < math.inf:
+            raise ConfigError(f"kl_weight must be finite and not negative, got {kl_weight!r}")
         super().__init__(num_particles=num_particles, **options)
         if estimator not in ("weight", "example", "local", "moments"):
             raise ConfigError(f"estimator must be 'weight', 'example', 'local' or 'moments', got {estimator!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyrobnn.channels import PruningPlan
 from pyrobnn.data import Data
+from pyrobnn.errors import ConfigError
 from pyrobnn.guides.local import local_params
 from pyrobnn.inference.callbacks import Callback
 from pyrobnn.inference.config import FitConfig
@@ -101,6 +102,8 @@ def fit(
     Under `torchrun`, or where a process group of `torch.distributed` is there, the processes share every batch; all of
     them must call this, with the same arguments. The first one writes the checkpoint, and shows the progress.
     """
+    if unknown := settings.keys() - {entry.name for entry in fields(FitConfig)}:
+        raise ConfigError(f"expected settings of FitConfig as keywords, got {min(unknown)!r}")
     config = replace(config or FitConfig(), **settings)
     with together() as processes, local_params(model, guide), torch.random.fork_rng(devices=[]), ExitStack() as held:
         if checkpoint is not None:
