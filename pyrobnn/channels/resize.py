@@ -52,7 +52,9 @@ def resize_to(net: nn.Module, state_dict: Mapping[str, Tensor], *, copy: bool = 
                 "the saved tensors belong to another network"
             )
         if not value.numel() and old.numel():
-            raise NetError(f"expected numbers in {name!r}, got shape {tuple(value.shape)}: no network of ours keeps nothing")
+            raise NetError(
+                f"expected numbers in {name!r}, got shape {tuple(value.shape)}: no network of ours keeps nothing"
+            )
         if old.shape != value.shape:
             sites.put(name, torch.empty(value.shape, dtype=old.dtype, device=old.device))
             changed.append(name)

@@ -223,7 +223,8 @@ def fill_cut(small: nn.Module, net: nn.Module, table: ChannelTable, plan: Prunin
     """
     keep = table.keep_vector(plan)
     changed, source, target = set(touched(table, keep)), Sites(net), Sites(small)
-    for name in target.ids:
+    first_names = {key: name for name, key in reversed(target.ids.items())}  # as the table has them
+    for name in first_names.values():
         if not name.rpartition(".")[2].startswith(_SIZE):  # which the cut has set
             value = source.get(name).detach()
             target.get(name).detach().copy_(table.cut(name, value, keep) if name in changed else value)

@@ -136,11 +136,12 @@ def choose_layout(net: nn.Module, example: Tensor) -> None:
     x = example[:2].detach().to(device)
     found = []
     scratch = copy_net(net)
-    buffers = {name: value.clone() for name, value in scratch.named_buffers()}
+    # By all of their names: `to` makes two buffers of one that has two places.
+    buffers = {name: value.clone() for name, value in scratch.named_buffers(remove_duplicate=False)}
     with torch.random.fork_rng(devices=[]):
         for layout in (torch.contiguous_format, torch.channels_last):
             set_mode(scratch, False).to(memory_format=layout)
-            for name, value in scratch.named_buffers():
+            for name, value in scratch.named_buffers(remove_duplicate=False):
                 value.copy_(buffers[name])
             try:
                 found.append(_pass(scratch, x.contiguous(memory_format=layout)))
