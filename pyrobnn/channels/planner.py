@@ -162,6 +162,8 @@ class Budget:
                 "target_latency needs measured times of the layers: table = pb.time_layers(net, table, example) makes them"
             )
         self.table = table
+        self._order: Mapping[str, list[int]] | None = None
+        self._ranks: dict[str, Tensor] = {}  # of each unit in its group's order
         full = table.cost(None)
         whole = dense if isinstance(dense, Cost) else full if dense is None else Cost(*dense, full.latency)
         self.dense = {name: float(getattr(whole, name)) for name in COSTS}
@@ -170,12 +172,9 @@ class Budget:
         return " and ".join(f"{name} <= {value:g}" for name, value in self.targets.items())
 
     def _masks(self, order: Mapping[str, list[int]], gone: Mapping[str, int]) -> dict[str, Tensor]:
-        masks = {}
-        for name, units in order.items():
-            mask = torch.ones(len(units), dtype=torch.float64)
-            mask[units[: gone[name]]] = 0.0
-            masks[name] = mask
-        return masks
+        if order is not self._order:  # a plan asks thousands of times for the same order
+            self._order, self._ranks = order, {name: torch.tensor(units).argsort() for name, units in order.items()}
+        return {name: (rank >= gone[name]).double() for name, rank in self._ranks.items()}
 
     def shares(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What keep masks `{group: [channels]}` leave of each targeted cost, as shares of the dense ones; differentiable."""
