@@ -13,6 +13,7 @@ from typing import Any
 import criteria_tables
 import numpy as np
 import scaling
+import speed_tables
 import uncertainty
 from scipy.stats import f as f_distribution
 from scipy.stats import t as t_distribution
@@ -266,6 +267,10 @@ TABLES: dict[str, Callable[[str], str]] = {
     "uncertainty": lambda _: uncertainty.all_tables(),
     "step_cost": lambda _: step_cost_table(),
     "scaling": lambda _: scaling.table(),
+    "latency": lambda _: speed_tables.latency(),
+    "latency_targets": lambda _: speed_tables.targets(),
+    "latency_profile": lambda _: speed_tables.profile(),
+    "growth": lambda _: speed_tables.growth(),
     "equal_macs": lambda _: equal_macs_table(),
     "criteria": criteria_tables.untuned,
     "criteria_tuned": criteria_tables.tuned,
