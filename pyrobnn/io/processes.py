@@ -10,6 +10,7 @@ others that do not come.
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 import re
 import signal
@@ -171,6 +172,7 @@ def part_of(count: int, rank: int, size: int) -> tuple[int, int]:
     return count * rank // size, count * (rank + 1) // size
 
 
+_joined = itertools.count()  # groups that were begun; the same number in all processes
 _current: ContextVar[Processes | None] = ContextVar("processes", default=None)
 
 
@@ -241,7 +243,8 @@ def _begin() -> Any:
         torch.cuda.set_device(launch.local_rank() % torch.cuda.device_count())
     store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
     backend = "cpu:gloo,cuda:nccl" if device else "gloo"
-    shared = dist.PrefixStore("pyrobnn", store)
+    # A launcher's store outlives a group: the next one must not read the addresses of the last.
+    shared = dist.PrefixStore(f"pyrobnn/{next(_joined)}", store)
     dist.init_process_group(backend, store=shared, rank=rank, world_size=size, timeout=TIMEOUT)
     return shared
 
