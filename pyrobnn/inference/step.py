@@ -1,7 +1,7 @@
 """One optimiser step on the device, eager or captured: nothing in it is read by the host.
 
 Loss, its parts and correct labels are summed where they are computed, and one flag says whether any step had a loss
-or a gradient that is not finite. From such a step on parameters rest, so that the step can be repeated to find what
+or a gradient that is not finite. From such a step on, parameters are not changed, so that the step can be repeated to find what
 was wrong (:mod:`pyrobnn.inference.failure`).
 """
 

@@ -1,10 +1,10 @@
-"""After the first tuning under `--max-drop`: the smallest network that holds the drop, looked for in both directions.
+"""The search for the smallest network within `--max-drop`, after the first tuning.
 
-Where the tuned network misses the drop, one that holds it as it is, without any tuning, is the first answer: inference
-may have left one, else the dense network is cut as far as it stands. From there on, a network that holds the drop is cut
-further, by halves of the way (in the logarithm of the MACs) between the smallest that held and the largest that did
-not. Each attempt cuts the network that held by the scores of its last fit, and tunes for its part of all epochs that are
-left. What held is what is returned, however the last attempt went.
+If the tuned network misses the drop, the search starts from a network that holds it without tuning: one that inference
+has left, else a cut of the dense network. It then bisects, in the logarithm of the MACs, between the smallest network
+that held the drop and the largest that did not. Each attempt cuts the network that held by the scores of its last fit and
+tunes it for its share of the remaining epochs. The result is the smallest network that held the drop, whatever the last
+attempt gave.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Log evidence for keeping a channel, under the prior it was fitted with, at the weight 1 of the likelihood.
+"""Log evidence for keeping a channel, under the prior it was fitted with, at likelihood weight 1.
 
-Two ways of cutting a posterior down to what the data say. A *width* that a weighted KL has left is turned into the curvature
-of the likelihood behind it, and that into the posterior that a KL of weight 1 would have (:func:`untempered`). A *loss in
-nats* is a quadratic likelihood with its peak at 1, whose evidence under a prior is an integral over the gate
-(:func:`channel_evidence`). Negative: the data would be more probable without the channel.
+A fit with a weighted KL leaves a width that is not the posterior's. :func:`untempered` converts it into the curvature of
+the likelihood, and that into the width at KL weight 1. :func:`channel_evidence` takes a loss in nats for a quadratic
+log-likelihood with its peak at 1 and integrates it over the gate under a prior. Negative: the data would be more probable
+without the channel.
 """
 
 from __future__ import annotations
