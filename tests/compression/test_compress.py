@@ -235,7 +235,7 @@ def test_both_targets_and_the_rule_without_any(data: Data) -> None:
     both = pb.compress("small_cnn", data, target_macs=0.5, target_params=0.35, **{**SETTINGS, "epochs": 3})
     assert left_after(both, "macs") <= 0.5 and left_after(both, "params") <= 0.35
     free = pb.compress("small_cnn", data, **{**SETTINGS, "epochs": 3})
-    assert free.report["rule"] == "snr" and free.report["target"] == {}
+    assert free.report["rule"] == "evidence" and free.report["target"] == {}
 
 
 def test_max_drop(data: Data) -> None:
@@ -370,11 +370,11 @@ def test_a_killed_run_ends_like_one_never_stopped(
     assert resumed.plan.to_json() == whole.plan.to_json()
 
 
-@pytest.mark.parametrize("where", ["summarize", "compact", "measure"])
+@pytest.mark.parametrize("where", ["summarize", "check_cut", "measure"])
 def test_a_run_killed_between_fits(
     where: str, npz: Path, tmp_path: Path, finished: tuple[Path, pb.Result], plain_pages: None
 ) -> None:
-    module = "pyrobnn.compression.result" if where == "measure" else "pyrobnn.pipeline.stages"
+    module = "pyrobnn.compression.result" if where == "measure" else "pyrobnn.pipeline.rounds"
 
     def killed(*args: Any, **kwargs: Any) -> Any:
         raise Killed
