@@ -92,7 +92,8 @@ def plan_for_budget(
         target = next((c for c in range(left - 1, 0, -1) if limits.allowed(channels, c) == c), left)
         return left - target
 
-    while not budget.met(order, gone):
+    met = budget.met(order, gone)
+    while not met:
         prices = budget.prices(order, gone)
         choices = []
         for name in gone:
@@ -110,10 +111,16 @@ def plan_for_budget(
             )
         # Prices change slowly: take several cheap chunks before computing them again.
         choices.sort()
-        for _, name, size in choices[: max(1, len(choices) // 8)]:
+        batch, before = choices[: max(1, len(choices) // 8)], dict(gone)
+        for _, name, size in batch:
             gone[name] += size
-            if budget.met(order, gone):
-                break
+        met = budget.met(order, gone)
+        if met and len(batch) > 1:  # the last ones may not be needed: one by one
+            gone.update(before)
+            for _, name, size in batch:
+                gone[name] += size
+                if budget.met(order, gone):
+                    break
     _take_back(order, gone, nats, budget, limits)
     keep = {name: sorted(int(u) for u in order[name][gone[name] :]) for name in order}
     return PruningPlan(
