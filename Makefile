@@ -47,7 +47,7 @@ check: lint
 
 # The long form of tests/trust; its short form is part of make test.
 trust: $(STAMP)
-	PYROBNN_TRUST=full $(PYTEST) -q tests/trust
+	PYROBNN_TRUST=full PYROBNN_TRUST_RESULT=benchmarks/results/trust.json $(PYTEST) -q tests/trust
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict --quiet

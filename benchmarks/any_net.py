@@ -24,7 +24,7 @@ from pyrobnn.channels.calls import tensors_in
 from pyrobnn.report.report import versions
 
 RESULT = Path(__file__).parent / "results" / "any_net.json"
-PIXELS = (64, 128, 224)
+PIXELS = (64, 128, 224, 256)
 
 TIMM = """
 resnet18 resnet26t resnext26ts seresnet18 seresnext26t_32x4d ecaresnet26t gcresnet33ts skresnet18 resnest14d

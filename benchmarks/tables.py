@@ -24,6 +24,7 @@ from pyrobnn.pipeline.recipe import recipes
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 CONTROL = "l1"
+MUCH_LEFT = 0.45  # of the parameters, where half of every group was cut
 SCRIPTS = {"gaussian": "gaussian", "ard": "channel_noise", "sbp": "channel_noise", "rbp": "channel_noise"}
 SCRIPTS |= {"bayes-l1": "scores", "hbfp": "scores", "hbfp-bayes": "scores"}
 
@@ -259,7 +260,39 @@ def step_cost_table() -> str:
     return "\n".join(lines)
 
 
+def any_net_table(library: str) -> str:
+    """What can be cut of the families of a library: share left, and the first reason where it is much."""
+    found = json.loads((HERE / "results" / "any_net.json").read_text())["rows"]
+    rows = {name.partition("/")[2]: row for name, row in found.items() if name.startswith(f"{library}/")}
+    lines = ["| network | pixels | groups | parameters left | error | seconds | what is not cut |", "|---" * 7 + "|"]
+    for name, row in sorted(rows.items()):
+        if "left" not in row:
+            lines.append(f"| {name} | – | – | – | – | – | {row.get('failed') or row['skipped']} |")
+            continue
+        reasons = [why for why in row["refused"] if why != "reaches the network's output"]
+        shown = reasons[0] if reasons and row["left"] > MUCH_LEFT else ""
+        lines.append(
+            f"| {name} | {row['pixels']} | {row['groups']} | {100 * row['left']:.1f} % | {row['error']:.0e} | "
+            f"{row['seconds']:.0f} | {shown} |"
+        )
+    return "\n".join(lines)
+
+
+def any_net_summary() -> str:
+    """How many families, and how many of them are mostly cut."""
+    found = json.loads((HERE / "results" / "any_net.json").read_text())["rows"]
+    done = [row for row in found.values() if "left" in row]
+    wrong = sum(row["error"] > 1e-4 for row in done)
+    little = sum(row["left"] <= MUCH_LEFT for row in done)
+    return (
+        f"{len(done)} networks: {wrong} with another output than the masked network; at most "
+        f"{100 * MUCH_LEFT:.0f} % of the parameters left in {little}."
+    )
+
+
 TABLES: dict[str, Callable[[str], str]] = {
+    "any_net": any_net_table,
+    "any_net_summary": lambda _: any_net_summary(),
     "methods": lambda _: methods_table(),
     "settings": settings_table,
     "results": results_table,

@@ -152,6 +152,7 @@ def _table(
         refused[name] = "has only one unit that could be removed"
         del by_name[name]
     refused = {name: refused[name] for name in sorted(refused, key=order_of.__getitem__) if name not in by_name}
+    refused = {**tracer.computed, **refused}
 
     units_of = {name: [root for _, root in sorted(units)] for name, units in by_name.items()}
     names = sorted(units_of, key=order_of.__getitem__)

@@ -47,7 +47,10 @@ def _refuse_weight(tracer: Tracer, call: Call, weight: Tensor, positions: int) -
     if tracer.count_uses:
         tracer.fixed_macs += weight.numel() * positions
     module = tracer.modules.get(tracer.running, tracer.net)
-    tracer.refuse(call, f"has a weight that is computed, not a parameter{_way_out(module)},")
+    what = f"has a weight that is computed, not a parameter{_way_out(module)},"
+    if tracer.running:
+        tracer.computed.setdefault(tracer.running, tracer.here(f"{call.name} {what}"))
+    tracer.refuse(call, what)
 
 
 def _way_out(module: nn.Module) -> str:

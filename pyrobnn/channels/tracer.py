@@ -53,6 +53,7 @@ class Tracer(TorchFunctionMode):
         map_inputs: input labels per ``ChannelMap`` (by the name of its index buffer).
         uses: ``(tensor, elements computed per weight over the whole batch)`` of the pass, if `count_uses`.
         fixed_macs: multiply-accumulates of the whole batch in layers whose weight is computed, which cannot be cut.
+        computed: why not, by the name of these layers.
         sizes: ``(module, attribute, position in it or None, labels)`` of numbers that count channels.
     """
 
@@ -72,6 +73,7 @@ class Tracer(TorchFunctionMode):
         self.map_inputs: dict[str, Tensor] = {}
         self.uses: list[tuple[str, int]] = []
         self.fixed_macs = 0
+        self.computed: dict[str, str] = {}
         self.sizes: dict[tuple[str, str, int | None], Tensor] = {}
         self.count_uses = True
         self.split_views = 0

@@ -2,10 +2,14 @@
 
 `PYROBNN_TRUST=full` is `make trust`: thousands of cases, under 25 minutes. Without it a sample of the same cases runs
 with the other tests. Everything is seeded, so a failure comes back.
+
+`PYROBNN_TRUST_RESULT` names a JSON file for the counts (`make trust` writes `benchmarks/results/trust.json`). A run of
+some of the files replaces the counts of these.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +19,9 @@ from typing import Any
 import pytest
 
 FULL = os.environ.get("PYROBNN_TRUST", "short") == "full"
+RESULT = os.environ.get("PYROBNN_TRUST_RESULT")
 _TOTAL: Counter[tuple[str, str]] = Counter()
+_FAILED: list[str] = []
 
 
 @pytest.fixture
@@ -42,6 +48,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_logreport(report: Any) -> None:
+    if report.failed and "trust/" in report.nodeid:
+        _FAILED.append(report.nodeid)
     if report.when == "call":
         for key, numbers in report.user_properties:
             if key.startswith("trust:"):
@@ -56,3 +64,14 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for what in dict.fromkeys(what for what, _ in _TOTAL):
         parts = [f"{number:,} {name.replace('_', ' ')}" for (of, name), number in _TOTAL.items() if of == what]
         terminalreporter.write_line(f"{what}: {', '.join(parts)}")
+    if FULL and RESULT:
+        _write(Path(RESULT))
+
+
+def _write(path: Path) -> None:
+    """The counts of this run, with those of kinds that an earlier one counted; tests that failed are counted nowhere."""
+    found = json.loads(path.read_text()) if path.exists() else {"counts": {}, "failed": []}
+    for what in dict.fromkeys(what for what, _ in _TOTAL):
+        found["counts"][what] = {name: number for (of, name), number in _TOTAL.items() if of == what}
+    found["failed"] = sorted(_FAILED)
+    path.write_text(json.dumps(found, indent=1) + "\n")

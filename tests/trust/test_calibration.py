@@ -70,7 +70,7 @@ def test_conjugate(estimator: str, size: Callable[[int, int], int], count: Calla
     assert p_uniform(torch.cat(found)) > 1e-3
     # The test can fail: a posterior of half the width, and one that is displaced by half of it, are found out.
     assert p_uniform(ranks(truth, loc, 0.5 * scale)) < 1e-6 and p_uniform(ranks(truth, loc + 0.5 * scale, scale)) < 1e-6
-    count("calibration", ranks=torch.cat(found).numel(), not_uniform=0)
+    count("calibration, conjugate", ranks=torch.cat(found).numel(), not_uniform=0)
 
 
 def test_not_conjugate(size: Callable[[int, int], int], count: Callable[..., None]) -> None:
@@ -92,7 +92,7 @@ def test_not_conjugate(size: Callable[[int, int], int], count: Callable[..., Non
         found.append(ranks(truth, loc, scale))
     assert p_uniform(torch.cat(found)) > 1e-3
     assert p_uniform(ranks(truth, loc, 0.5 * scale)) < 1e-6
-    count("calibration", ranks=torch.cat(found).numel(), not_uniform=0)
+    count("calibration, not conjugate", ranks=torch.cat(found).numel(), not_uniform=0)
 
 
 def by_quadrature(successes: Tensor, trials: int) -> tuple[Tensor, Tensor]:
