@@ -131,6 +131,11 @@ def split(tracer: Tracer, call: Call) -> None:
             for at, part in enumerate(parts):
                 tracer.note_size(where, at, line[start : start + part.shape[dim]])
                 start += part.shape[dim]
+        elif (held := _one_by_one(tracer, wanted)) is not None:
+            start = 0
+            for one, part in zip(held, parts, strict=True):
+                tracer.note_size(one, None, line[start : start + part.shape[dim]])
+                start += part.shape[dim]
         elif len(sizes) > 1:
             return tracer.refuse(
                 call,
@@ -151,6 +156,14 @@ def split(tracer: Tracer, call: Call) -> None:
         else:
             tracer.set(part, labels.narrow(dim, start, part.shape[dim]))
             start += part.shape[dim]
+
+
+def _one_by_one(tracer: Tracer, wanted: Any) -> list[tuple[str, str]] | None:
+    """Unequal sizes that are each an attribute of their own, as in ``split(x, [self.first, self.rest], dim=1)``."""
+    if not isinstance(wanted, list | tuple) or len(set(wanted)) != len(wanted):
+        return None
+    held = [tracer.size_attribute(size) for size in wanted]
+    return [one for one in held if one is not None] if None not in held else None
 
 
 @rule("getitem", "narrow", "select")

@@ -63,6 +63,10 @@ def parts_of(net: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([b, net.left(a)], 1)
 
 
+def parts_joined(net: nn.Module, parts: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat([net.left(parts[0]), parts[1]], 1)
+
+
 def scales_of(net: nn.Module, x: Tensor) -> Tensor:
     parts = torch.split(x, net.width, 1)
     return torch.cat([parts[0], *(net.shared(part) for part in parts[1:])], 1)
@@ -136,6 +140,12 @@ CUT: dict[str, Callable[[], nn.Module]] = {
     "unequal split": lambda: Between(parts_of, sizes=[3, 5], left=nn.Conv2d(3, 3, 1)),
     "unequal split of a tuple": lambda: Between(parts_of, sizes=(6, 2), left=nn.Conv2d(6, 6, 1)),
     "split by a width": lambda: Between(scales_of, width=2, shared=nn.Conv2d(2, 2, 1)),
+    "unequal split by two attributes": lambda: Between(
+        lambda net, x: parts_joined(net, torch.split(x, [net.part, net.rest], 1)),
+        part=3,
+        rest=5,
+        left=nn.Conv2d(3, 3, 1),
+    ),
     "split by half of a width": lambda: Between(
         halves_of, 6, channels=8, left=nn.Conv2d(4, 6, 1), right=nn.Conv2d(4, 6, 3, padding=1)
     ),
