@@ -283,4 +283,5 @@ class SpikeSlabGuide(Guide):
 
 def _start_rho(value: Tensor) -> float:
     """ρ at which softplus(ρ) is a tenth of the root mean square."""
-    return math.log(math.expm1(0.1 * (float(value.square().mean().sqrt()) or 1.0)))
+    tenth = 0.1 * (float(value.square().mean().sqrt()) or 1.0)
+    return tenth + math.log(-math.expm1(-tenth))  # log(expm1(tenth)), which overflows from 710 on
