@@ -138,6 +138,7 @@ def per_unit(tensor: Tensor, axis: int, index: Tensor) -> Tensor:
 def gather_padded(values: Tensor, index: Tensor, empty: float = 0) -> Tensor:
     """Rows of `values` `[n, ...]` at an index `[channels, k]`, `empty` where that is negative: `[channels, k, ...]`.
 
+    >>> import torch
     >>> gather_padded(torch.tensor([5.0, 6.0]), torch.tensor([[1, 0], [0, -1]]))
     tensor([[6., 5.],
             [5., 0.]])

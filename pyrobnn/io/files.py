@@ -7,6 +7,7 @@ crash among them. So they write into memory, and one checked write puts the byte
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -31,9 +32,14 @@ def write_bytes(path: str | os.PathLike[str], data: bytes | memoryview) -> Path:
         The path written.
 
     Raises:
-        OSError: the folder cannot be written to, or the disk is full; an old file is then as it was.
+        OSError: the folder cannot be written to, the disk is full (an old file is then as it was), or the path is a
+            device, a pipe or a folder.
     """
     target = Path(path)
+    if target.is_symlink():  # what it points to is written, the link stays
+        target = target.resolve()
+    if target.exists() and not target.is_file():  # to put a file in its place would take a device away
+        raise OSError(errno.EINVAL, "not a file, so it cannot be replaced", str(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:

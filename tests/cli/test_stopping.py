@@ -23,6 +23,8 @@ from pyrobnn.io.manifest import MANIFEST
 IMPORT = """
 import os, signal, sys
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may have been told to ignore it
+
 class Press:
     def find_spec(self, name, path=None, target=None):
         if name == {module!r}:
@@ -77,10 +79,14 @@ def test_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
             os.kill(os.getpid(), signal.SIGINT)
         return step(self, *args, **kwargs)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Loop, "train_step", pressed)
-        capsys.readouterr()
-        code = run(tmp_path / "stopped")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background may have to ignore it
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Loop, "train_step", pressed)
+            capsys.readouterr()
+            code = run(tmp_path / "stopped")
+    finally:
+        signal.signal(signal.SIGINT, before)
     error = capsys.readouterr().err
     assert code == 130 and steps == 5 and "--resume" in error and "Traceback" not in error
     assert not (tmp_path / "stopped" / MANIFEST).exists() and not list((tmp_path / "stopped").rglob(".*"))

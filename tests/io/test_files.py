@@ -43,6 +43,19 @@ def test_a_really_full_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert raised.value.errno == errno.ENOSPC and os.listdir(tmp_path) == []
 
 
+def test_a_link_stays_and_a_device_is_not_replaced(tmp_path: Path) -> None:
+    file, link, pipe = (tmp_path / name for name in ("file", "link", "pipe"))
+    file.write_bytes(b"old")
+    link.symlink_to(file)
+    assert write_bytes(link, b"new") == file
+    assert link.is_symlink() and file.read_bytes() == b"new"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path, Path(os.devnull)):
+        with pytest.raises(OSError, match="not a file"):
+            write_bytes(path, b"x")
+    assert pipe.is_fifo() and sorted(os.listdir(tmp_path)) == ["file", "link", "pipe"]
+
+
 def test_only_temporaries_are_swept(tmp_path: Path) -> None:
     (tmp_path / "stages").mkdir()
     left = [tmp_path / ".report.json.4711.tmp", tmp_path / "stages" / ".1-dense.pt.12.tmp"]

@@ -15,6 +15,7 @@ def data() -> pb.Data:
     return replace(full, train=full.train.take(600))
 
 
+@pytest.mark.filterwarnings("ignore:no target was given")
 @pytest.mark.parametrize("target", [{}, {"target_macs": 0.4}])
 def test_no_epoch_goes_to_inference(data, target):
     result = pb.compress("small_cnn", data, "laplace", epochs=8, progress=False, **target)

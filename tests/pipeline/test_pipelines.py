@@ -199,6 +199,8 @@ def test_the_rule_alone(data: Data) -> None:
     result = pb.compress("small_cnn", data, "gaussian", **SETTINGS)
     assert result.report["rule"] == METHODS["gaussian"].rule
     for name, channel in result.posterior.channels.items():
-        kept, cut = channel.snr[channel.kept], channel.snr[~channel.kept]
-        assert not len(cut) or float(cut.max()) <= float(kept.min()) or len(result.report["rounds"]) > 1
+        assert channel.evidence is not None
+        kept, cut = channel.evidence[channel.kept], channel.evidence[~channel.kept]
+        assert len(kept) == 1 or float(kept.min()) >= 0  # nothing is left whose removal would raise the evidence
+        assert not len(cut) or float(cut.max()) <= 0 or len(result.report["rounds"]) > 1
         assert len(result.plan.keep[name]) >= 1
