@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +19,13 @@ from typing import Any
 
 import pytest
 
+from pyrobnn.report.report import versions
+
 FULL = os.environ.get("PYROBNN_TRUST", "short") == "full"
 RESULT = os.environ.get("PYROBNN_TRUST_RESULT")
 _TOTAL: Counter[tuple[str, str]] = Counter()
 _FAILED: list[str] = []
+_BEGUN = time.perf_counter()
 
 
 @pytest.fixture
@@ -69,9 +73,13 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def _write(path: Path) -> None:
-    """The counts of this run, with those of kinds that an earlier one counted; tests that failed are counted nowhere."""
+    """The counts of this run, with those of kinds that an earlier one counted; tests that failed are counted nowhere.
+
+    Seconds and versions are those of the last run.
+    """
     found = json.loads(path.read_text()) if path.exists() else {"counts": {}, "failed": []}
     for what in dict.fromkeys(what for what, _ in _TOTAL):
         found["counts"][what] = {name: number for (of, name), number in _TOTAL.items() if of == what}
     found["failed"] = sorted(_FAILED)
+    found |= {"seconds": round(time.perf_counter() - _BEGUN), "device": "cpu", "versions": versions()}
     path.write_text(json.dumps(found, indent=1) + "\n")
