@@ -415,6 +415,7 @@ def test_a_killed_run_within_a_drop(
     assert steady(json.loads(json.dumps(resumed.report))) == steady(json.loads(json.dumps(within_drop.report)))
 
 
+@pytest.mark.slow
 def test_a_judgement_is_not_made_again(
     data: Data, tmp_path: Path, plain_pages: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ def fitted(scale: float = 0.3) -> tuple[pb.BayesianModel, pb.guides.KernelMeanFi
     return model, guide, x
 
 
-@pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
+@pytest.mark.parametrize("scale", [*(pytest.param(s, marks=pytest.mark.slow) for s in (0.1, 3.0)), 1.0])
 def test_one_pass_agrees_with_many_draws(scale: float) -> None:
     """Linear, so the logits are Gaussian and independent: what is left is 1/sqrt(4000) and the quadrature."""
     model, guide, x = fitted(scale)

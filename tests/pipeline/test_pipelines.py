@@ -123,7 +123,10 @@ class Killed(BaseException):
     """What nobody catches."""
 
 
-@pytest.mark.parametrize("method", METHODS)
+RELATED = ("ss-ig", "ss-ghs", "ss-edge")  # of ss-gl, in what a run does
+
+
+@pytest.mark.parametrize("method", [pytest.param(m, marks=[pytest.mark.slow] * (m in RELATED)) for m in METHODS])
 def test_every_method_meets_a_budget_and_resumes(method: str, data: Data, tmp_path: Any) -> None:
     whole = pb.compress("small_cnn", data, method, target_macs=0.4, **SETTINGS)
     left = whole.report["compact"]["macs"] / whole.report["dense"]["macs"]

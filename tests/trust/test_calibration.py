@@ -50,7 +50,7 @@ def p_uniform(found: Tensor) -> float:
     return float(stats.chisquare(counts.numpy()).pvalue)
 
 
-@pytest.mark.parametrize("estimator", ["weight", "local"])
+@pytest.mark.parametrize("estimator", ["weight", pytest.param("local", marks=pytest.mark.slow)])
 def test_conjugate(estimator: str, size: Callable[[int, int], int], count: Callable[..., None]) -> None:
     """Linear regression on orthogonal inputs: the exact posterior factorises, so mean field can be exact."""
     if estimator == "weight" and size(0, 1) == 0:

@@ -63,6 +63,7 @@ def kept(out: Path) -> Any:
     return json.loads((out / "plan.json").read_text())["keep"]
 
 
+@pytest.mark.slow
 def test_kills_of_either_process(
     few: Path,
     tmp_path: Path,
