@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,13 @@ from scipy import stats
 from torch import Tensor, nn
 
 import pyrobnn as pb
-from pyrobnn.criteria.context import ScoringContext
 from pyrobnn.criteria.scores import filter_sums, l1_norms, moments_of, norm_scales
 from pyrobnn.guides.function import NoLatents
 from pyrobnn.inference.callbacks import Callback
 from pyrobnn.methods.registry import METHODS
 from pyrobnn.pipeline.config import CompressionConfig
 from pyrobnn.pipeline.context import Context
+from pyrobnn.pipeline.rounds import scored
 from pyrobnn.pipeline.schedule import Epochs
 from pyrobnn.pipeline.state import State
 from pyrobnn.pipeline.store import RunStore
@@ -102,22 +102,7 @@ def infer(bench: Bench, method: str, seed: int) -> Fitted:
 
 def _score(context: Context, state: State, model: Any, guide: Any, net: nn.Module, callbacks: list[Callback]) -> Costs:
     found = summarize(model, guide, draws=0)
-    if context.method.score is not None:
-        found = context.method.score(
-            ScoringContext(
-                replace(found, channels=dict(found.channels)),
-                table=model.groups,
-                net=net,
-                model=model,
-                guide=guide,
-                data=context.data,
-                callbacks=callbacks,
-                plan=state.plan,
-                batch_size=context.epochs.batch_size,
-                seed=context.seed,
-            )
-        )
-    return found.costs()
+    return scored(context, state, found, model, guide, net, callbacks).costs()
 
 
 def _scales(guide: Any) -> dict[str, Tensor]:

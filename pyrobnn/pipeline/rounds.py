@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrobnn.channels import PruningPlan, check_cut, compact
 from pyrobnn.channels.surgery import fill_cut
 from pyrobnn.criteria.context import ScoringContext
-from pyrobnn.inference.callbacks import load_states, states
+from pyrobnn.inference.callbacks import Callback, load_states, states
 from pyrobnn.inference.progress import cut_line
 from pyrobnn.inference.record import ChannelHistory
 from pyrobnn.inference.shrink import shrink
 from pyrobnn.io.processes import current
+from pyrobnn.model import BayesianModel
 from pyrobnn.pipeline import acceptance
 from pyrobnn.pipeline.context import Context
 from pyrobnn.pipeline.stage import Stage, back_to
@@ -25,10 +26,51 @@ from pyrobnn.pipeline.state import State, VariationalState, copied
 from pyrobnn.priors.base import Prior
 from pyrobnn.summary.reading import deterministic_net
 from pyrobnn.summary.summarize import summarize
+from pyrobnn.summary.types import Posterior
 
 INFER_SEED = "infer {}"
 
 Choose = Callable[[Context, State, int], PruningPlan]
+
+
+def scored(
+    context: Context,
+    state: State,
+    found: Posterior,
+    model: BayesianModel,
+    guide: Any,
+    net: nn.Module,
+    callbacks: Sequence[Callback],
+    number: int = 0,
+) -> Posterior:
+    """What `summarize` found of a fitted pair, with the scores of the method where it has its own.
+
+    Args:
+        context, state: of the run, before the round.
+        found: summary of `model` and `guide`; it is left as it is.
+        model, guide: the fitted pair.
+        net: the plain network at the posterior means.
+        callbacks: of the fit.
+        number: of the round, from 0.
+    """
+    if context.method.score is None:
+        return found
+    return context.method.score(
+        ScoringContext(
+            replace(found, channels=dict(found.channels)),
+            table=model.groups,
+            net=net,
+            model=model,
+            guide=guide,
+            data=context.data,
+            callbacks=callbacks,
+            plan=state.plan,
+            round=number,
+            batch_size=context.epochs.batch_size,
+            device=context.device,
+            seed=context.seed,
+        )
+    )
 
 
 def infer(number: int, *, epochs: float | None = None, only: str | None = None) -> Stage:
@@ -72,23 +114,7 @@ def infer(number: int, *, epochs: float | None = None, only: str | None = None) 
         if only is not None:
             found.channels = {only: found.channels[only]}
         net = context.refreshed(deterministic_net(model, guide))
-        posterior = found
-        if method.score is not None:
-            scoring = ScoringContext(
-                replace(found, channels=dict(found.channels)),
-                table=model.groups,
-                net=net,
-                model=model,
-                guide=guide,
-                data=context.data,
-                callbacks=callbacks,
-                plan=state.plan,
-                round=number,
-                batch_size=context.epochs.batch_size,
-                device=context.device,
-                seed=context.seed,
-            )
-            posterior = method.score(scoring)
+        posterior = scored(context, state, found, model, guide, net, callbacks, number)
         # What was recorded on the way is of the same statistic, unless the method scores channels by one of its own.
         same = all(
             channel.snr is found.channels[name].snr and history.kinds[name] == channel.statistic
