@@ -62,7 +62,7 @@ def _fits(tensor: Tensor, parts: Parts) -> bool:
 
 
 def _to_bitmap(tensor: Tensor, live: np.ndarray) -> Parts:
-    return {"bits": torch.from_numpy(np.packbits(live)), "values": tensor.reshape(-1)[torch.from_numpy(live)]}
+    return {"bits": torch.from_numpy(np.packbits(live)), "values": _take(tensor.reshape(-1), live)}
 
 
 def _from_bitmap(parts: Parts, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -80,8 +80,7 @@ def _to_gaps(tensor: Tensor, live: np.ndarray) -> Parts:
     at = np.cumsum(bridges + 1) - 1  # where each real value lands among the stored ones
     gaps = np.full(total, 255, dtype=np.uint8)
     gaps[at] = zeros % 256
-    values = torch.zeros(total, dtype=tensor.dtype)
-    values[torch.from_numpy(at)] = tensor.reshape(-1)[torch.from_numpy(places)]
+    values = _scatter(torch.zeros(total, dtype=tensor.dtype), at, _take(tensor.reshape(-1), places))
     return {"gaps": torch.from_numpy(gaps), "values": values}
 
 
@@ -106,7 +105,7 @@ def _to_blocks(tensor: Tensor, live: np.ndarray) -> Parts | None:
         return None
     return {
         "blocks": torch.from_numpy(kept.astype(kind)),
-        "values": tensor.reshape(count, size)[torch.from_numpy(kept)],
+        "values": _take(tensor.reshape(count, size), kept),
     }
 
 
@@ -126,10 +125,19 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.zeros(math.prod(shape), dtype=dtype)
 
 
+def _bits(tensor: Tensor) -> Tensor:
+    """A view that can be indexed: torch 2.6 cannot index fp8."""
+    return tensor.view(torch.uint8) if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+
+
+def _take(flat: Tensor, places: np.ndarray) -> Tensor:
+    return _bits(flat)[torch.from_numpy(places)].view(flat.dtype)
+
+
 def _scatter(flat: Tensor, places: np.ndarray, values: Tensor) -> Tensor:
     if len(places) != len(values) or (len(places) and not 0 <= places.min() <= places.max() < len(flat)):
         raise ValueError("indices and values do not fit the shape")
-    flat[torch.from_numpy(places)] = values
+    _bits(flat)[torch.from_numpy(places)] = _bits(values)
     return flat
 
 

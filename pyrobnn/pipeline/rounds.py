@@ -155,8 +155,9 @@ def accept(number: int) -> Stage:
         if number and not acceptance.recovered(state.recovered, base, drop, state.base_error, context.point(base)):
             return replace(back_to(context, state, state.accepted), stopped=True)
         here = f"infer {number + 1}"
-        held = not number or acceptance.holds(state.recovered, base, drop)
-        return replace(state, accepted=here, held=here if held else state.held)
+        if not number or acceptance.holds(state.recovered, base, drop):
+            return replace(state, accepted=here, held=here, trail=())
+        return replace(state, accepted=here, trail=(*state.trail, here))
 
     return Stage(f"accept {number + 1}", run, number)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +20,8 @@ from pyrobnn.inference.recipe import batch_size_for
 from pyrobnn.model import BayesianModel
 from pyrobnn.pipeline.config import CompressionConfig
 from pyrobnn.pipeline.recipe import Recipe
+
+SEARCH = 1.0  # of the epochs that a run has by default: as many more under `--max-drop`
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def share_out(recipe: Recipe, config: CompressionConfig, data: Data, net: nn.Mod
     """Split the epochs of a run between its phases.
 
     Without `--epochs` or `--minutes`: as many as the recipe says, more where the data set is so small that this would
-    be under 5,000 steps.
+    be under 5,000 steps. As many again for the search under `--max-drop`, whose networks are small.
     A recipe with no share for inference has rounds without epochs, unless `--max-drop` must see each cut recover.
     `--epochs` is never exceeded.
 
@@ -66,28 +69,30 @@ def share_out(recipe: Recipe, config: CompressionConfig, data: Data, net: nn.Mod
         ConfigError: fewer epochs than phases, see :func:`check_epochs`.
     """
     least = check_epochs(recipe, config, trained=trained)
+    judged = config.max_drop is not None and not config.has_budget
     batch = recipe.batch_size or batch_size_for(len(data.train))
     steps = data.train.steps(batch)
-    total = config.epochs
+    total, more = config.epochs, 0
     if total is None and config.minutes is not None:
         total = max(2, int(0.8 * config.minutes * 60 / _epoch_seconds(net, data, config, batch)))
     if total is None:
         total = recipe.epochs_given if trained else recipe.epochs
         total = max(total, min(200, 5000 // steps))
+        more = math.ceil(SEARCH * total) if judged else 0
     total = max(total, least)  # where it is not the user's
     if config.from_scratch is not None:
         return Epochs(0, (), total, 0, batch)
     inferred = least - 1 - (not trained)
     dense = 0 if trained else min(total - 1 - inferred, max(1, round(total * recipe.dense_share)))
     rest = total - dense
-    retune = rest // 4 if config.max_drop is not None and not config.has_budget and rest >= 8 else 0
+    retune = rest // 4 if judged and rest >= 8 else 0
     if not inferred:
         return Epochs(dense, (0,) * recipe.rounds, rest, 0, batch)
     tune = retune or min(rest - 1, max(1, round(rest * (1 - recipe.infer_share))))
     for_rounds = max(1, rest - tune - retune)
     rounds = max(1, min(recipe.rounds, for_rounds))
     infer = tuple(for_rounds // rounds + (k < for_rounds % rounds) for k in range(rounds))
-    return Epochs(dense, infer, tune, retune, batch)
+    return Epochs(dense, infer, tune, retune + more, batch)
 
 
 def check_epochs(recipe: Recipe, config: CompressionConfig, *, trained: bool) -> int:

@@ -2,8 +2,9 @@
 
 If the tuned network misses the drop, the search starts from a network that holds it without tuning: one that inference
 has left, else a cut of the dense network. It then bisects, in the logarithm of the MACs, between the smallest network
-that held the drop and the largest that did not. Each attempt cuts the network that held by the scores of its last fit and
-tunes it for its share of the remaining epochs. The result is the smallest network that held the drop, whatever the last
+that held the drop and the largest that did not. Each attempt takes the network nearest above the size it is after, of
+those that inference left between the two and the one that held, cuts it by the scores of its last fit and tunes it for its
+share of the remaining epochs. The result is the smallest network that held the drop, whatever the last
 attempt gave.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
@@ -88,7 +90,7 @@ def attempt(number: int) -> Stage:
         state = judged(context, state, context.store.newest[1] if context.store.newest else None)
         epochs = epochs_of(number, context.epochs.total - sum(state.spent.values()))
         for source in _sources(context, state) if epochs else []:
-            small = _smaller(context, source, state.missed, held=state.best is not None)
+            small = _smaller(context, source, state.missed)
             if small is not None:
                 left = context.left(small.plan)["macs"]
                 context.say(f"{name}: {100 * left:.1f} % of the MACs", "cyan")
@@ -132,7 +134,7 @@ def settle() -> Stage:
                 tuned=state.base,
                 extras=extras,
             )
-        return replace(chosen, spent=state.spent, accepted=None, held=None, best=None)
+        return replace(chosen, spent=state.spent, accepted=None, held=None, trail=(), best=None)
 
     return Stage("settle", run)
 
@@ -166,15 +168,39 @@ def next_size(upper: float, missed: float, *, held: bool) -> float | None:
     return size if missed < CLOSE * upper else None
 
 
-def _sources(context: Context, state: State) -> list[State]:
-    """Networks to cut from, in the order in which they are tried: none of a size that missed.
+class Source(NamedTuple):
+    """A network to cut from, the share of the MACs to cut it to (None: none is left), and whether it has been tuned."""
 
-    The smallest that held the drop after tuning; before there is one, the last that held it untuned, then the dense one
-    with the last score of every channel (not where single weights are zeroed, which takes a posterior).
+    state: State
+    size: float | None
+    is_tuned: bool
+
+
+def _sources(context: Context, state: State) -> list[Source]:
+    """In the order in which they are tried: one that inference left on the way, the smallest that held the drop after tuning.
+
+    Before there is one, the last that held it untuned, then the dense one with the last score of every channel. Where
+    single weights are zeroed, which takes a posterior, the network that held alone.
     """
-    if state.best is not None or context.method.zeros is not None:
-        return [_source(context, state)]
-    return [_source(context, state), _whole(context, state)]
+    held = state.best is not None
+    source = _source(context, state)
+    upper = context.left(source.plan)["macs"]
+    size = next_size(upper, state.missed, held=held)
+    found = [Source(source, size, held)]
+    if context.method.zeros is not None:
+        return found
+    if size is not None and (way := _on_the_way(context, state, size, upper)) is not None:
+        found.insert(0, Source(way, size, False))
+    return found if held else [*found, Source(_whole(context, state), next_size(1.0, state.missed, held=False), False)]
+
+
+def _on_the_way(context: Context, state: State, size: float, upper: float) -> State | None:
+    """The smallest network that a round of inference left of at least this size, smaller than the one that held."""
+    for name in reversed(state.trail):
+        left = context.left(context.store.state(name).plan)["macs"]
+        if left >= CLOSE * size:
+            return back_to(context, state, name) if state.missed * TELLING < left < CLOSE * upper else None
+    return None
 
 
 def _whole(context: Context, state: State) -> State:
@@ -186,14 +212,13 @@ def _whole(context: Context, state: State) -> State:
     )
 
 
-def _smaller(context: Context, source: State, missed: float, *, held: bool) -> State | None:
-    """The source cut to the next size; as it is, where no size is left between it and what missed; else None."""
-    upper = context.left(source.plan)["macs"]
-    size = next_size(upper, missed, held=held)
-    current = _scored(source)
+def _smaller(context: Context, source: Source, missed: float) -> State | None:
+    """The source cut to its size; as it is, where no size is left between it and what missed; None where that is vain."""
+    current = _scored(source.state)
+    upper, size = context.left(current.plan)["macs"], source.size
     assert current.latest is not None
     try:
-        if size is not None:
+        if size is not None and (source.is_tuned or size < CLOSE * upper):
             plan = plan_for_budget(
                 current.latest.costs(),
                 context.table_of(current.plan),
@@ -206,7 +231,7 @@ def _smaller(context: Context, source: State, missed: float, *, held: bool) -> S
     except PlanError:  # below what the limits leave
         return None
     # One unit may be all that lies between them.
-    return source if not held and source.rounds and upper > missed * TELLING else None
+    return source.state if not source.is_tuned and current.rounds and upper > missed * TELLING else None
 
 
 def _source(context: Context, state: State) -> State:

@@ -62,6 +62,7 @@ def back_to(context: Context, state: State, name: str) -> State:
         extras=state.extras,
         accepted=state.accepted,
         held=state.held,
+        trail=state.trail,
         best=state.best,
         missed=state.missed,
         stopped=state.stopped,

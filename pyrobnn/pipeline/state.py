@@ -58,6 +58,7 @@ class State:
         extras: tensors or plain values that a method adds.
         accepted: stage to go back to when a later network is lost: the last whose accuracy could still come back.
         held: the last stage that held the allowed drop before any tuning.
+        trail: the stages accepted since `held`, in order: networks whose accuracy could still come back.
         best: stage of the smallest network that held the drop after tuning.
         missed: share of the MACs that the largest network left that did not; 0 before there was one.
         stopped: the rounds are over.
@@ -80,6 +81,7 @@ class State:
     extras: Mapping[str, Any] = field(default_factory=dict)
     accepted: str | None = None
     held: str | None = None
+    trail: tuple[str, ...] = ()
     best: str | None = None
     missed: float = 0.0
     stopped: bool = False
@@ -102,6 +104,7 @@ PLAIN = (
     "tuned",
     "accepted",
     "held",
+    "trail",
     "best",
     "missed",
     "stopped",

@@ -90,7 +90,7 @@ class RunStore:
         self._states[name] = state
         self.processes.first_does(lambda: self._write(number, name, state))
         self.newest, self._fit = (number, name), None
-        wanted = {name, state.accepted, state.held, state.best}
+        wanted = {name, state.accepted, state.held, state.best, *state.trail}
         self._states = {key: kept for key, kept in self._states.items() if key in wanted}
         self.processes.first_does(self._save)
         self._clean({self._number(key) for key in wanted if key is not None})

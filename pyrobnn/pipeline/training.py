@@ -102,7 +102,7 @@ def retune(epochs: int) -> Stage:
             context.say(
                 f"the result is {short:.2f} points short of what was asked on validation data: give it more --epochs"
             )
-        return replace(state, accepted=None, held=None)
+        return replace(state, accepted=None, held=None, trail=())
 
     return Stage("retune", run)
 

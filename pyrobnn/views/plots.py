@@ -231,7 +231,7 @@ def inclusion_histogram(posterior: Posterior, bins: int = 20, *, ax: Axes | None
     ax = get_axes(ax, 6.4, 3.4)
     values = np.concatenate([to_numpy(c.snr) for c in channels]).clip(0, 1)
     kept = np.concatenate([to_numpy(c.kept) > 0.5 for c in channels])
-    ax.hist(
+    _, _, bars = ax.hist(
         [values[~kept], values[kept]],
         bins=np.linspace(0, 1, bins + 1).tolist(),
         stacked=True,
@@ -239,8 +239,9 @@ def inclusion_histogram(posterior: Posterior, bins: int = 20, *, ax: Axes | None
         label=[f"cut ({(~kept).sum()})", f"kept ({kept.sum()})"],
         edgecolor="white",
         linewidth=0.5,
-        hatch=["////", ""],
     )
+    for bar in bars[0]:  # type: ignore[index, union-attr]  # a list of hatches needs matplotlib 3.9
+        bar.set_hatch("////")
     thresholds = {c.threshold for c in channels if c.threshold is not None}
     for i, threshold in enumerate(sorted(thresholds)):
         ax.axvline(threshold, color=LINE, linestyle="--", linewidth=1, label="" if i else "cut line")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -66,6 +65,15 @@ def test_epochs_are_shared_out(method: str, epochs: int, trained: bool, target: 
     assert share.total == epochs  # neither exceeded nor left
     assert share.retune == 0 or "max_drop" in target
     assert Epochs.of(share.data()) == share
+
+
+def test_the_search_for_the_smallest_has_epochs_of_its_own(data: Data) -> None:
+    recipe = METHODS["ard"].recipes.small
+    plain = share_out(recipe, CompressionConfig(target_macs=0.5), data, small(), trained=False)
+    judged = share_out(recipe, CompressionConfig(max_drop=1.0), data, small(), trained=False)
+    assert judged.total == 2 * plain.total
+    assert (judged.dense, judged.retune) == (plain.dense, judged.total - judged.dense - sum(judged.infer) - judged.tune)
+    assert judged.retune > plain.total
 
 
 def test_batch_sizes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,6 +43,29 @@ def test_halves_of_the_way_find_the_size() -> None:
             best, missed, held = (size, missed, True) if size >= line else (best, size, held)
         assert missed < line <= best < line / 0.94
     assert next_size(0.5, 0.0, held=True) == pytest.approx(0.25)  # nothing has missed yet: further down
+
+
+@pytest.mark.parametrize(
+    ("size", "upper", "missed", "found"),
+    [
+        (0.20, 0.50, 0.05, 0.30),  # the smallest that is not below it
+        (0.31, 0.50, 0.05, 0.30),  # near enough
+        (0.33, 0.50, 0.05, 0.40),
+        (0.45, 0.50, 0.05, None),  # none between it and the one that held
+        (0.05, 0.50, 0.12, None),  # the smallest has missed
+        (0.05, 0.50, 0.00, 0.10),
+    ],
+)
+def test_an_attempt_starts_from_a_network_on_the_way(
+    size: float, upper: float, missed: float, found: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"infer 2": 0.40, "infer 3": 0.30, "infer 4": 0.10}
+    context: Any = SimpleNamespace(
+        left=lambda plan: {"macs": plan}, store=SimpleNamespace(state=lambda name: SimpleNamespace(plan=sizes[name]))
+    )
+    monkeypatch.setattr(search_module, "back_to", lambda context, state, name: sizes[name])
+    state: Any = SimpleNamespace(trail=tuple(sizes), missed=missed)
+    assert search_module._on_the_way(context, state, size, upper) == found
 
 
 # What tuning is made to give, in turn, and whether the result holds the drop.
