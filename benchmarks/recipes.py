@@ -6,7 +6,7 @@ of test images. Every row changes one setting of the first one, `base`. Rows are
 skipped, and a run that was interrupted goes on.
 
     python benchmarks/recipes.py dense [ROW]     # results/recipes/dense-<row>.json
-    python benchmarks/recipes.py tune [ROW]      # results/recipes/tune-<row>-s<seed>.json: half of the MACs, 8 epochs
+    python benchmarks/recipes.py tune [ROW [SEED]]  # results/recipes/tune-<row>-s<seed>.json: half of the MACs, 8 epochs
     python benchmarks/recipes.py summary         # results/recipes.json: means and paired differences from `base`
 
 The dense network of the row `sgd` (20 epochs) is what all compact ones start from; `tune` trains it first.
@@ -30,6 +30,7 @@ from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.schedules import OneCycle
 from pyrobnn.inference.terms import LabelSmoothing
 from pyrobnn.io.files import write_json
+from pyrobnn.metrics.evaluate import evaluate
 from pyrobnn.nets import save_weights
 from pyrobnn.report.report import versions
 
@@ -107,7 +108,7 @@ def dense(name: str) -> Path:
     trained = result.model.net
     if row.average:
         pb.reestimate_batchnorm(trained, data.train)
-    figures = {"valid": pb.evaluate(trained.eval(), data.valid).accuracy, "train": result.history[-1]["train_accuracy"]}
+    figures = {"valid": evaluate(trained.eval(), data.valid).accuracy, "train": result.history[-1]["train_accuracy"]}
     save_weights(trained, weights, mean=data.mean, std=data.std, trained_on="train")
     settings = {"smoothing": row.smoothing, "average": row.average, "config": row.config.identity()}
     write_json(
@@ -162,12 +163,12 @@ def summary() -> dict[str, Any]:
 
 
 def main() -> None:
-    what, row = [*sys.argv[1:], "", ""][:2]
+    what, row, seeds = [*sys.argv[1:], "", "", ""][:3]
     if what == "dense":
         for name in [row] if row else DENSE:
             dense(name)
     elif what == "tune":
-        for seed in SEEDS:
+        for seed in [int(seeds)] if seeds else SEEDS:
             for name in [row] if row else TUNE:
                 tune(name, seed)
     elif what != "summary":
