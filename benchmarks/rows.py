@@ -46,14 +46,18 @@ class Row:
     seeds: tuple[int, ...] = (0,)
 
 
-def run(rows: list[Row]) -> None:
-    """Run what is not done; `python benchmarks/x.py PART` runs only rows whose name holds PART."""
+def run(rows: list[Row], recipe: str = "") -> None:
+    """Run what is not done; `python benchmarks/x.py PART` runs only rows whose name holds PART.
+
+    With the name of a recipe results and runs have a folder of that name: rows of one recipe are rows of one table.
+    """
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
-    RESULTS.mkdir(exist_ok=True)
+    results, runs = RESULTS / recipe, RUNS / recipe
+    results.mkdir(parents=True, exist_ok=True)
     for row in rows:
         for seed in row.seeds:
             name = f"{row.name}-s{seed}"
-            if wanted not in name or (RESULTS / f"{name}.json").exists():
+            if wanted not in name or (results / f"{name}.json").exists():
                 continue
             print(f"== {name}", flush=True)
             options = dict(row.options)
@@ -62,9 +66,9 @@ def run(rows: list[Row]) -> None:
                 options["weights"] = weights(row.weights)
             elif row.dense:
                 options["weights"], extra["dense_training"] = dense(row.net, row.data, seed, row.dense)
-            pb.compress(row.net, row.data, seed=seed, out=RUNS / name, resume=(RUNS / name).exists(), **options)
-            report = json.loads((RUNS / name / "report.json").read_text())
-            (RESULTS / f"{name}.json").write_text(json.dumps({**report, **extra}, indent=2) + "\n")
+            pb.compress(row.net, row.data, seed=seed, out=runs / name, resume=(runs / name).exists(), **options)
+            report = json.loads((runs / name / "report.json").read_text())
+            (results / f"{name}.json").write_text(json.dumps({**report, **extra}, indent=2) + "\n")
 
 
 def dense(net: str, data: str, seed: int, epochs: int, *, validation: bool = False) -> tuple[Path, dict[str, float]]:
