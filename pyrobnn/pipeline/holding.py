@@ -1,4 +1,4 @@
-"""Under `--max-drop`, tuning returns the last epoch that held the drop if the final one did not."""
+"""Under `--max-drop`, tuning returns the last epoch that steadily held the drop if the final one did not hold it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 from pyrobnn.inference.callbacks import Callback, FitState, FitUpdate
 
+STEADY = 3  # epochs whose mean has to hold: of thirty that come near, one is above the line by chance
+
 
 class LastHeld(Callback):
-    """Takes a fit that ends below a line back to its last epoch that did not.
+    """Takes a fit that ends below a line back to its last epoch that was not, and was not by chance.
 
     Under `--max-drop` everything is chosen on validation images, the end of tuning too: on few training images a network
-    goes on learning them by heart when it has nothing more to learn from them.
+    goes on learning them by heart when it has nothing more to learn from them. The best of many epochs is no better on
+    other images, so that an earlier epoch counts only if the mean of it and the two before it holds too.
 
     Args:
         score: of an epoch, from its row of the history.
@@ -28,8 +31,10 @@ class LastHeld(Callback):
 
     @torch.no_grad()
     def on_epoch_end(self, state: FitState) -> FitUpdate | None:
-        if self.score(state.history[-1]) >= self.least:
-            self._tensors = {name: value.detach().clone() for name, value in _tensors(state.model.net).items()}
+        scores = [self.score(row) for row in state.history[-STEADY:]]
+        if scores[-1] >= self.least:
+            if sum(scores) / len(scores) >= self.least:
+                self._tensors = {name: value.detach().clone() for name, value in _tensors(state.model.net).items()}
             return None
         if state.progress < 1 or not self._tensors:
             return None

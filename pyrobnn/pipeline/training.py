@@ -52,7 +52,7 @@ def tune(epochs: int) -> Stage:
 def tuned(context: Context, state: State, name: str, seed: str, epochs: int) -> State:
     """The state after tuning. What the method zeroes weight by weight is zeroed first and stays so.
 
-    Under `--max-drop` tuning ends with the last epoch that held it, if the very last did not. (Averaged weights are
+    Under `--max-drop` tuning ends with the last epoch that steadily held it, if the very last did not. (Averaged weights are
     those of no epoch: they are judged as they are.)
     """
     zeros = None if context.method.zeros is None else context.method.zeros(context, state)
