@@ -70,10 +70,10 @@ def main(arguments: list[str] | None = None) -> None:
             raise  # an error of ours, whose place should be seen
         _fail(f"a file cannot be read or written ({library}: {error})", launch.says(error))
     except (typer.Abort, KeyboardInterrupt) as error:
-        _stopped(launch.says(error))
+        _stopped(launch.says(error), arguments)
     else:
         if code == 130:  # typer turns Ctrl-C into this
-            _stopped(launch.rank() == 0)
+            _stopped(launch.rank() == 0, arguments)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -84,9 +84,12 @@ def _fail(message: str, says: bool = True) -> None:
     sys.exit(2)
 
 
-def _stopped(says: bool) -> None:
+def _stopped(says: bool, arguments: list[str] | None) -> None:
+    """Only a compression has anything to go on with."""
+    given = sys.argv[1:] if arguments is None else arguments
     if says:
-        err_console.print("stopped; run the same command with --resume to go on")
+        resumable = given[:1] == ["compress"]
+        err_console.print("stopped" + ("; run the same command with --resume to go on" if resumable else ""))
     sys.exit(130)
 
 
