@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_INDEX = ((np.uint8, torch.uint8), (np.uint16, torch.uint16), (np.uint32, torch.uint32))
+_INDEX = (np.uint8, np.uint16, np.uint32)
+# Their bits are stored as these: safetensors has known torch's wider unsigned integers for a short time only.
+_STORED: dict[Any, Any] = {np.uint16: np.int16, np.uint32: np.int32}
 # No form says more than this many bytes of a tensor in one byte of the file, so a file of a few
 # kilobytes cannot ask for all memory. Only blocks of an almost empty tensor could.
 MOST = 1024
@@ -100,18 +103,23 @@ def _to_blocks(tensor: Tensor, live: np.ndarray) -> Parts | None:
         return None
     kept = np.flatnonzero(live.reshape(-1, size).any(axis=1))
     count = live.size // size
-    kind = next((kind for kind, _ in _INDEX if count - 1 <= np.iinfo(kind).max), None)
+    kind = next((kind for kind in _INDEX if count - 1 <= np.iinfo(kind).max), None)
     if kind is None:
         return None
     return {
-        "blocks": torch.from_numpy(kept.astype(kind)),
+        "blocks": torch.from_numpy(kept.astype(kind).view(_STORED.get(kind, kind))),
         "values": _take(tensor.reshape(count, size), kept),
     }
 
 
 def _from_blocks(parts: Parts, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     flat = _zeros(shape, dtype).reshape(-1, _block_size(shape))
-    return _scatter(flat, parts["blocks"].numpy().astype(np.int64), parts["values"]).reshape(shape)
+    return _scatter(flat, _places(parts["blocks"].numpy()), parts["values"]).reshape(shape)
+
+
+def _places(stored: np.ndarray) -> np.ndarray:
+    unsigned = {np.dtype(signed): kind for kind, signed in _STORED.items()}.get(stored.dtype)
+    return (stored if unsigned is None else stored.view(unsigned)).astype(np.int64)
 
 
 def _from_dense(parts: Parts, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
