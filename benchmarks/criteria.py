@@ -23,6 +23,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ from pyrobnn.channels.planner import plan_for_budget
 from pyrobnn.criteria.laplace import laplace_gates, training_images
 from pyrobnn.criteria.scores import fpgm_scores, l1_norms, moments_of, norm_scales, taylor_scores
 from pyrobnn.inference.curvature import gate_fisher
+from pyrobnn.io.files import write_text
 from pyrobnn.summary.saliency import removal_cost
 
 READ_IMAGES = 2000
@@ -178,8 +180,8 @@ def cells(network: str) -> Iterator[Cell]:
                 yield f"twoway-{network}-s{seed}", partial(two_way, seed=seed)
     short = [(FEW, 0.3), (FEW, 0.6), (FEW, 0.1)]
     rest = tuple(name for name in (*PLAIN, *INFERRED) if name not in FEW)
-    for names, share in (*short, *((rest, share) for _, share in short)):
-        yield from _tuned(network, names, share, 0.5)
+    for some, share in (*short, *((rest, share) for _, share in short)):
+        yield from _tuned(network, some, share, 0.5)
     for epochs in (2.0, 8.0):
         yield from _tuned(network, FEW, 0.3, epochs)
 
@@ -197,11 +199,9 @@ def whole(name: str) -> bool:
 
 
 def write(name: str, cell: Any) -> None:
-    """The cell's file, whole or not at all."""
-    path = RESULTS / f"{name}.json"
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(cell, indent=1) + "\n")
-    temporary.replace(path)
+    """The cell's file, whole or not at all; a list of numbers is one line."""
+    lines = re.sub(r"\[[^\[\]{}\"]+\]", lambda found: " ".join(found[0].split()), json.dumps(cell, indent=1))
+    write_text(RESULTS / f"{name}.json", lines + "\n")
 
 
 def main() -> None:
