@@ -1,7 +1,7 @@
 """Whether `--max-drop` keeps its promise: the smallest network that holds the drop, by the validation images.
 
     python benchmarks/contract.py digits     # small_cnn, 1 point, 20 seeds; about half an hour on one core
-    python benchmarks/contract.py mnist      # LeNet-5, 0.3 points, 3 seeds; about an hour
+    python benchmarks/contract.py mnist      # LeNet-5, 0.3 points, 3 seeds of ard and 1 of rbp; about an hour
     python benchmarks/contract.py            # all of it
 
 Runs that `results/contract.json` has are skipped; an interrupted one goes on from its last checkpoint.
