@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from math import isnan, nan
 from typing import Any
 
 from criteria_summary import CONTROLS, PAIRED, POSTERIORS, SHARES, summary
@@ -43,7 +44,7 @@ def tuned(network: str) -> str:
     names = {name for setting in settings for name in found[setting]}
     heads = [f"{s.split()[0]} epochs at {100 * float(s.split()[-1]):g} %" for s in settings]
     lines = ["| criterion | " + " | ".join(heads) + " |", "|---" * (len(settings) + 1) + "|"]
-    for name in sorted(names, key=lambda n: -found[settings[0]].get(n, {"accuracy": 0})["accuracy"]):
+    for name in sorted(names, key=lambda n: ([-found[s].get(n, {"accuracy": 0})["accuracy"] for s in settings], n)):
         cells = [found[s].get(name) for s in settings]
         text = [f"{c['accuracy']:.2f} ({c['seeds']})" if c else "–" for c in cells]
         lines.append(f"| `{name}` | {' | '.join(text)} |")
@@ -104,7 +105,8 @@ def moved(network: str) -> str:
     lines = ["| method | seeds | " + " | ".join(MOVED[key] for key in keys) + " |", "|---" * (len(keys) + 2) + "|"]
     for name, row in found.items():
         cells = [
-            f"{row[key]:.0f}" if key.endswith("seconds") else f"{row[key]:.2f}" if key in row else "–" for key in keys
+            "–" if isnan(row.get(key, nan)) else f"{row[key]:.0f}" if key.endswith("seconds") else f"{row[key]:.2f}"
+            for key in keys
         ]
         lines.append(f"| `{name}` | {row['seeds']} | {' | '.join(cells)} |")
     return "\n".join(lines)
