@@ -132,7 +132,9 @@ class Killed(BaseException):
     """What nobody catches."""
 
 
-RELATED = ("ss-ig", "ss-ghs", "ss-edge")  # of ss-gl, in what a run does
+RELATED = (  # to another one, in what a run does
+    "ss-ig", "ss-ghs", "ss-edge", "rbp-spike", "hbfp-bayes", "bn-scale", "fpgm", "self-compression-snr",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("method", [pytest.param(m, marks=[pytest.mark.slow] * (m in RELATED)) for m in METHODS])

@@ -109,7 +109,7 @@ def result_of(out: Path) -> dict[str, Any]:
         return {"report": report, "plan": files.read_json("plan.json"), "net": files.read("compact.safetensors")}
 
 
-@pytest.mark.parametrize("method", ["gaussian", "rbp", "hbfp"])
+@pytest.mark.parametrize("method", ["gaussian", "rbp", pytest.param("hbfp", marks=pytest.mark.slow)])
 @pytest.mark.timeout(900)
 def test_kills(
     method: str, few: Path, tmp_path: Path, size: Callable[[int, int], int], count: Callable[..., None]
