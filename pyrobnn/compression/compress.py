@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import torch
@@ -251,8 +253,11 @@ def _check_output(task: Task, net: nn.Module, data: Data) -> None:
 
 def _say_options() -> None:
     """The signature and the docstring of :func:`compress` from the one list of options."""
-    lines = [f"            {o.name}: {o.help}" for o in CompressionConfig.options() if o.name not in ("method", "task")]
-    compress.__doc__ = (compress.__doc__ or "").replace("            OPTIONS", "\n".join(lines))
+    lines = [f"{o.name}: {o.help}" for o in CompressionConfig.options() if o.name not in ("method", "task")]
+    # Python 3.13 takes the indentation of the function away from its docstring.
+    compress.__doc__ = re.sub(
+        r"^( +)OPTIONS$", lambda found: indent("\n".join(lines), found[1]), compress.__doc__ or "", flags=re.MULTILINE
+    )
     shown = [p for p in inspect.signature(compress).parameters.values() if p.kind is not p.VAR_KEYWORD]
     shown += keyword_parameters(without=("method", "task"))
     compress.__signature__ = inspect.Signature(shown, return_annotation=Result)  # type: ignore[attr-defined]

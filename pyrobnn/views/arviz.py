@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,7 +50,16 @@ def pareto_khat(log_weights: Tensor) -> float:
         return float(az.psislw(values.copy())[1])
     from arviz_stats.base import array_stats  # ArviZ 1.x
 
-    return float(array_stats.psislw(values.copy())[1])
+    return float(array_stats.psislw(_psis_sign() * values)[1])
+
+
+@cache
+def _psis_sign() -> float:
+    """ArviZ 1.3 takes the log likelihood, whose negative is the log weight, where others take the log weight: +1 or -1."""
+    from arviz_stats.base import array_stats
+
+    uniform = (np.arange(1000) + 0.5) / 1000
+    return 1.0 if float(array_stats.psislw(-0.9 * np.log(uniform))[1]) > 0.5 else -1.0
 
 
 def to_arviz(posterior: Posterior, *, weight_draws: bool | Collection[str] = False) -> Any:
