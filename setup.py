@@ -23,7 +23,7 @@ DEPENDENCIES = [
     "platformdirs>=4.0",  # the cache folder of named data
     "scikit-learn>=1.4",
     "jinja2>=3.1",  # report.html
-    "typer>=0.12",
+    "typer>=0.12.4",  # options of type `Path | None`
     "rich>=13.0",
 ]
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import trapezoid
 from torch import Tensor, nn
 
 import pyrobnn as pb
@@ -24,7 +25,7 @@ THETA = np.linspace(-12, 12, 600_001)
 
 def integral(nats: float, prior: np.ndarray) -> float:
     """log ∫ exp(−nats (θ − 1)²) p(θ) dθ."""
-    return math.log(np.trapezoid(np.exp(-nats * (THETA - 1) ** 2) * prior, THETA))
+    return math.log(trapezoid(np.exp(-nats * (THETA - 1) ** 2) * prior, THETA))
 
 
 def normal(mean: float, sd: float) -> np.ndarray:
