@@ -2,8 +2,8 @@
 
     python benchmarks/marks.py [PART]     # results/marks/<row>-s<seed>.json; rows whose name holds PART
 
-See `rows.py` for what is skipped and gone on with. One core takes about 40 minutes for a row of ResNet-20 and two hours for
-one of ResNet-56 or VGG-16.
+See `rows.py` for what is skipped and gone on with. By the time of a step, one core should take 40 minutes for a row of
+ResNet-20 and two hours for one of ResNet-56 or VGG-16.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ STEADY = 3  # epochs whose mean has to hold: of thirty that come near, one is ab
 
 
 class LastHeld(Callback):
-    """Takes a fit that ends below a line back to its last epoch that was not, and was not by chance.
+    """Takes a fit that ends below a line back to its last epoch that was steadily above it.
 
     Under `--max-drop` everything is chosen on validation images, the end of tuning too: on few training images a network
     goes on learning them by heart when it has nothing more to learn from them. The best of many epochs is no better on

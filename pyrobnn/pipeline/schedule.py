@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,8 +19,6 @@ from pyrobnn.inference.recipe import batch_size_for
 from pyrobnn.model import BayesianModel
 from pyrobnn.pipeline.config import CompressionConfig
 from pyrobnn.pipeline.recipe import Recipe
-
-SEARCH = 1.0  # of the epochs that a run has by default: as many more under `--max-drop`
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ def share_out(recipe: Recipe, config: CompressionConfig, data: Data, net: nn.Mod
     if total is None:
         total = recipe.epochs_given if trained else recipe.epochs
         total = max(total, min(200, 5000 // steps))
-        more = math.ceil(SEARCH * total) if judged else 0
+        more = total if judged else 0
     total = max(total, least)  # where it is not the user's
     if config.from_scratch is not None:
         return Epochs(0, (), total, 0, batch)
