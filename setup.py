@@ -16,7 +16,7 @@ DEPENDENCIES = [
     'arviz>=0.20,<1; python_version < "3.12"',
     'arviz[matplotlib,h5netcdf]>=1.0; python_version >= "3.12"',
     "matplotlib>=3.8",
-    "pillow>=10.1",  # pictures of image folders; has_transparency_data
+    "pillow>=10.3",  # pictures of image folders; 16-bit grey as such
     "h5netcdf>=1.3",
     "safetensors>=0.4.4",  # empty tensors
     "xarray>=2025.8",  # netCDF in memory

@@ -56,6 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.showwarning = _one_line_warning
     try:
         code = app(args=arguments, standalone_mode=False)
+    except (typer.Abort, KeyboardInterrupt) as error:
+        _stopped(launch.says(error), arguments)
     except PyrobnnError as error:
         _fail(str(error), launch.says(error))
     except _UsageError as error:
@@ -69,8 +71,6 @@ def main(arguments: list[str] | None = None) -> None:
         if library not in ("h5netcdf", "h5py", "pickle", "_pickle", "safetensors", "zipfile", "zlib"):
             raise  # an error of ours, whose place should be seen
         _fail(f"a file cannot be read or written ({library}: {error})", launch.says(error))
-    except (typer.Abort, KeyboardInterrupt) as error:
-        _stopped(launch.says(error), arguments)
     else:
         if code == 130:  # typer turns Ctrl-C into this
             _stopped(launch.rank() == 0, arguments)

@@ -151,14 +151,16 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._start = time.monotonic()
-        self._bar.start()
+        if not self._bar.disable:
+            self._bar.start()
         self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, loss=float("nan"), left="")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if not self._bar.disable:  # older versions of rich end what was never shown with an empty line
+            self._bar.stop()
 
     def update(self, step: int, loss: float) -> None:
         """Called after each step; draws at most ten times a second."""

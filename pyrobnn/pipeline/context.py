@@ -208,9 +208,10 @@ class Context(Scoring):
         """A network, in place, as a state holds it; see :func:`~pyrobnn.pipeline.state.settled`."""
         return settled(net, self.template)
 
-    def refreshed(self, net: nn.Module) -> nn.Module:
-        """The network with BatchNorm statistics measured again, in place."""
-        return reestimate_batchnorm(net.to(self.device), self.data.train, device=self.device, autocast=self.autocast)
+    def refreshed(self, net: nn.Module, data: Data | None = None) -> nn.Module:
+        """The network with BatchNorm statistics measured again, in place, on what it was trained with."""
+        split = (data or self.data).train
+        return reestimate_batchnorm(net.to(self.device), split, device=self.device, autocast=self.autocast)
 
     # Fits
 
@@ -272,7 +273,7 @@ class Context(Scoring):
             callbacks = [*callbacks, WeightAverage(recipe.average)]
         config = self.fit_config(base, seed, epochs)
         result = self.fit(stage, model, NoLatents(), config, data, terms=terms, callbacks=callbacks)
-        net = self.refreshed(result.model.net) if recipe.average else result.model.net
+        net = self.refreshed(result.model.net, data) if recipe.average else result.model.net
         return self.settled(net), result.history
 
     def settings(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import pyrobnn as pb
-from pyrobnn.data import Data
+from pyrobnn.data import Augment, Data
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,22 @@ def test_statistics_of_the_first_layer(data: Data) -> None:
     assert torch.allclose(net[1].running_var, hidden.var((0, 2, 3)), rtol=0.05)
     assert net[1].momentum == 0.1
     assert all(torch.equal(before[n], p) for n, p in net.named_parameters())
+
+
+def test_images_are_shown_as_in_training(data: Data) -> None:
+    """White images, shifted by up to two pixels both ways on both axes, keep (8 - 6/5)^2 of 64 pixels on average."""
+    white = replace(data.train, images=torch.full_like(data.train.images, 255))
+    norm = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
+    found = {}
+    for name, augment in (("as they are", None), ("shifted", Augment(shift=2))):
+        split = replace(white, augment=augment)
+        pb.reestimate_batchnorm(norm, split, batch_size=64, examples=256)
+        found[name] = float(norm[0].running_mean)
+        pb.reestimate_batchnorm(norm, split, batch_size=64, examples=256, augment=False)
+        assert float(norm[0].running_mean) == pytest.approx(found["as they are"])
+    black = float(data.train.normalise(torch.zeros_like(data.train.images)).mean())
+    kept = (found["shifted"] - black) / (found["as they are"] - black)
+    assert kept == pytest.approx(6.8**2 / 64, abs=0.03)  # its standard error is 0.01
 
 
 def test_examples_bound_the_passes_and_modes_come_back(data: Data) -> None:
