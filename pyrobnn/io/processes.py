@@ -15,6 +15,7 @@ import os
 import re
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -226,6 +227,9 @@ def together() -> Iterator[Processes]:
         raise
     finally:
         if not begun:
+            # The group's threads still let go of what they sent last, for which they need the interpreter's lock. torch
+            # 2.6 holds it while it waits for them to end: for ever.
+            time.sleep(0.1)
             dist.destroy_process_group()
 
 
