@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,30 +17,46 @@ _LOG2_INV_SQRT_2PI = math.log2(_INV_SQRT_2PI)
 _CHUNK = 1 << 16
 
 
-def _flat(x: Tensor, order: Sequence[int]) -> Tensor:
-    return x.permute(tuple(order)).reshape(-1)
+def _wide_type(x: Tensor) -> torch.dtype:
+    return x.dtype if x.dtype == torch.float64 else torch.float32
 
 
-def _relu_forward(mean: Tensor, variance: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _pieces(
+    given: Sequence[Tensor], made: Sequence[Tensor], scratch: int
+) -> Iterator[tuple[list[Tensor], list[Tensor], list[Tensor]]]:
+    """Pieces of what is given and made, all in one dense layout, and room to calculate; in fp32 where they are narrower.
+
+    What is in a piece of `made` when the next one is asked for is kept.
+    """
+    wide, order, first = _wide_type(given[0]), _order(given[0]), len(given)
+    flats = [x.permute(tuple(order)).reshape(-1) for x in (*given, *made)]
+    n = flats[0].numel()
+    size = min(_CHUNK, n) if given[0].device.type == "cpu" else n
+    room = [flats[0].new_empty(size, dtype=wide) for _ in range(scratch)]
+    casts = [None if flat.dtype == wide else flat.new_empty(size, dtype=wide) for flat in flats]
+    for lo in range(0, n, size or 1):
+        real = [flat[lo : lo + size] for flat in flats]
+        count = real[0].numel()
+        used = [piece if cast is None else cast[:count] for piece, cast in zip(real, casts, strict=True)]
+        for piece, cast in zip(real[:first], used[:first], strict=True):
+            if cast is not piece:
+                cast.copy_(piece)
+        yield used[:first], used[first:], [free[:count] for free in room]
+        for piece, cast in zip(real[first:], used[first:], strict=True):
+            if cast is not piece:
+                piece.copy_(cast)
+
+
+def _relu_forward(mean: Tensor, variance: Tensor, keep: bool) -> tuple[Tensor, ...]:
     """Mean, variance and (if ``keep``) Φ(a) and φ(a)/s of a rectified Gaussian, for one dense layout.
 
     Written for speed on CPU, where exp2 and gelu are a third and a half of the price of exp and erf:
     gelu(a) = aΦ(a) gives Φ(a) by division, with 1e-20 added to a against 0/0.
     """
-    out_mean, out_variance = torch.empty_like(mean), torch.empty_like(mean)
-    order = _order(mean)
-    flats = [_flat(t, order) for t in (mean, variance, out_mean, out_variance)]
-    n = flats[0].numel()
-    size = min(_CHUNK, n)
-    kept = [torch.empty_like(mean) if keep else mean.new_empty(0) for _ in range(2)]
-    flats += [_flat(t, order) if keep else mean.new_empty(size) for t in kept]
-    buffers = [mean.new_empty(size) for _ in range(3)]
-    tiny, log_norm = mean.new_tensor(1e-20), mean.new_tensor(_LOG2_INV_SQRT_2PI)
-    for lo in range(0, n, _CHUNK):
-        mu, v, m_out, v_out = (t[lo : lo + _CHUNK] for t in flats[:4])
-        here = slice(lo, lo + _CHUNK) if keep else slice(0, mu.numel())
-        cdf, ratio = (t[here] for t in flats[4:])
-        inv, a, g = (b[: mu.numel()] for b in buffers)
+    found = [torch.empty_like(mean) for _ in range(4 if keep else 2)]
+    tiny, log_norm = (mean.new_tensor(x, dtype=_wide_type(mean)) for x in (1e-20, _LOG2_INV_SQRT_2PI))
+    for (mu, v), outs, (inv, a, g, *more) in _pieces((mean, variance), found, 3 if keep else 5):
+        m_out, v_out, cdf, ratio = (*outs, *more)
         torch.clamp_min(v, _FLOOR, out=inv).rsqrt_()
         torch.addcmul(tiny, mu, inv, out=a)
         torch._C._nn.gelu(a, out=g)  # type: ignore[call-arg]
@@ -52,34 +68,32 @@ def _relu_forward(mean: Tensor, variance: Tensor, keep: bool) -> tuple[Tensor, T
         torch.addcmul(cdf, a, g, out=v_out).mul_(v).clamp_min_(0)
         if keep:
             ratio.mul_(inv.clamp_max_(_STEEPEST))
-    return out_mean, out_variance, kept[0], kept[1]
+    return tuple(found)
 
 
 class _ReluMoments(torch.autograd.Function):
     """See :func:`relu_moments`. Mean and variance share one dense layout here."""
 
     @staticmethod
-    def forward(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(mean: Tensor, variance: Tensor) -> tuple[Tensor, ...]:
         return _relu_forward(mean, variance, keep=True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
         out_mean, _, cdf, ratio = output
         ctx.save_for_backward(out_mean, cdf, ratio)
+        ctx.of_variance = inputs[1].dtype
         ctx.mark_non_differentiable(cdf, ratio)
 
     @staticmethod
     def backward(ctx: Any, g_mean: Tensor, g_variance: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
         # dm'/dμ = Φ, dm'/dv = φ/2s, dv'/dμ = 2m'(1 − Φ), dv'/dv = Φ − m'φ/s
         out_mean, cdf, ratio = ctx.saved_tensors
-        order = _order(out_mean)
-        d_mean, d_variance = torch.empty_like(out_mean), torch.empty_like(out_mean)
-        flats = [_flat(t, order) for t in (out_mean, cdf, ratio, g_mean, g_variance, d_mean, d_variance)]
-        n = flats[0].numel()
-        buffer = out_mean.new_empty(min(_CHUNK, n))
-        for lo in range(0, n, _CHUNK):
-            m, c, r, gm, gv, dm, dv = (t[lo : lo + _CHUNK] for t in flats)
-            t = torch.mul(gv, m, out=buffer[: m.numel()])  # gv m'
+        d_mean, d_variance = torch.empty_like(out_mean), torch.empty_like(out_mean, dtype=ctx.of_variance)
+        for (m, c, r, gm, gv), (dm, dv), (t,) in _pieces(
+            (out_mean, cdf, ratio, *(_alike(g, out_mean) for g in (g_mean, g_variance))), (d_mean, d_variance), 1
+        ):
+            torch.mul(gv, m, out=t)  # gv m'
             torch.sub(gm, t, alpha=2, out=dm)  # gm − 2 gv m'
             torch.mul(dm, r, out=dv).mul_(0.5)  # (gm/2 − gv m') φ/s
             dv.addcmul_(gv, c)
@@ -93,6 +107,11 @@ def _order(x: Tensor) -> list[int]:
     return sorted(range(x.dim()), key=lambda d: (-strides[d], d))
 
 
+def _alike(x: Tensor, like: Tensor) -> Tensor:
+    """In the layout of another one."""
+    return x if x.stride() == like.stride() else torch.empty_like(like, dtype=x.dtype).copy_(x)
+
+
 def relu_moments(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of max(x, 0) for x ~ N(mean, variance), exact.
 
@@ -100,11 +119,11 @@ def relu_moments(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     equals E[x²; x>0] − E² and does not cancel for large a.
 
     Args:
-        mean: any shape, fp32 or fp64.
+        mean: any shape, fp32 or fp64, or bfloat16, for which fp32 is calculated with.
         variance: same shape.
 
     Returns:
-        mean and variance, same shape. Gradients are analytic (first order only).
+        mean and variance, same shape, both of the type of the mean. Gradients are analytic (first order only).
 
     Example:
         >>> m, v = relu_moments(torch.zeros(1), torch.ones(1))
@@ -112,13 +131,10 @@ def relu_moments(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         (0.3989, 0.3408)
     """
     mean = _dense(mean)
-    if variance.stride() != mean.stride():
-        variance = torch.empty_like(mean).copy_(variance)
-    if torch.is_grad_enabled() and (mean.requires_grad or variance.requires_grad):
-        out_mean, out_variance, _, _ = _ReluMoments.apply(mean, variance)
-    else:
-        out_mean, out_variance, _, _ = _relu_forward(mean, variance, keep=False)
-    return out_mean, out_variance
+    variance = _alike(variance, mean)
+    graph = torch.is_grad_enabled() and (mean.requires_grad or variance.requires_grad)
+    found = _ReluMoments.apply(mean, variance) if graph else _relu_forward(mean, variance, keep=False)
+    return found[0], found[1]
 
 
 def _dense(x: Tensor) -> Tensor:

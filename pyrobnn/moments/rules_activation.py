@@ -20,7 +20,7 @@ from pyrobnn.moments.gaussian import piecewise_moments, quadrature_moments
 from pyrobnn.moments.options import current_options
 from pyrobnn.moments.registry import ops, rule
 from pyrobnn.moments.relu import relu_moments
-from pyrobnn.moments.tensor import Moments, activation
+from pyrobnn.moments.tensor import Moments, activation, held_parts
 from pyrobnn.moments.variances import wide
 
 
@@ -57,13 +57,15 @@ def smooth(x: Moments, f: Callable[[Tensor], Tensor]) -> Moments:
 
 @rule(*ops("relu"))
 def _relu(input: Any) -> Any:
-    mu, v = wide(input._loc), input._variance
+    mu, v = held_parts(input)
+    assert v is not None
     if current_options().relu == "first_order":
-        return activation(F.relu(input._loc), torch.where(mu > 0, v, 0.0))
-    if v.dtype != mu.dtype:
-        v = v.to(mu.dtype)
+        return activation(F.relu(mu), torch.where(mu > 0, v, 0.0))
+    if mu.dtype == torch.float16:  # squares overflow
+        mean, variance = relu_moments(mu.float(), v)
+        return activation(mean.to(mu.dtype), variance)
     mean, variance = relu_moments(mu, v)
-    return activation(mean if mean.dtype == input._loc.dtype else mean.to(input._loc.dtype), variance)
+    return activation(mean, variance)
 
 
 @rule(*ops("leaky_relu"))

@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyrobnn.moments import full_layers
+from pyrobnn.moments import full_layers, narrow
 from pyrobnn.moments.local import TINY, can_fuse, perturbed, standard_noise
 from pyrobnn.moments.options import current_options
 from pyrobnn.moments.registry import rule
-from pyrobnn.moments.tensor import Moments, activation, deferred, is_weight, parts, plain
+from pyrobnn.moments.tensor import Moments, activation, deferred, held_parts, is_weight, parts, plain
 from pyrobnn.moments.variances import CONV, full_precision, per_filter, square, wide
 
 _TRANSPOSED: dict[Callable[..., Any], int] = {F.conv_transpose1d: 1, F.conv_transpose2d: 2, F.conv_transpose3d: 3}
@@ -78,6 +78,8 @@ def _affine(
     mean = func(mu, m, b, *rest)
 
     def variance(scale: Tensor | None) -> Tensor:
+        if not local and narrow.fits(func, mean, rest):
+            return narrow.spread(func, mu, held_parts(x)[1], m, s2, b2, rest, scale)
         with full_precision(mean):
             return _variance(func, mu, v, m, s2, b2, rest, shape, scale, mean).expand(mean.shape)
 
@@ -103,8 +105,7 @@ def _variance(
     """scale · (v * (M² + σ²) + μ² * σ² + σ_b²), leaving out what is zero; ``scale`` is per filter.
 
     ``like`` has the memory layout that the result should have. Under bfloat16 autocast the products have its operands
-    too, and fp32 sums: each is off by 0.4 % or so (2⁻⁸, less over a sum), which moves the spread of the logits by
-    less than a hundredth of what the one draw of them that the likelihood takes does.
+    too, and fp32 sums, see :mod:`~pyrobnn.moments.narrow`, which has convolutions of its own.
     """
 
     def product(x: Tensor, weight: Tensor) -> Tensor:

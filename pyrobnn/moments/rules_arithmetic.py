@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn.moments.registry import ops, refuse, rule
-from pyrobnn.moments.tensor import Moments, activation, is_weight, parts, plain
+from pyrobnn.moments.tensor import Moments, activation, held_parts, is_weight, parts, plain
 from pyrobnn.moments.variances import square, wide
 
 _T = torch.Tensor
@@ -43,7 +43,7 @@ def _add(input: Any, other: Any, *, alpha: float = 1) -> Any:
     if input is other and isinstance(input, Moments):
         return activation(input._loc * (1 + alpha), input._variance * (1 + alpha) ** 2)
     input, other = _settle(input, other, multiply=False)
-    (a, va), (b, vb) = parts(input), parts(other)
+    (a, va), (b, vb) = held_parts(input), held_parts(other)
     loc = torch.add(a, b, alpha=alpha)
     if vb is not None and alpha != 1:
         vb = vb * alpha**2

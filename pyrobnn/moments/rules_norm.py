@@ -39,7 +39,7 @@ class _InverseDeviation(torch.autograd.Function):
         x, mean, inverse = ctx.saved_tensors
         shape = [1, -1] + [1] * (x.dim() - 2)
         factor = -grads[0] * inverse.pow(3) * (x.shape[1] / x.numel())
-        return (factor.view(shape) * (x - mean.view(shape))).to(x.dtype), None, None
+        return (x - mean.view(shape)).mul_(factor.view(shape)).to(x.dtype), None, None
 
 
 def _scale_moments(

@@ -93,8 +93,9 @@ class Moments(torch.Tensor):
 
     Args:
         loc: means, any floating dtype.
-        variance: variances, broadcastable to ``loc``; kept in fp32 (fp64 if ``loc`` is fp64). Stride-0
-            (expanded) variances stay expanded: a kernel with one variance is recognised as such.
+        variance: variances, broadcastable to ``loc``; kept in fp32 (fp64 if ``loc`` is fp64), or in bfloat16 next to
+            such means where a rule leaves it so. Stride-0 (expanded) variances stay expanded: a kernel with one
+            variance is recognised as such.
 
     Attributes:
         loc: the means. (``mean`` and ``var`` stay what they are on every tensor: reductions.)
@@ -180,10 +181,16 @@ class Moments(torch.Tensor):
         return self._variance
 
     @property
-    def _variance(self) -> Tensor:
+    def spread(self) -> Tensor:
+        """The variances as they are held, which may be bfloat16."""
         if not isinstance(self._held, Tensor):
             self._held = self._held(None)
         return self._held
+
+    @property
+    def _variance(self) -> Tensor:
+        held = self.spread
+        return held.float() if held.dtype == torch.bfloat16 else held
 
     @property
     def pending(self) -> Deferred | None:
@@ -236,7 +243,7 @@ def _make(loc: Tensor, variance: Tensor | Deferred) -> Moments:
 
 def activation(loc: Tensor, variance: Tensor) -> Moments:
     """An activation from a mean and a variance of the same shape (what rules return)."""
-    if variance.dtype not in (torch.float32, torch.float64):
+    if variance.dtype not in (torch.float32, torch.float64) and not variance.dtype == loc.dtype == torch.bfloat16:
         variance = variance.float()
     return _make(loc, variance)
 
@@ -268,6 +275,11 @@ def plain(x: Any) -> Any:
 def parts(x: Any) -> tuple[Any, Tensor | None]:
     """Mean and variance; the variance of a constant is ``None``."""
     return (x._loc, x._variance) if isinstance(x, Moments) else (x, None)
+
+
+def held_parts(x: Any) -> tuple[Any, Tensor | None]:
+    """Mean and variance as it is held, for rules that are right in bfloat16 too; the variance of a constant is ``None``."""
+    return (x._loc, x.spread) if isinstance(x, Moments) else (x, None)
 
 
 def share_store(view: Moments, base: Moments) -> Moments:
