@@ -28,10 +28,11 @@ MUCH_LEFT = 0.45  # of the parameters, where half of every group was cut
 SCRIPTS = {"gaussian": "gaussian", "ard": "channel_noise", "sbp": "channel_noise", "rbp": "channel_noise"}
 SCRIPTS |= {"bayes-l1": "scores", "hbfp": "scores", "hbfp-bayes": "scores"}
 
-
+MARKS = "marks"  # the folder of the rows with the package's recipe
 HEADLINES = (
     "ard-lenet5-mnist-drop03",
     "ss-gl-lenet5-mnist",
+    "laplace-resnet20-cifar10-m70",
     "ard-resnet56-cifar10-m50-muon",
     "ard-resnet56-cifar10-m215",
     "bayes-l1-vgg16-cifar10-m30-muon-e20",
@@ -39,17 +40,19 @@ HEADLINES = (
 )
 
 
-def all_runs() -> dict[str, list[dict[str, Any]]]:
-    """Reports of finished rows by name, one for each seed."""
+def all_runs(recipe: str = "") -> dict[str, list[dict[str, Any]]]:
+    """Reports of finished rows by name, one for each seed: of the folder of a recipe, or those from before there was one."""
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for path in sorted((HERE / "results").glob("*-s[0-9]*.json")):
+    for path in sorted((HERE / "results" / recipe).glob("*-s[0-9]*.json")):
         runs[re.sub(r"-s\d+$", "", path.stem)].append(json.loads(path.read_text()))
     return runs
 
 
-def results_table(network: str) -> str:
+def results_table(network: str, recipe: str = "") -> str:
     """One row per name, averaged over its seeds, most MACs removed first."""
-    runs = {name: reports for name, reports in all_runs().items() if reports[0]["model"] == network}
+    runs = {name: reports for name, reports in all_runs(recipe).items() if reports[0]["model"] == network}
+    if not runs:
+        return "No row of this table is finished yet."
     lines = [
         "| data; method, asked for | seeds | dense | compact | MACs | parameters | latency, ms | epochs | minutes | recipe | file | script |",
         "|---" * 12 + "|",
@@ -67,7 +70,7 @@ def results_table(network: str) -> str:
             f"{_whole(first, 'epochs'):.4g}",
             f"{mean(_whole(r, 'seconds') for r in reports) / 60:.0f}",
             "<br>".join(sorted({_recipe(r) for r in reports})),
-            f"`{name}-s*`",
+            f"`{recipe + '/' if recipe else ''}{name}-s*`",
             f"`{first.get('script') or SCRIPTS[first['method']]}`",
         ]
         lines.append("| " + " | ".join(columns) + " |")
@@ -76,7 +79,7 @@ def results_table(network: str) -> str:
 
 def headlines_table() -> str:
     """A few rows for the README."""
-    runs = all_runs()
+    runs = all_runs() | all_runs(MARKS)
     lines = [
         "| network, data | method | accuracy, dense → compact | MACs | parameters | latency, ms | time |",
         "|---" * 7 + "|",
@@ -203,6 +206,20 @@ def analysed(values: np.ndarray) -> tuple[float, int, str]:
     return within, free, f"F = {ratio:.2f}, p {'< 0.001' if p < 0.001 else f'= {p:.2f}'}"
 
 
+def recipes_table(what: str) -> str:
+    """Accuracy of the rows of `recipes.py` (`dense` or `tune`) on validation images, best first."""
+    found = json.loads((HERE / "results" / "recipes.json").read_text())[what]
+    if what == "dense":
+        lines = ["| trained from nothing | validation images, % |", "|---|---|"]
+        return "\n".join(lines + [f"| `{name}` | {found[name]:.2f} |" for name in sorted(found, key=lambda n: -found[n])])
+    lines = ["| tuned | validation images, % | more than `base` | seeds |", "|---|---|---|---|"]
+    for name, row in sorted(found.items(), key=lambda entry: -entry[1]["valid"]):
+        spread = "" if row["gain_sd"] is None else f" ± {row['gain_sd']:.2f}"
+        gain = "–" if name == "base" or row["gain"] is None else f"{row['gain']:+.2f}{spread}"
+        lines.append(f"| `{name}` | {row['valid']:.2f} | {gain} | {row['seeds']} |")
+    return "\n".join(lines)
+
+
 def methods_table() -> str:
     """What `pyrobnn methods` prints, as Markdown."""
     lines = ["| `--method` | system | cut where | source |", "|---|---|---|---|"]
@@ -296,6 +313,8 @@ TABLES: dict[str, Callable[[str], str]] = {
     "methods": lambda _: methods_table(),
     "settings": settings_table,
     "results": results_table,
+    "marks": lambda network: results_table(network, MARKS),
+    "recipes": recipes_table,
     "headlines": lambda _: headlines_table(),
     "uncertainty": lambda _: uncertainty.all_tables(),
     "step_cost": lambda _: step_cost_table(),
