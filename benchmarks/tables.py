@@ -211,7 +211,9 @@ def recipes_table(what: str) -> str:
     found = json.loads((HERE / "results" / "recipes.json").read_text())[what]
     if what == "dense":
         lines = ["| trained from nothing | validation images, % |", "|---|---|"]
-        return "\n".join(lines + [f"| `{name}` | {found[name]:.2f} |" for name in sorted(found, key=lambda n: -found[n])])
+        return "\n".join(
+            lines + [f"| `{name}` | {found[name]:.2f} |" for name in sorted(found, key=lambda n: -found[n])]
+        )
     lines = ["| tuned | validation images, % | more than `base` | seeds |", "|---|---|---|---|"]
     for name, row in sorted(found.items(), key=lambda entry: -entry[1]["valid"]):
         spread = "" if row["gain_sd"] is None else f" ± {row['gain_sd']:.2f}"
