@@ -94,9 +94,9 @@ class _Perturbed(torch.autograd.Function):
         x, mean, variance, slope = ctx.saved_tensors
         grad = grad.to(x.dtype)
         wanted = ctx.needs_input_grad
-        through_mean = _product_gradients(ctx.func, ctx.rest, grad, x, mean, (wanted[0], wanted[1], wanted[3]))
+        through_mean = product_gradients(ctx.func, ctx.rest, grad, x, mean, (wanted[0], wanted[1], wanted[3]))
         varied = (wanted[0], wanted[2], wanted[4])
-        through_variance = _product_gradients(ctx.func, ctx.rest, grad * slope, x * x, variance, varied)
+        through_variance = product_gradients(ctx.func, ctx.rest, grad * slope, x * x, variance, varied)
         to_x = through_mean[0]
         if to_x is not None and through_variance[0] is not None:
             to_x.addcmul_(x, through_variance[0])  # 2 x times half of what twice the slope gives
@@ -126,7 +126,7 @@ def _add_noise(centre: Tensor, spread: Tensor, generator: torch.Generator | None
     return slope
 
 
-def _product_gradients(
+def product_gradients(
     func: Callable[..., Any],
     rest: tuple[Any, ...],
     grad: Tensor,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pyrobnn.moments.local import product_gradients
 from pyrobnn.moments.variances import CONV, per_filter, square
 
 _NARROW = torch.bfloat16
@@ -92,10 +93,10 @@ class _Spread(torch.autograd.Function):
         to_mu, to_v, to_kernel, to_sigma = wanted = ctx.needs_input_grad[:4]
         found: list[Tensor | None] = [None] * 4
         if u is not None and (to_v or to_kernel):
-            found[1], found[2] = _gradients(ctx, grad, u, k, (to_v, to_kernel))
+            found[1:3] = product_gradients(ctx.func, ctx.rest, grad, u, k, (to_v, to_kernel, False))[:2]
         if s is not None and (to_mu or to_sigma):
             second = _second(x, s.shape[1]) if second is None else second
-            slope, found[3] = _gradients(ctx, grad, second, s, (to_mu, to_sigma))
+            slope, found[3], _ = product_gradients(ctx.func, ctx.rest, grad, second, s, (to_mu, to_sigma, False))
             if slope is not None:  # d Σ_c μ_c² = 2 μ_c
                 twos = slope.new_full((slope.shape[1], x.shape[1]), 2.0) if slope.shape[1] < x.shape[1] else None
                 found[0] = (slope * 2 if twos is None else _maps(_rows(slope) @ twos, x)).mul_(x)
@@ -118,15 +119,3 @@ def _rows(x: Tensor) -> Tensor:
 def _maps(rows: Tensor, like: Tensor) -> Tensor:
     """What :func:`_rows` was made of, with as many channels as there are columns."""
     return rows.view(like.shape[0], *like.shape[2:], -1).movedim(-1, 1)
-
-
-def _gradients(
-    ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of a convolution's input and kernel."""
-    dims = x.dim() - 2
-    stride, padding, dilation = ([n] * dims if isinstance(n, int) else list(n) for n in ctx.rest[:3])
-    found = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, stride, padding, dilation, False, [0] * dims, 1, [*wanted, False]
-    )
-    return found[0], found[1]
