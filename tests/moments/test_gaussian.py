@@ -109,3 +109,19 @@ def test_clark_gradients_and_symmetry() -> None:
     va, vb = torch.rand(2, 5, dtype=torch.float64).add(0.1).requires_grad_()
     assert torch.autograd.gradcheck(lambda *t: max_moments((t[0], t[1]), (t[2], t[3])), (a, va, b, vb))
     torch.testing.assert_close(max_moments((a, va), (b, vb)), max_moments((b, vb), (a, va)))
+
+
+@pytest.mark.parametrize("deviation", [1e-3, 1.0, 30.0])
+def test_a_rectified_variable_is_zero_rather_than_denormal(deviation: float) -> None:
+    """Denormal numbers, and those whose squares are, make every product with them slow."""
+    mean = deviation * torch.linspace(-30, 30, 4001)
+    inputs = mean.requires_grad_(), torch.full_like(mean, deviation**2).requires_grad_()
+    outputs = relu_moments(*inputs)
+    gradients = torch.autograd.grad(outputs, inputs, [torch.full_like(mean, 1e-6)] * 2)
+    tiny = torch.finfo(torch.float32).tiny
+    for values in (*outputs, outputs[0].square(), outputs[1].square(), *gradients):
+        size = values.detach().double().abs()
+        assert bool(((size == 0) | (size >= tiny)).all())
+        assert bool((size > 0).any())
+    off = outputs[0].detach() == 0
+    assert float(mean.detach()[off].max()) < -6.9 * deviation
