@@ -2,7 +2,7 @@
 
     v' = v * (M² + σ²) + μ² * σ²
 
-With one σ² per filter the terms with σ² are one convolution of a single channel, Σ_c (v + μ²). Products have bfloat16
+With one σ² per filter the last term is one convolution of a single channel, Σ_c μ². Products have bfloat16
 operands and fp32 sums: each is off by 0.4 % or so (2⁻⁸, less over a sum), which moves the spread of the logits by less
 than a hundredth of what the one draw of them that the likelihood takes does. What a step costs on a CPU is how often
 whole maps go through memory, so they are kept in two bytes and passed over as rarely as can be.
