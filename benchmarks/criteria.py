@@ -42,7 +42,7 @@ from pyrobnn.criteria.laplace import laplace_gates, training_images
 from pyrobnn.criteria.scores import fpgm_scores, l1_norms, moments_of, norm_scales, taylor_scores
 from pyrobnn.inference.curvature import gate_fisher
 from pyrobnn.io.files import write_text
-from pyrobnn.summary.saliency import removal_cost
+from pyrobnn.summary.saliency import share_of_group
 
 READ_IMAGES = 2000
 INFERRED = ("ard", "ss-gl", "gaussian", "turbo-vbi", "sbp", "bayes-l1", "self-compression")
@@ -58,7 +58,7 @@ FEW = (
 
 def _relative(bench: Bench, scores: Costs) -> Costs:
     table = bench.table
-    return {name: removal_cost(score, table[name], table.facts.shapes) for name, score in scores.items()}
+    return {name: share_of_group(score, table[name], table.facts.shapes) for name, score in scores.items()}
 
 
 def _batches(bench: Bench, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -30,7 +30,7 @@ from pyrobnn.inference.schedules import OneCycle
 from pyrobnn.inference.terms import Distillation
 from pyrobnn.nets import load_weights
 from pyrobnn.report.report import versions
-from pyrobnn.summary.saliency import removal_cost
+from pyrobnn.summary.saliency import share_of_group
 
 RESULT = Path(__file__).parent / "results" / "tuning.json"
 RATES = {"sgd": (0.02, 0.05, 0.1), "muon": (0.005, 0.01, 0.02)}
@@ -56,7 +56,7 @@ def main() -> None:
     dense.eval()
     table = pb.channel_groups(dense, data.example)
     norms = l1_norms(table, moments_of(dense))
-    nats = {name: removal_cost(norm, table[name], table.facts.shapes) for name, norm in norms.items()}
+    nats = {name: share_of_group(norm, table[name], table.facts.shapes) for name, norm in norms.items()}
     start = pb.compact(dense, pb.plan_for_budget(nats, table, target_macs=LEFT), None, groups=table)
     quick = torch.bfloat16 if cpu_has_bf16() else None
     teacher = channels_last(folded(dense, data.example))

@@ -1,4 +1,4 @@
-"""Plans for a budget: channels go in the order of saliency lost per cost saved."""
+"""Plans for a budget: channels go in the order of what is lost with them per cost saved."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pyrobnn.channels.compounding import compounded
 from pyrobnn.channels.parts import COSTS, Cost
 from pyrobnn.channels.plan import PruningPlan
 from pyrobnn.errors import ConfigError, PlanError
@@ -60,13 +61,15 @@ def plan_for_budget(
 ) -> PruningPlan:
     """Remove units in the order of nats lost per cost saved until the budget holds.
 
-    Marginal prices are recomputed as neighbours disappear (the cost is multilinear in the kept
-    counts, piecewise where it is milliseconds, so one gradient gives them all). Afterwards removed units are taken back, most nats
-    first, wherever the budget still allows, so no single unit more would fit. Units that cost nothing (0 or less) go
-    in any case and are not taken back, even if more of the budget then stays unspent.
+    What is lost with a unit grows as its group empties (:func:`~pyrobnn.channels.compounding.compounded`). Marginal prices
+    are recomputed as neighbours disappear (the cost is multilinear in the kept counts, piecewise where it is
+    milliseconds, so one gradient gives them all). Afterwards removed units are taken back, most nats first, wherever
+    the budget still allows, so no single unit more would fit. Units that cost nothing (0 or less) go in any case and are
+    not taken back, even if more of the budget then stays unspent.
 
     Args:
-        nats: `{group: [channels]}`, what is lost if a unit goes; one scale for all groups.
+        nats: `{group: [channels]}`, what is lost if a unit alone goes; one scale for all groups. Where scores have none,
+            what each unit has of its group's sum.
         table: channel table of the same network.
         target_macs, target_params, target_latency: share that may be left, of `dense` (default: of this network). The
             last needs a table whose layers were timed (:func:`~pyrobnn.time_layers`).
@@ -81,6 +84,7 @@ def plan_for_budget(
     budget = Budget(table, {"macs": target_macs, "params": target_params, "latency": target_latency}, dense)
     groups = [group for group in table if group.name in nats]
     order = {g.name: torch.argsort(nats[g.name].double(), stable=True).tolist() for g in groups}
+    lost = {g.name: compounded(nats[g.name]) for g in groups}
     gone = {}
     for g in groups:
         worth = int((nats[g.name] > 0).sum())
@@ -103,7 +107,7 @@ def plan_for_budget(
             units = order[name][gone[name] : gone[name] + size]
             saved = prices[name] * size
             if saved > 0:
-                choices.append((float(nats[name][units].sum()) / saved, name, size))
+                choices.append((float(lost[name][units].sum()) / saved, name, size))
         if not choices:
             raise PlanError(
                 f"the budget {budget} cannot be met: at {limits.min_channels} channel(s) a group "
@@ -121,7 +125,7 @@ def plan_for_budget(
                 gone[name] += size
                 if budget.met(order, gone):
                     break
-    _take_back(order, gone, nats, budget, limits)
+    _take_back(order, gone, lost, budget, limits)
     keep = {name: sorted(int(u) for u in order[name][gone[name] :]) for name in order}
     return PruningPlan(
         keep=keep,
@@ -217,7 +221,7 @@ class Budget:
 
 
 def _take_back(
-    order: dict[str, list[int]], gone: dict[str, int], nats: Mapping[str, Tensor], budget: Budget, limits: Limits
+    order: dict[str, list[int]], gone: dict[str, int], lost: Mapping[str, Tensor], budget: Budget, limits: Limits
 ) -> None:
     while True:
         candidates = []
@@ -227,7 +231,7 @@ def _take_back(
             target = next((c for c in range(left + 1, channels + 1) if limits.allowed(channels, c) == c), left)
             if target > left:
                 units = order[name][count - (target - left) : count]
-                worth = float(nats[name][units].clamp_min(0).sum())
+                worth = float(lost[name][units].sum())
                 if worth > 0:
                     candidates.append((worth, name, target - left))
         for _, name, size in sorted(candidates, reverse=True):

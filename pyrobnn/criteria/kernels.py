@@ -13,7 +13,7 @@ from pyrobnn.channels.parts import per_unit
 from pyrobnn.channels.plan import PruningPlan
 from pyrobnn.channels.planner import Limits
 from pyrobnn.errors import ConfigError
-from pyrobnn.summary.saliency import removal_cost
+from pyrobnn.summary.saliency import share_of_group
 from pyrobnn.summary.types import ChannelSummary, Posterior
 
 STATISTICS = ("norm", "snr")
@@ -27,7 +27,7 @@ def rank_kernels(posterior: Posterior, table: ChannelTable, statistic: str = "no
     Where a normalisation follows, the norm of a kernel is a matter of units; there it is the geometric
     mean with the norm of the weights that read the channel (ours), which no rescaling changes. `snr` is
     ‖M_k‖ / (σ_k √K), the root mean square of the mean over the standard deviation (a variant of ours, too).
-    Channels of different groups are compared by the removal cost of the squared statistic.
+    Channels of different groups are compared by their shares of the squared statistic.
 
     Args:
         posterior: of a network with random weights.
@@ -45,7 +45,7 @@ def rank_kernels(posterior: Posterior, table: ChannelTable, statistic: str = "no
         channels[group.name] = replace(
             posterior.channels[group.name],
             snr=value,
-            nats=removal_cost(value.square(), group, table.facts.shapes),
+            nats=share_of_group(value.square(), group, table.facts.shapes),
             statistic="snr" if statistic == "snr" else "magnitude",
             unit="share",
         )

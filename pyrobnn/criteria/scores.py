@@ -19,7 +19,7 @@ from pyrobnn.channels.parts import gather_padded, per_unit
 from pyrobnn.distributions.folded import expected_abs, expected_capped
 from pyrobnn.nets.calling import eval_mode
 from pyrobnn.nets.recomputing import call_outliving
-from pyrobnn.summary.saliency import producers, removal_cost
+from pyrobnn.summary.saliency import producers, share_of_group
 from pyrobnn.summary.types import ChannelSummary, Posterior
 
 Scores = dict[str, Tensor]
@@ -146,14 +146,14 @@ def scored(
 ) -> Posterior:
     """The posterior with these scores in place of its own statistic, for the groups that have one.
 
-    What is lost with a channel is :func:`~pyrobnn.summary.saliency.removal_cost`. It is free of units:
-    criteria as different as norms and gradients meet the budget planner on an equal footing. Scores that do
-    not add up to what a group is worth, such as distances, bring `parts` that do. Scores in `nats` are spent as they are.
+    What is lost with a channel is its share of the group (:func:`~pyrobnn.summary.saliency.share_of_group`). It is free
+    of units: criteria as different as norms and gradients meet the budget planner on an equal footing. Scores that do
+    not add up to what a group is worth, such as distances, bring `parts` that do. Scores in `nats` stay as they are.
     """
     channels, parts = dict(posterior.channels), parts or scores
     for name, score in scores.items():
         score = score.detach().float().cpu()
-        nats = score if unit == "nats" else removal_cost(parts[name], table[name], table.facts.shapes)
+        nats = score if unit == "nats" else share_of_group(parts[name], table[name], table.facts.shapes)
         old = channels.get(name) or ChannelSummary(name, score, nats, "score", torch.ones(len(score), dtype=torch.bool))
         channels[name] = replace(
             old, snr=score, nats=nats, statistic="score", evidence=None, ranking=None, threshold=None, unit=unit

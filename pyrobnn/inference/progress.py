@@ -61,11 +61,11 @@ class RunProgress:
     ) -> None:
         _run.reset(self._token)
 
-    def epoch(self, title: str, seconds: float) -> None:
-        """One more epoch of the fit of that title is done."""
+    def epoch(self, title: str, seconds: float, count: int = 1) -> None:
+        """`count` more epochs of the fit of that title are done, the last one in so many seconds."""
         phase = phase_of(title)
         if phase in self.epochs:
-            self.done[phase] += 1
+            self.done[phase] += count
             self._seconds[phase] = self._last = seconds
 
     def left(self) -> float | None:
@@ -148,6 +148,7 @@ class Progress:
             disable=not enabled or not console.is_terminal,
         )
         self._drawn = 0.0
+        self._epoch = 0  # the last one that the run was told of; one that went on within a fit is told of all before
 
     def __enter__(self) -> Progress:
         self._start = time.monotonic()
@@ -175,7 +176,8 @@ class Progress:
     def epoch(self, row: dict[str, Any], epochs: int) -> None:
         """Called after each epoch: one line with its figures."""
         if self.run is not None:
-            self.run.epoch(self.title, row["seconds"])
+            self.run.epoch(self.title, row["seconds"], row["epoch"] - self._epoch)
+            self._epoch = row["epoch"]
         if not self.enabled:
             return
         parts = [f"{self.title} {row['epoch']}/{epochs}", f"loss {row['loss']:.4f}", f"nll {row['nll']:.4f}"]

@@ -19,7 +19,7 @@ from pyrobnn.summary.convergence import convergence, warn_at_chance
 from pyrobnn.summary.evidence import noise_priors, weight_evidence, with_nats
 from pyrobnn.summary.predictive import predictive_draws
 from pyrobnn.summary.reading import independent_normals, site_draws, site_moments
-from pyrobnn.summary.saliency import removal_cost
+from pyrobnn.summary.saliency import share_of_group
 from pyrobnn.summary.types import ChannelSummary, Posterior, SiteSummary
 
 
@@ -78,11 +78,11 @@ def summarize(
     kl_weight = float(model.history[-1].get("kl_weight", 1.0)) if model.history else 1.0
     inclusion, shares = (guide.inclusion(), guide.shares()) if own else ({}, {})
     nats = guide.nats(kl_weight=kl_weight) if own else {}
-    shapes = _shapes({**dict(model.net.named_parameters()), **dict(model.net.named_buffers())})
+    shapes = _shapes(model)
     for group in model.groups or []:
         summary = _channel_summary(model, group, found, inclusion, priors, kl_weight)
         if group.name in shares and group.name not in nats:
-            summary.nats, summary.unit = removal_cost(shares[group.name], group, shapes), "share"
+            summary.nats, summary.unit = share_of_group(shares[group.name], group, shapes), "share"
         channels[group.name] = summary
     posterior = with_nats(Posterior(found, channels), nats, noise_priors(model))
     posterior.net_widths = {name: (len(c.snr), len(c.snr)) for name, c in channels.items()}
@@ -145,7 +145,7 @@ def _channel_summary(
         return ChannelSummary(name, gamma, torch.nn.functional.softplus(logit), "inclusion", kept, loc=loc, scale=scale)
     if site is not None and not bool(site.scale.any()):  # a point estimate has no noise to compare with
         magnitude = site.loc.abs()
-        nats = (magnitude / magnitude.square().mean().sqrt().clamp_min(1e-12)).square()
+        nats = share_of_group(magnitude.square(), group, _shapes(model))
         return ChannelSummary(name, magnitude, nats, "magnitude", kept, loc=site.loc, scale=site.scale, unit="share")
     if site is not None:
         snr = site.loc.abs() / site.scale.clamp_min(1e-12)
@@ -179,8 +179,8 @@ def _gate_logits(
         site = sites[f"gate_logit.{member.tensor}"]
         total += per_unit(-log_off(site.loc, site.scale), member.axis, member.index)
     # Rows of different length hold different numbers of weights: their sums say how large a layer is.
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.view().tensors.items()}
-    return ChannelSummary(group.name, -torch.expm1(-total), removal_cost(total, group, shapes), "inclusion", kept)
+    share = share_of_group(total, group, _shapes(model))
+    return ChannelSummary(group.name, -torch.expm1(-total), share, "inclusion", kept, unit="share")
 
 
 def _evidence(loc: Tensor, scale: Tensor, prior: Any, kl_weight: float) -> Tensor | None:
@@ -202,7 +202,7 @@ def _from_weights(
 
     SNR squared is the mean of mu^2 / sigma^2 over the taps, `evidence` the sum of their
     Savage-Dickey log ratios. Point estimates (no uncertain tap) give a magnitude instead. `nats` is the
-    removal cost of SNR squared: tap counts and posterior scales differ so much between layers that a sum
+    channel's share of SNR squared: tap counts and posterior scales differ so much between layers that a sum
     over taps would only say how large a layer is (tried on ResNet-20: the first stage went down to one
     channel a block).
     """
@@ -210,7 +210,7 @@ def _from_weights(
     members = [m for m in group.members if m.role in ("out", "in") and tensors[m.tensor].dim() >= 2]
     random = [m for m in members if m.tensor in sites and bool((sites[m.tensor].scale > 0).any())]
     if not random:
-        return _from_magnitudes(group, members, tensors, sites, kept)
+        return _from_magnitudes(model, group, members, tensors, sites, kept)
     total, taps = torch.zeros(group.channels), torch.zeros(group.channels)
     evidence: Tensor | None = torch.zeros(group.channels)
     for member in random:
@@ -227,7 +227,7 @@ def _from_weights(
     return ChannelSummary(
         group.name,
         snr,
-        removal_cost(snr.square(), group, _shapes(tensors)),
+        share_of_group(snr.square(), group, _shapes(model)),
         "snr",
         kept,
         evidence=evidence,
@@ -236,7 +236,12 @@ def _from_weights(
 
 
 def _from_magnitudes(
-    group: Any, members: list[Any], tensors: Mapping[str, Tensor], sites: Mapping[str, SiteSummary], kept: Tensor
+    model: BayesianModel,
+    group: Any,
+    members: list[Any],
+    tensors: Mapping[str, Tensor],
+    sites: Mapping[str, SiteSummary],
+    kept: Tensor,
 ) -> ChannelSummary:
     """Point estimates: geometric mean of the norms of a channel's filters and of its readers."""
     norms: dict[str, Tensor] = {}
@@ -246,9 +251,9 @@ def _from_magnitudes(
         norms[member.role] = norms.get(member.role, torch.zeros(group.channels)) + part
     squared = torch.stack(list(norms.values())) if norms else torch.zeros(1, group.channels)
     magnitude = squared.clamp_min(1e-24).log().mean(0).mul(0.5).exp()
-    cost = removal_cost(magnitude.square(), group, _shapes(tensors))
-    return ChannelSummary(group.name, magnitude, cost, "magnitude", kept, unit="share")
+    share = share_of_group(magnitude.square(), group, _shapes(model))
+    return ChannelSummary(group.name, magnitude, share, "magnitude", kept, unit="share")
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+def _shapes(model: BayesianModel) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(t.shape) for name, t in (*model.net.named_parameters(), *model.net.named_buffers())}

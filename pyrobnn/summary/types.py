@@ -49,10 +49,10 @@ class ChannelSummary:
         group: name of the channel group.
         snr: `[channels]`, what the cut rule reads: a signal-to-noise ratio, an inclusion probability
             a magnitude or a method's own score, as `statistic` says, at the time of the decision.
-        nats: `[channels]`, what is lost if the channel goes, in the unit that `unit` says.
+        nats: `[channels]`, what is lost if the channel alone goes, in the unit that `unit` says.
         unit: `nats` (of log-likelihood, comparable between groups), or `share` for scores whose scale between groups
-            means nothing: the log of the share of the group's summed score that is left without the channel
-            (:func:`~pyrobnn.summary.saliency.removal_cost`).
+            means nothing: what the channel has of its group's summed score
+            (:func:`~pyrobnn.summary.saliency.share_of_group`).
         statistic: `snr`, `inclusion`, `magnitude` or `score`.
         kept: `[channels]`, the decision.
         threshold: the cut line, if a fixed one was used.
@@ -88,7 +88,7 @@ class ChannelSummary:
 
     @property
     def cost(self) -> Tensor:
-        """`[channels]`, what a budget spends on each channel: exactly 0 where the removal is free, else above 0."""
+        """`[channels]`, what a planner counts as lost with each channel alone: exactly 0 where that is free, else above 0."""
         value = self.nats if self.ranking is None else self.ranking
         return torch.where(self.costs_nothing, 0.0, value.clamp_min(1e-30))
 
@@ -195,7 +195,7 @@ class Posterior:
         return to_arviz(self, **options)
 
     def costs(self) -> dict[str, Tensor]:
-        """`{group: [channels]}`, what a budget spends (:attr:`ChannelSummary.cost`)."""
+        """`{group: [channels]}`, what is lost with each channel alone (:attr:`ChannelSummary.cost`), for a planner."""
         return {name: summary.cost for name, summary in self.channels.items()}
 
     def decide(self, plan: PruningPlan, threshold: float | None = None, round: int = 0) -> Posterior:

@@ -120,7 +120,9 @@ def test_plans_against_trying_all(target: float, seed: int, table: ChannelTable)
     ordered = [nats[name].sort().values for name in ("0", "2", "5")]
     for kept in itertools.product(range(1, 5), range(1, 6), range(1, 7)):
         if table.cost(masks(*kept)).latency <= target * whole + 1e-9:
-            lost[kept] = sum(float(values[: len(values) - k].sum()) for values, k in zip(ordered, kept, strict=True))
+            lost[kept] = sum(
+                float(v.sum() * (v.sum() / v[len(v) - k :].sum()).log()) for v, k in zip(ordered, kept, strict=True)
+            )
     assert widths in lost
     for at in range(3):
         assert tuple(w + (i == at) for i, w in enumerate(widths)) not in lost

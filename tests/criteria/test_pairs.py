@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from pyrobnn.channels.compounding import compounded
 from pyrobnn.criteria.pairs import Elimination, closest_pairs, eliminate, history_distances, symmetric_kl
 from pyrobnn.errors import ConfigError
-from pyrobnn.summary.saliency import left_share
 
 
 def test_manhattan_distances() -> None:
@@ -71,7 +71,8 @@ def test_parts_have_no_unit_and_are_bounded() -> None:
 def test_one_far_filter_hardly_makes_the_others_cheap() -> None:
     def cost_of_250(norm: float, of: Callable[[Elimination], torch.Tensor]) -> float:
         norms = torch.cat([torch.linspace(1, 2, 256), torch.tensor([norm])])[None]
-        return float(left_share(of(eliminate(history_distances(norms), norms[0]))).sort().values[:250].sum())
+        scores = of(eliminate(history_distances(norms), norms[0]))
+        return float(compounded(scores / scores.sum()).sort().values[:250].sum())
 
     assert cost_of_250(30.0, Elimination.parts) > 0.5 * cost_of_250(3.0, Elimination.parts)
     assert cost_of_250(30.0, Elimination.scores) < 0.1 * cost_of_250(3.0, Elimination.scores)  # what parts are for

@@ -21,7 +21,6 @@ from pyrobnn.criteria.scores import (
     scored,
     taylor_scores,
 )
-from pyrobnn.summary.saliency import left_share
 
 
 class Residual(nn.Module):
@@ -173,7 +172,7 @@ def test_scored_replaces_the_statistic_of_named_groups() -> None:
     assert after.channels["stem"] is before.channels["stem"] and before.channels["inner"].statistic == "snr"
     # The residual group has two producers, so its channels are lost in both.
     both = scored(before, {name: torch.ones(table[name].channels) for name in ("stem", "head1")}, table).channels
-    assert torch.allclose(both["stem"].nats, 2 * left_share(torch.ones(8)))
-    assert torch.allclose(both["head1"].nats, left_share(torch.ones(12)))
+    assert torch.allclose(both["stem"].nats, torch.full((8,), 2 / 8))
+    assert torch.allclose(both["head1"].nats, torch.full((12,), 1 / 12))
     kept = pb.plan(after, "fraction", 0.5).keep["inner"]
     assert kept == [3, 4, 5]

@@ -56,6 +56,13 @@ def test_a_resumed_run_counts_what_is_done(log: io.StringIO) -> None:
     assert "3 done before" in log.getvalue()
 
 
+def test_a_fit_that_goes_on_in_its_middle_counts_its_epochs(log: io.StringIO) -> None:
+    with RunProgress({"tune": 30}) as run, Progress("tune", 300, done=180) as bar:
+        for number in (19, 20):
+            bar.epoch({**ROW, "epoch": number, "seconds": 5.0}, 30)
+            assert run.left() == (30 - number) * 5.0
+
+
 def test_quiet_runs_say_nothing(log: io.StringIO) -> None:
     with RunProgress({"dense": 2}, enabled=False), Progress("dense", 10, enabled=False) as bar:
         bar.epoch({**ROW, "seconds": 1.0}, 2)
