@@ -238,6 +238,7 @@ def test_pyplot_is_left_alone_when_axes_are_given_and_used_when_not(monkeypatch:
     import matplotlib.pyplot as plt
 
     matplotlib.use("Agg")
+    plt.close("all")  # what other tests have left
     p, settings = posterior({"a": 12}), dict(matplotlib.rcParams)
     plots.snr_plot(p, ax=axes())
     plots.forest(p, ax=axes())
