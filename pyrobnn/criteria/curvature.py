@@ -1,10 +1,13 @@
-"""What a posterior of weights says of a channel: the curvature of the likelihood along the channel, averaged over the posterior.
+"""What a posterior of weights or gates says of a channel: the curvature of the likelihood along the channel, averaged over it.
 
 Independent Normals hold one width per weight. Summed over the weights of a channel, their signal-to-noise ratios measure
 how large the weights are, layer by layer, and not what the channel does: what the weights do together is in the products
 that a mean-field posterior leaves out. The curvature along the direction in which all readers of a channel shrink together
 has them: wᵀ F w over the channel's weights w, the gradient summed over these weights, example by example, before it
 is squared. Averaged over draws of the posterior it is the expected loss of log-likelihood, to second order.
+
+Where draws have gates off, a channel counts by what it is worth when others are missing, as they will be after the cut,
+and one that is off itself counts nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from pyrobnn.summary.evidence import with_nats
 from pyrobnn.summary.reading import guide_runs
 from pyrobnn.summary.types import Posterior
 
-DRAWS = 8  # of the posterior, each with images of its own
+DRAWS = 16  # of the posterior, each with images of its own
 IMAGES = 125  # for each draw
 
 

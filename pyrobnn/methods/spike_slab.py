@@ -9,6 +9,12 @@ ones: slabs in units of each layer's own weights, gates that learn faster than m
 gates without bias, and, with a budget, a KL of the gates that is priced by cost and scaled by dual
 ascent. Left alone, the KL of a gate (9 nats at λ = 1e-4) is nothing beside the likelihood of 60,000
 images, and only the price of the weights behind it would close gates, largest rows first.
+
+What a budget spends is the curvature of the likelihood along a gate, averaged over draws of the posterior (ours). At
+equilibrium the odds of a gate say what the likelihood loses without it, logit γ = logit λ + (Δ − K) / w, K the KL of its
+slabs and w the weight of its own; but no gate gets there in the epochs of a run where |Δ − K| / w is in the hundreds, and
+then that formula reads little but K, the number of weights in a row. LeNet-5 at 30 % of its MACs, one cut: 46 % of the
+images right by the formula, 97 % by the curvature.
 """
 
 from __future__ import annotations
@@ -17,11 +23,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-import torch
-from torch import Tensor
-
-from pyrobnn.criteria.context import ScoringContext
-from pyrobnn.distributions.base import base_distribution
+from pyrobnn.criteria.curvature import CURVATURE
 from pyrobnn.guides.spike_slab import SpikeSlabGuide
 from pyrobnn.inference.callbacks import Callback
 from pyrobnn.inference.pricing import PricedKL
@@ -34,7 +36,6 @@ from pyrobnn.pipeline.recipe import recipes
 from pyrobnn.pipeline.sparsity import SupportPrice, choose_zeros, zero_goal
 from pyrobnn.pipeline.state import State
 from pyrobnn.priors.spike_slab import EdgeSpikeSlab, SpikeSlab
-from pyrobnn.summary.types import Posterior
 
 # The gates' KL starts at ten times that of the ELBO: closing one of LeNet's convolution channels costs
 # the likelihood a hundredth of a nat an image, its KL saves 6 nats for all 60,000 images together.
@@ -74,42 +75,11 @@ def _start(
         start_at_curvature(context, state, model, guide, callbacks)
 
 
-def gate_loss(nats: Tensor, prior_logit: Tensor, weight: float, slab: Tensor | float = 0.0) -> Tensor:
-    """Nats of log-likelihood lost without a channel, read off its fitted gate under a weighted KL.
-
-    Where w KL(γ ‖ λ) and the KL K of the slabs behind an open gate, γ K, balance a loss Δ that closing the gate costs,
-    logit γ = logit λ + (Δ − K) / w. So the price in w does not count twice when the loss is divided by the cost saved.
-
-    Args:
-        nats: −log(1 − γ), `[channels]`.
-        prior_logit: logit λ.
-        weight: w.
-        slab: K, `[channels]`, as it counts in the objective.
-    """
-    logit = nats + torch.log(-torch.expm1(-nats.clamp_min(1e-30)))
-    return (weight * (logit - prior_logit) + slab).clamp_min(0.0)
-
-
-def _unpriced(scoring: ScoringContext) -> Posterior:
-    """The posterior with `nats` as lost by the likelihood, where the gates' KL was priced."""
-    price = next((found for found in scoring.callbacks if isinstance(found, PricedKL)), None)
-    sites, posterior = scoring.need("model").sites(), scoring.posterior
-    slabs = scoring.guide.slab_kl()
-    for name, summary in posterior.channels.items():
-        if price is not None and name in price.weights:
-            prior = base_distribution(sites[f"{name}.gate"]["fn"]).logits.detach().cpu()
-            lost = gate_loss(
-                summary.nats, prior, price.kl_weight * price.weights[name], price.kl_weight * slabs[name].cpu()
-            )
-            posterior.channels[name] = replace(summary, nats=lost)
-    return posterior
-
-
 SS_IG = Method(
     name="ss-ig",
     title="spike-and-slab channels, isotropic Gaussian slab",
     source=f"{SOURCE}; priced budget ours",
-    cut_where="inclusion probability < 1/2 (with a target: fewest nats per cost)",
+    cut_where="inclusion probability < 1/2 (with a target: fewest nats per cost, the curvature of each gate expected under the posterior)",
     prior=partial(SpikeSlab, "theory", relative=True),
     guide=SpikeSlabGuide,
     rule="inclusion",
@@ -138,7 +108,7 @@ SS_IG = Method(
     ),
     callbacks=_priced,
     start=_start,
-    score=_unpriced,
+    score=CURVATURE,
 )
 
 SS_GL = replace(

@@ -11,7 +11,9 @@ from pyrobnn.criteria.context import ScoringContext
 from pyrobnn.criteria.curvature import CURVATURE, expected_loss
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.mean_field import MeanField
+from pyrobnn.guides.spike_slab import SpikeSlabGuide
 from pyrobnn.likelihoods import Gaussian as GaussianLikelihood
+from pyrobnn.priors.spike_slab import SpikeSlab
 from pyrobnn.summary.evidence import gate_evidence
 
 HIDDEN, NOISE, WIDTH = 5, 0.5, 0.2
@@ -52,6 +54,31 @@ def test_it_is_the_expected_curvature_in_closed_form() -> None:
     torch.testing.assert_close(nats.double(), exact, rtol=0.15, atol=0)
     at_means = exact * (means.square() / squares).square()
     assert float(nats[0]) > 1.2 * float(at_means[0])
+
+
+def test_a_gate_counts_as_often_as_it_is_open() -> None:
+    """½ γ F: the curvature at an open gate, none at a closed one; whatever KL the gate was fitted with."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, HIDDEN, 1, bias=False), nn.Conv2d(HIDDEN, 1, 1, bias=False), nn.Flatten())
+    inputs = torch.rand(20_000, 1, 1, 1)
+    data = pb.load_data(
+        (inputs, net(inputs).detach()), task="regression", mean=[0.0], std=[1.0], valid_fraction=0.0, test_fraction=0.2
+    )
+    table = pb.channel_groups(net, data.example)
+    model = pb.BayesianModel(
+        net, SpikeSlab("theory"), data_size=len(data.train), groups=table, likelihood=GaussianLikelihood(NOISE)
+    )
+    guide = SpikeSlabGuide(model, init_rho=-12.0)  # slabs as narrow as points
+    odds = torch.tensor([1.6, 2.0, 3.0, 4.0, 12.0])
+    with torch.no_grad():
+        guide.theta["0|gate"].copy_(odds)
+    posterior = pb.summarize(model, guide, draws=0)
+    context = ScoringContext(posterior, table=table, net=net, model=model, guide=guide, data=data)
+    found = expected_loss(context, draws=800, images=16)["0"].double()
+    v, w = (layer.weight.detach().flatten().double() for layer in (net[0], net[1]))  # type: ignore[operator, union-attr]
+    seen = torch.cat([x for x, _ in data.train.batches(100)]).double()
+    exact = 0.5 * len(seen) * odds.double().sigmoid() * (v * w).square() * float(seen.square().mean()) / NOISE**2
+    torch.testing.assert_close(found, exact, rtol=0.05, atol=0)
 
 
 def test_the_criterion_spends_nats_and_has_evidence() -> None:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import pyrobnn as pb
 from pyrobnn.guides.noise_balance import ard_loss
-from pyrobnn.methods.spike_slab import gate_loss
 
 
 @pytest.mark.parametrize("weight", [0.5, 3.0, 40.0])
@@ -27,23 +26,6 @@ def test_ard_loss_is_the_quadratic_loss_whatever_the_price(weight: float, curvat
     best = minimize_scalar(objective, bounds=(-8.0, 0.0), method="bounded", options={"xatol": 1e-10})
     snr = torch.tensor(mu / math.exp(best.x), dtype=torch.float64)
     assert ard_loss(snr, weight) == pytest.approx(0.5 * curvature * mu**2, rel=1e-5)
-
-
-@pytest.mark.parametrize("weight", [5.0, 20.0])
-@pytest.mark.parametrize("loss", [10.0, 60.0])
-def test_gate_loss_is_what_closing_costs_whatever_the_price(weight: float, loss: float) -> None:
-    prior = -9.0
-
-    def objective(logit: float) -> float:  # gamma * (-loss) + weight * KL(gamma || lambda)
-        gamma = torch.tensor(logit, dtype=torch.float64).sigmoid()
-        gate, other = (
-            torch.distributions.Bernoulli(probs=p) for p in (gamma, torch.sigmoid(torch.tensor(prior).double()))
-        )
-        return float(-loss * gamma + weight * torch.distributions.kl_divergence(gate, other))
-
-    best = minimize_scalar(objective, bounds=(-12.0, 12.0), method="bounded", options={"xatol": 1e-10})
-    nats = torch.nn.functional.softplus(torch.tensor([best.x], dtype=torch.float64))
-    assert float(gate_loss(nats, torch.tensor(prior), weight)) == pytest.approx(loss, rel=1e-3)
 
 
 class Residual(nn.Module):

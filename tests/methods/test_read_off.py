@@ -18,7 +18,6 @@ from pyrobnn.guides.noise import NormalNoise, TruncatedLogNormalNoise
 from pyrobnn.guides.noise_balance import ard_loss, ard_variance, log_uniform_loss, spike_loss, spike_variance
 from pyrobnn.guides.spike_slab import SpikeSlabGuide
 from pyrobnn.inference.pricing import PricedKL
-from pyrobnn.methods.spike_slab import gate_loss
 from pyrobnn.priors.noise import ARDNoise, LogUniformNoise, SpikeNoise
 from pyrobnn.priors.spike_slab import SpikeSlab
 
@@ -99,20 +98,16 @@ def test_spike_noise(weight: float, tau: float) -> None:
     torch.testing.assert_close(read[told_apart], 0.5 * CURVATURES[told_apart], rtol=0.05, atol=0)
 
 
-@pytest.mark.parametrize("weight", WEIGHTS)
-@pytest.mark.parametrize("slab", [0.0, 12.0])
-def test_gates(weight: float, slab: float) -> None:
-    prior = torch.tensor(-9.0, dtype=torch.float64)
-    lost = torch.tensor([7.0, 9.0, 13.0], dtype=torch.float64) * weight + slab
+def best_odds(lost: Tensor, slab: Tensor, weight: float, prior: float) -> Tensor:
+    """Logits of gates where closing costs `lost` nats, an open one its slab's KL, and their own KL counts `weight` times."""
 
     def objective(logit: Tensor) -> Tensor:
         gamma = torch.distributions.Bernoulli(logits=logit)
-        kl = torch.distributions.kl_divergence(gamma, torch.distributions.Bernoulli(logits=prior.expand(3)))
-        return lost * (1 - gamma.probs) + weight * kl + slab * gamma.probs
+        other = torch.distributions.Bernoulli(logits=torch.full_like(logit, prior))
+        return lost * (1 - gamma.probs) + weight * torch.distributions.kl_divergence(gamma, other) + slab * gamma.probs
 
-    (logit,) = minimised(objective, torch.zeros(3))
-    read = gate_loss(nn.functional.softplus(logit), prior, weight, slab)
-    torch.testing.assert_close(read, lost, rtol=0.05, atol=0)
+    (logit,) = minimised(objective, torch.zeros(len(lost)))
+    return logit
 
 
 def planted() -> tuple[nn.Module, pb.ChannelTable, dict[str, Tensor]]:
@@ -151,11 +146,12 @@ def test_a_fit_starts_where_the_curvature_is_read_off_again(family: str, kl_weig
         elif family == "sbp":
             read, exact = log_uniform_loss(q := guide.posterior(f"{name}.noise"), weight), q.scale.detach() < 0.3
         else:
-            nats = guide.nats()[name].double()
-            prior_odds = torch.tensor(guide._prior_odds[f"{name}.gate"], dtype=torch.float64)
-            read, exact = gate_loss(nats, prior_odds, weight, kl_weight * slabs[name].double()), nats > 0
-            exact &= guide.theta[f"{name}|gate".replace(".", "|")].detach().abs() < 14.9
-            exact &= kl_weight * slabs[name].double() < 0.25 * f.double()
+            odds, slab = guide.theta[f"{name}|gate"].detach().double(), kl_weight * slabs[name].double()
+            exact = (odds.abs() < 14.9) & (slab < 0.25 * f.double())  # no bound of the start is met
+            assert bool(exact.any()), (family, name)
+            best = best_odds(0.5 * f.double(), slab, weight, guide._prior_odds[f"{name}.gate"])
+            torch.testing.assert_close(odds[exact], best[exact], rtol=1e-3, atol=1e-2)
+            continue
         assert bool(exact.any()), (family, name)
         torch.testing.assert_close(read.double()[exact], 0.5 * f.double()[exact], rtol=0.05, atol=1e-2)
     left = table.cost(price._needed(pb.inference.callbacks.FitState(model, guide))).macs
