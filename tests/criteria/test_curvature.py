@@ -19,15 +19,20 @@ from pyrobnn.summary.evidence import gate_evidence
 HIDDEN, NOISE, WIDTH = 5, 0.5, 0.2
 
 
-def linear() -> tuple[ScoringContext, Tensor]:
-    """f(x) = Σ_c v_c w_c x with independent Normals on all v and w, and its context; the inputs."""
+def linear(images: int) -> tuple[nn.Sequential, pb.Data, pb.ChannelTable, Tensor]:
+    """f(x) = Σ_c v_c w_c x, data of its own outputs, its channels, and the inputs."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, HIDDEN, 1, bias=False), nn.Conv2d(HIDDEN, 1, 1, bias=False), nn.Flatten())
-    inputs = torch.rand(4000, 1, 1, 1)
+    inputs = torch.rand(images, 1, 1, 1)
     data = pb.load_data(
         (inputs, net(inputs).detach()), task="regression", mean=[0.0], std=[1.0], valid_fraction=0.0, test_fraction=0.2
     )
-    table = pb.channel_groups(net, data.example)
+    return net, data, pb.channel_groups(net, data.example), torch.cat([x for x, _ in data.train.batches(100)]).double()
+
+
+def random_weights() -> tuple[ScoringContext, Tensor]:
+    """Independent Normals on all v and w, and their context; the inputs."""
+    net, data, table, inputs = linear(4000)
     model = pb.BayesianModel(
         net,
         pb.priors.Gaussian(1.0),
@@ -40,15 +45,15 @@ def linear() -> tuple[ScoringContext, Tensor]:
         guide.set_scale(name, torch.linspace(0.5, 1.5, HIDDEN).reshape(mean.shape), torch.full_like(mean, WIDTH))
     posterior = pb.summarize(model, guide, draws=0)
     context = ScoringContext(posterior, table=table, net=net, model=model, guide=guide, data=data)
-    return context, torch.cat([x for x, _ in data.train.batches(100)])
+    return context, inputs
 
 
 def test_it_is_the_expected_curvature_in_closed_form() -> None:
     """½ N E[v²] E[w²] mean(x²) / s²: the widths of the posterior count, not only its means."""
-    context, inputs = linear()
+    context, inputs = random_weights()
     means = torch.linspace(0.5, 1.5, HIDDEN).double()
     squares = means.square() + WIDTH**2
-    exact = 0.5 * len(inputs) * squares.square() * float(inputs.double().square().mean()) / NOISE**2
+    exact = 0.5 * len(inputs) * squares.square() * float(inputs.square().mean()) / NOISE**2
     found = expected_loss(context, draws=320, images=10)
     (nats,) = found.values()
     torch.testing.assert_close(nats.double(), exact, rtol=0.15, atol=0)
@@ -58,13 +63,7 @@ def test_it_is_the_expected_curvature_in_closed_form() -> None:
 
 def test_a_gate_counts_as_often_as_it_is_open() -> None:
     """½ γ F: the curvature at an open gate, none at a closed one; whatever KL the gate was fitted with."""
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, HIDDEN, 1, bias=False), nn.Conv2d(HIDDEN, 1, 1, bias=False), nn.Flatten())
-    inputs = torch.rand(20_000, 1, 1, 1)
-    data = pb.load_data(
-        (inputs, net(inputs).detach()), task="regression", mean=[0.0], std=[1.0], valid_fraction=0.0, test_fraction=0.2
-    )
-    table = pb.channel_groups(net, data.example)
+    net, data, table, inputs = linear(20_000)
     model = pb.BayesianModel(
         net, SpikeSlab("theory"), data_size=len(data.train), groups=table, likelihood=GaussianLikelihood(NOISE)
     )
@@ -75,14 +74,13 @@ def test_a_gate_counts_as_often_as_it_is_open() -> None:
     posterior = pb.summarize(model, guide, draws=0)
     context = ScoringContext(posterior, table=table, net=net, model=model, guide=guide, data=data)
     found = expected_loss(context, draws=800, images=16)["0"].double()
-    v, w = (layer.weight.detach().flatten().double() for layer in (net[0], net[1]))  # type: ignore[operator, union-attr]
-    seen = torch.cat([x for x, _ in data.train.batches(100)]).double()
-    exact = 0.5 * len(seen) * odds.double().sigmoid() * (v * w).square() * float(seen.square().mean()) / NOISE**2
+    v, w = (layer.weight.detach().flatten().double() for layer in (net[0], net[1]))  # type: ignore[operator]
+    exact = 0.5 * len(inputs) * odds.double().sigmoid() * (v * w).square() * float(inputs.square().mean()) / NOISE**2
     torch.testing.assert_close(found, exact, rtol=0.05, atol=0)
 
 
 def test_the_criterion_spends_nats_and_has_evidence() -> None:
-    context, _ = linear()
+    context, _ = random_weights()
     (summary,) = CURVATURE(context).channels.values()
     assert summary.unit == "nats" and torch.equal(summary.evidence, gate_evidence(summary.nats))
     assert torch.equal(summary.snr, next(iter(context.posterior.channels.values())).snr)
@@ -91,6 +89,6 @@ def test_the_criterion_spends_nats_and_has_evidence() -> None:
 
 
 def test_it_says_what_it_lacks() -> None:
-    context, _ = linear()
+    context, _ = random_weights()
     with pytest.raises(ConfigError, match="curvature needs the model"):
         CURVATURE(ScoringContext(context.posterior, table=context.table))
