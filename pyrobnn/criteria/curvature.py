@@ -12,13 +12,13 @@ and one that is off itself counts nothing.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import replace
 
 from pyrobnn.criteria.context import ScoringContext
 from pyrobnn.criteria.criterion import Criterion
-from pyrobnn.criteria.laplace import training_images
-from pyrobnn.inference.curvature import gate_fisher
+from pyrobnn.criteria.laplace import SOFT, training_images
+from pyrobnn.inference.curvature import GateFisher, gate_fisher, mean_fisher
+from pyrobnn.likelihoods import Categorical
 from pyrobnn.nets.functional import in_place
 from pyrobnn.summary.evidence import with_nats
 from pyrobnn.summary.reading import guide_runs
@@ -28,12 +28,14 @@ DRAWS = 16  # of the posterior, each with images of its own
 IMAGES = 125  # for each draw
 
 
-def expected_loss(scoring: ScoringContext, draws: int = DRAWS, images: int = IMAGES) -> dict[str, Tensor]:
-    """½ E_q[F_c] of every channel in nats, `{group: [channels]}`: F_c the Fisher information of its gate at drawn weights.
+def expected_fisher(scoring: ScoringContext, draws: int = DRAWS, images: int = IMAGES) -> GateFisher:
+    """E_q[F_c] of every channel: the Fisher information of its gate at weights, noise and gates drawn from the posterior.
+
+    With labels of the drawn networks, and for classes also of their softened outputs, which rank.
 
     Args:
         scoring: with model, guide, data and channel table.
-        draws: of the weights.
+        draws: of the posterior.
         images: training images for each of them.
 
     Raises:
@@ -42,27 +44,42 @@ def expected_loss(scoring: ScoringContext, draws: int = DRAWS, images: int = IMA
     model, guide, data, table = (scoring.need(what, "curvature") for what in ("model", "guide", "data", "table"))
     seed = int(scoring.generator(f"curvature {scoring.round + 1}").initial_seed() % 2**31)
     shown = training_images(scoring.net or model.bare_net, data, draws * images, seed, batch_size=images)
-    total = {group.name: torch.zeros(group.channels, dtype=torch.float64) for group in table}
-    count, net, sites = 0, model.bare_net, set(model.sites())
+    parts: list[GateFisher] = []
+    net, sites = model.bare_net, set(model.sites())
     for trace, batch in zip(guide_runs(model, guide, draws, seed), shown, strict=False):
         drawn = {name: node["value"].detach() for name, node in trace.nodes.items() if node["type"] == "sample"}
-        tensors = model.tensors_at({name: value for name, value in drawn.items() if name in sites})
-        with in_place(net, tensors):
-            fisher = gate_fisher(
-                net, table, [batch], data_size=len(data.train), likelihood=model.likelihood, seed=seed + count
+        with in_place(net, model.tensors_at({name: value for name, value in drawn.items() if name in sites})):
+            parts.append(
+                gate_fisher(
+                    net,
+                    table,
+                    [batch],
+                    data_size=len(data.train),
+                    temperature=SOFT if isinstance(model.likelihood, Categorical) else None,
+                    likelihood=model.likelihood,
+                    seed=seed + images * len(parts),
+                )
             )
-        for name, value in fisher.diagonal.items():
-            total[name] += len(batch[0]) * 0.5 * value
-        count += len(batch[0])
-    return {name: (value / max(1, count)).float() for name, value in total.items()}
+    return mean_fisher(parts)
+
+
+def ranked(posterior: Posterior, fisher: GateFisher) -> Posterior:
+    """The posterior with channels ranked under a budget by the softened part of a Fisher information, where it has one."""
+    if fisher.softened is None:
+        return posterior
+    channels = {
+        name: replace(summary, ranking=(0.5 * fisher.softened[name]).float()) if name in fisher.softened else summary
+        for name, summary in posterior.channels.items()
+    }
+    return replace(posterior, channels=channels)
 
 
 def curvature(scoring: ScoringContext) -> Posterior:
-    """The posterior with :func:`expected_loss` as its nats, and the evidence that follows from them."""
-    nats = expected_loss(scoring)
-    return with_nats(
-        scoring.posterior, nats, dict.fromkeys(nats)
-    )  # a gate is no site of the model: no prior of its own
+    """The posterior with ½ :func:`expected_fisher` as its nats, ranked by its softened part, and the evidence that follows."""
+    fisher = expected_fisher(scoring)
+    nats = {name: 0.5 * value for name, value in fisher.diagonal.items()}
+    # A gate is no site of the model: no prior of its own.
+    return ranked(with_nats(scoring.posterior, nats, dict.fromkeys(nats)), fisher)
 
 
 CURVATURE = Criterion("curvature", "log evidence for keeping", "nats", curvature, 0.0, "evidence")

@@ -9,7 +9,7 @@ readers cancel is worth nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,6 +146,24 @@ class GateFisher:
     softened: dict[str, Tensor] | None
     data_size: int
     examples: int
+
+
+def mean_fisher(parts: Sequence[GateFisher]) -> GateFisher:
+    """The mean of diagonals that were estimated apart, by the images that each has seen; without blocks."""
+    examples = sum(part.examples for part in parts)
+
+    def mean(values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        weights = [part.examples / examples for part in parts]
+        return {name: sum(w * v[name] for w, v in zip(weights, values, strict=True)) for name in values[0]}  # type: ignore[misc]
+
+    softened = [part.softened for part in parts if part.softened is not None]
+    return GateFisher(
+        diagonal=mean([part.diagonal for part in parts]),
+        blocks=None,
+        softened=mean(softened) if softened else None,
+        data_size=parts[0].data_size,
+        examples=examples,
+    )
 
 
 def gate_fisher(

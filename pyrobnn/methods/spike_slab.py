@@ -79,7 +79,7 @@ SS_IG = Method(
     name="ss-ig",
     title="spike-and-slab channels, isotropic Gaussian slab",
     source=f"{SOURCE}; priced budget ours",
-    cut_where="inclusion probability < 1/2 (with a target: fewest nats per cost, the curvature of each gate expected under the posterior)",
+    cut_where="inclusion probability < 1/2 (with a target: fewest softened nats per cost, the curvature of each gate expected under the posterior)",
     prior=partial(SpikeSlab, "theory", relative=True),
     guide=SpikeSlabGuide,
     rule="inclusion",

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import pyrobnn as pb
 from pyrobnn.criteria.context import ScoringContext
-from pyrobnn.criteria.curvature import CURVATURE, expected_loss
+from pyrobnn.criteria.curvature import CURVATURE, expected_fisher
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.mean_field import MeanField
 from pyrobnn.guides.spike_slab import SpikeSlabGuide
@@ -54,8 +54,8 @@ def test_it_is_the_expected_curvature_in_closed_form() -> None:
     means = torch.linspace(0.5, 1.5, HIDDEN).double()
     squares = means.square() + WIDTH**2
     exact = 0.5 * len(inputs) * squares.square() * float(inputs.square().mean()) / NOISE**2
-    found = expected_loss(context, draws=320, images=10)
-    (nats,) = found.values()
+    found = expected_fisher(context, draws=320, images=10)
+    (nats,) = (0.5 * value for value in found.diagonal.values())
     torch.testing.assert_close(nats.double(), exact, rtol=0.15, atol=0)
     at_means = exact * (means.square() / squares).square()
     assert float(nats[0]) > 1.2 * float(at_means[0])
@@ -73,7 +73,7 @@ def test_a_gate_counts_as_often_as_it_is_open() -> None:
         guide.theta["0|gate"].copy_(odds)
     posterior = pb.summarize(model, guide, draws=0)
     context = ScoringContext(posterior, table=table, net=net, model=model, guide=guide, data=data)
-    found = expected_loss(context, draws=800, images=16)["0"].double()
+    found = 0.5 * expected_fisher(context, draws=800, images=16).diagonal["0"]
     v, w = (layer.weight.detach().flatten().double() for layer in (net[0], net[1]))  # type: ignore[operator]
     exact = 0.5 * len(inputs) * odds.double().sigmoid() * (v * w).square() * float(inputs.square().mean()) / NOISE**2
     torch.testing.assert_close(found, exact, rtol=0.05, atol=0)
