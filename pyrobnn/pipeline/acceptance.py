@@ -50,6 +50,15 @@ def holds(accuracy: float, base: float, drop: float | None) -> bool:
     return accuracy >= floor(base, drop)
 
 
+def clearly_misses(accuracy: float, base: float, drop: float | None, error: float) -> bool:
+    """Whether a network is outside the drop by more than the standard error of its score, in the units of `drop`.
+
+    >>> clearly_misses(0.975, 0.9917, 1.0, 0.8), clearly_misses(0.965, 0.9917, 1.0, 0.8)   # 120 images; 2 and 3.2 lost
+    (False, True)
+    """
+    return accuracy < floor(base, drop, error)
+
+
 def worth_trying(base: float, drop: float | None, error: float, point: float = 1.0) -> float:
     """The score right after a cut from which a round of inference can be expected to bring the network back."""
     return floor(base, drop, LOSS_PER_CUT * point + error)
