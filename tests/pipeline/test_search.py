@@ -7,12 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch import nn
 
 import pyrobnn as pb
 from pyrobnn.data import Data
 from pyrobnn.pipeline import search as search_module
 from pyrobnn.pipeline import training
 from pyrobnn.pipeline.search import epochs_of, next_size, search
+from pyrobnn.pipeline.state import State
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,26 @@ def test_an_attempt_starts_from_a_network_on_the_way(
     monkeypatch.setattr(search_module, "back_to", lambda context, state, name: sizes[name])
     state: Any = SimpleNamespace(trail=tuple(sizes), missed=missed)
     assert search_module._on_the_way(context, state, size, upper) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "tuned", "error", "missed"),
+    [
+        ("tune", 0.975, 0.8, 0.0),  # 2 points lost of 1 allowed, and the images cannot tell 0.8
+        ("tune", 0.965, 0.8, 0.4),
+        ("tune", 0.980, 0.1, 0.4),  # many images: a small miss is seen
+        ("attempt 1", 0.975, 0.8, 0.4),
+        ("attempt 2", 0.990, 0.8, 0.0),  # it holds
+    ],
+)
+def test_a_first_tuning_that_misses_by_what_the_images_cannot_show_is_no_bound(
+    name: str, tuned: float, error: float, missed: float
+) -> None:
+    context: Any = SimpleNamespace(left=lambda plan: {"macs": 0.4}, config=SimpleNamespace(max_drop=1.0))
+    net = nn.Linear(1, 1)
+    state = State(dense=net, net=net, plan=pb.PruningPlan({}, {}), base=0.9925, base_error=error, tuned=tuned)
+    after = search_module.judged(context, state, name)
+    assert after.missed == missed and (after.best == name) is (tuned == 0.990)
 
 
 # What tuning is made to give, in turn, and whether the result holds the drop.
