@@ -1,4 +1,4 @@
-"""What a posterior of weights or gates says of a channel: the curvature of the likelihood along the channel, averaged over it.
+"""What a posterior says of a channel: the curvature of the likelihood along the channel, averaged over the posterior.
 
 Independent Normals hold one width per weight. Summed over the weights of a channel, their signal-to-noise ratios measure
 how large the weights are, layer by layer, and not what the channel does: what the weights do together is in the products
@@ -6,8 +6,8 @@ that a mean-field posterior leaves out. The curvature along the direction in whi
 has them: wᵀ F w over the channel's weights w, the gradient summed over these weights, example by example, before it
 is squared. Averaged over draws of the posterior it is the expected loss of log-likelihood, to second order.
 
-Where draws have gates off, a channel counts by what it is worth when others are missing, as they will be after the cut,
-and one that is off itself counts nothing.
+Where draws have gates off or noise on them, a channel counts by what it is worth when others are missing or disturbed, as they
+will be after the cut, and one that is off itself counts nothing.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ def expected_fisher(scoring: ScoringContext, draws: int = DRAWS, images: int = I
         scoring: with model, guide, data and channel table.
         draws: of the posterior.
         images: training images for each of them.
+
+    Returns:
+        `diagonal` and, for classes, `softened`: `{group: [channels]}`.
 
     Raises:
         ConfigError: a part of the context is missing, or there are no images.

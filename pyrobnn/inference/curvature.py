@@ -24,6 +24,8 @@ from pyrobnn.likelihoods import OF_TENSORS, Categorical, Likelihood, ProfiledNor
 from pyrobnn.nets.calling import batch_for, eval_mode, main_output
 from pyrobnn.nets.functional import call_with
 
+NO_IMAGES = "a Fisher information needs at least one image"
+
 
 class _ExampleGates(ExampleFactors):
     """Gives every example its own gates: one backward pass then has the gradients of all examples apart."""
@@ -149,7 +151,13 @@ class GateFisher:
 
 
 def mean_fisher(parts: Sequence[GateFisher]) -> GateFisher:
-    """The mean of diagonals that were estimated apart, by the images that each has seen; without blocks."""
+    """The mean of diagonals that were estimated apart, weighted by the images that each has seen; without blocks.
+
+    Raises:
+        ConfigError: no parts.
+    """
+    if not parts:
+        raise ConfigError(NO_IMAGES)
     examples = sum(part.examples for part in parts)
 
     def mean(values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -251,7 +259,7 @@ def gate_fisher(
                         outer[name] += g.T @ g
             seen += len(x)
     if not seen:
-        raise ConfigError("a Fisher information needs at least one image")
+        raise ConfigError(NO_IMAGES)
     processes.sum(*diagonal.values(), *(softened.values() if temperature is not None else ()), *outer.values())
     factor = data_size / (seen * draws)
     return GateFisher(

@@ -14,7 +14,7 @@ What a budget spends is the curvature of the likelihood along a gate, averaged o
 equilibrium the odds of a gate say what the likelihood loses without it, logit γ = logit λ + (Δ − K) / w, K the KL of its
 slabs and w the weight of its own; but no gate gets there in the epochs of a run where |Δ − K| / w is in the hundreds, and
 then that formula reads little but K, the number of weights in a row. LeNet-5 at 30 % of its MACs, one cut: 46 % of the
-images right by the formula, 97 % by the curvature.
+images right by the formula, 98 % by the curvature.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def summarize(
     kl_weight = float(model.history[-1].get("kl_weight", 1.0)) if model.history else 1.0
     inclusion, shares = (guide.inclusion(), guide.shares()) if own else ({}, {})
     nats = guide.nats(kl_weight=kl_weight) if own else {}
-    shapes = _shapes(model)
+    shapes = _shapes(_tensors(model))
     for group in model.groups or []:
         summary = _channel_summary(model, group, found, inclusion, priors, kl_weight)
         if group.name in shares and group.name not in nats:
@@ -145,7 +145,7 @@ def _channel_summary(
         return ChannelSummary(name, gamma, torch.nn.functional.softplus(logit), "inclusion", kept, loc=loc, scale=scale)
     if site is not None and not bool(site.scale.any()):  # a point estimate has no noise to compare with
         magnitude = site.loc.abs()
-        nats = share_of_group(magnitude.square(), group, _shapes(model))
+        nats = share_of_group(magnitude.square(), group, _shapes(_tensors(model)))
         return ChannelSummary(name, magnitude, nats, "magnitude", kept, loc=site.loc, scale=site.scale, unit="share")
     if site is not None:
         snr = site.loc.abs() / site.scale.clamp_min(1e-12)
@@ -179,7 +179,7 @@ def _gate_logits(
         site = sites[f"gate_logit.{member.tensor}"]
         total += per_unit(-log_off(site.loc, site.scale), member.axis, member.index)
     # Rows of different length hold different numbers of weights: their sums say how large a layer is.
-    share = share_of_group(total, group, _shapes(model))
+    share = share_of_group(total, group, _shapes(_tensors(model)))
     return ChannelSummary(group.name, -torch.expm1(-total), share, "inclusion", kept, unit="share")
 
 
@@ -206,11 +206,11 @@ def _from_weights(
     over taps would only say how large a layer is (tried on ResNet-20: the first stage went down to one
     channel a block).
     """
-    tensors = dict(model.net.named_parameters()) | dict(model.net.named_buffers())
+    tensors = _tensors(model)
     members = [m for m in group.members if m.role in ("out", "in") and tensors[m.tensor].dim() >= 2]
     random = [m for m in members if m.tensor in sites and bool((sites[m.tensor].scale > 0).any())]
     if not random:
-        return _from_magnitudes(model, group, members, tensors, sites, kept)
+        return _from_magnitudes(group, members, tensors, sites, kept)
     total, taps = torch.zeros(group.channels), torch.zeros(group.channels)
     evidence: Tensor | None = torch.zeros(group.channels)
     for member in random:
@@ -227,7 +227,7 @@ def _from_weights(
     return ChannelSummary(
         group.name,
         snr,
-        share_of_group(snr.square(), group, _shapes(model)),
+        share_of_group(snr.square(), group, _shapes(tensors)),
         "snr",
         kept,
         evidence=evidence,
@@ -236,12 +236,7 @@ def _from_weights(
 
 
 def _from_magnitudes(
-    model: BayesianModel,
-    group: Any,
-    members: list[Any],
-    tensors: Mapping[str, Tensor],
-    sites: Mapping[str, SiteSummary],
-    kept: Tensor,
+    group: Any, members: list[Any], tensors: Mapping[str, Tensor], sites: Mapping[str, SiteSummary], kept: Tensor
 ) -> ChannelSummary:
     """Point estimates: geometric mean of the norms of a channel's filters and of its readers."""
     norms: dict[str, Tensor] = {}
@@ -251,9 +246,13 @@ def _from_magnitudes(
         norms[member.role] = norms.get(member.role, torch.zeros(group.channels)) + part
     squared = torch.stack(list(norms.values())) if norms else torch.zeros(1, group.channels)
     magnitude = squared.clamp_min(1e-24).log().mean(0).mul(0.5).exp()
-    share = share_of_group(magnitude.square(), group, _shapes(model))
+    share = share_of_group(magnitude.square(), group, _shapes(tensors))
     return ChannelSummary(group.name, magnitude, share, "magnitude", kept, unit="share")
 
 
-def _shapes(model: BayesianModel) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(t.shape) for name, t in (*model.net.named_parameters(), *model.net.named_buffers())}
+def _tensors(model: BayesianModel) -> dict[str, Tensor]:
+    return dict(model.net.named_parameters()) | dict(model.net.named_buffers())
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
