@@ -12,12 +12,15 @@ will be after the cut, and one that is off itself counts nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 from pyrobnn.criteria.context import ScoringContext
 from pyrobnn.criteria.criterion import Criterion
 from pyrobnn.criteria.laplace import SOFT, training_images
-from pyrobnn.inference.curvature import GateFisher, gate_fisher, mean_fisher
+from pyrobnn.inference.curvature import GateFisher, gate_fisher
 from pyrobnn.likelihoods import Categorical
 from pyrobnn.nets.functional import in_place
 from pyrobnn.summary.evidence import with_nats
@@ -47,23 +50,25 @@ def expected_fisher(scoring: ScoringContext, draws: int = DRAWS, images: int = I
     model, guide, data, table = (scoring.need(what, "curvature") for what in ("model", "guide", "data", "table"))
     seed = int(scoring.generator(f"curvature {scoring.round + 1}").initial_seed() % 2**31)
     shown = training_images(scoring.net or model.bare_net, data, draws * images, seed, batch_size=images)
-    parts: list[GateFisher] = []
     net, sites = model.bare_net, set(model.sites())
-    for trace, batch in zip(guide_runs(model, guide, draws, seed), shown, strict=False):
-        drawn = {name: node["value"].detach() for name, node in trace.nodes.items() if node["type"] == "sample"}
-        with in_place(net, model.tensors_at({name: value for name, value in drawn.items() if name in sites})):
-            parts.append(
-                gate_fisher(
-                    net,
-                    table,
-                    [batch],
-                    data_size=len(data.train),
-                    temperature=SOFT if isinstance(model.likelihood, Categorical) else None,
-                    likelihood=model.likelihood,
-                    seed=seed + images * len(parts),
-                )
-            )
-    return mean_fisher(parts)
+
+    def at_draws() -> Iterator[Any]:
+        """Batches, each while the network has the tensors of its own draw."""
+        for trace, batch in zip(guide_runs(model, guide, draws, seed), shown, strict=False):
+            drawn = {name: node["value"].detach() for name, node in trace.nodes.items() if node["type"] == "sample"}
+            with in_place(net, model.tensors_at({name: value for name, value in drawn.items() if name in sites})):
+                yield batch
+
+    with closing(at_draws()) as batches:
+        return gate_fisher(
+            net,
+            table,
+            batches,
+            data_size=len(data.train),
+            temperature=SOFT if isinstance(model.likelihood, Categorical) else None,
+            likelihood=model.likelihood,
+            seed=seed,
+        )
 
 
 def ranked(posterior: Posterior, fisher: GateFisher) -> Posterior:

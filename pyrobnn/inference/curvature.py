@@ -9,7 +9,7 @@ readers cancel is worth nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,6 @@ from pyrobnn.io.processes import current
 from pyrobnn.likelihoods import OF_TENSORS, Categorical, Likelihood, ProfiledNormal
 from pyrobnn.nets.calling import batch_for, eval_mode, main_output
 from pyrobnn.nets.functional import call_with
-
-NO_IMAGES = "a Fisher information needs at least one image"
 
 
 class _ExampleGates(ExampleFactors):
@@ -150,30 +148,6 @@ class GateFisher:
     examples: int
 
 
-def mean_fisher(parts: Sequence[GateFisher]) -> GateFisher:
-    """The mean of diagonals that were estimated apart, weighted by the images that each has seen; without blocks.
-
-    Raises:
-        ConfigError: no parts.
-    """
-    if not parts:
-        raise ConfigError(NO_IMAGES)
-    examples = sum(part.examples for part in parts)
-
-    def mean(values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        weights = [part.examples / examples for part in parts]
-        return {name: sum(w * v[name] for w, v in zip(weights, values, strict=True)) for name in values[0]}  # type: ignore[misc]
-
-    softened = [part.softened for part in parts if part.softened is not None]
-    return GateFisher(
-        diagonal=mean([part.diagonal for part in parts]),
-        blocks=None,
-        softened=mean(softened) if softened else None,
-        data_size=parts[0].data_size,
-        examples=examples,
-    )
-
-
 def gate_fisher(
     net: nn.Module,
     table: ChannelTable,
@@ -189,7 +163,8 @@ def gate_fisher(
 ) -> GateFisher:
     """Fisher information of every channel's gate at 1, network in evaluation mode.
 
-    Processes that share a run take turns with the batches.
+    Processes that share a run take turns with the batches. Each batch is looked at before the next is asked for: what gives
+    them may set other weights for each.
 
     Args:
         net: a trained network; its mode and gradients are left as they were.
@@ -259,7 +234,7 @@ def gate_fisher(
                         outer[name] += g.T @ g
             seen += len(x)
     if not seen:
-        raise ConfigError(NO_IMAGES)
+        raise ConfigError("a Fisher information needs at least one image")
     processes.sum(*diagonal.values(), *(softened.values() if temperature is not None else ()), *outer.values())
     factor = data_size / (seen * draws)
     return GateFisher(

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import pyrobnn as pb
+from pyrobnn.criteria.context import ScoringContext
+from pyrobnn.criteria.curvature import expected_fisher
 from pyrobnn.criteria.laplace import laplace_gates
 from pyrobnn.data import Augment, Data
 from pyrobnn.guides.local import local_params
@@ -125,11 +127,17 @@ def passes_without_gradients() -> dict[str, Any]:
     with together():
         table = pb.channel_groups(net, data.example)
         fisher = laplace_gates(net.eval(), data, table, examples=150, draws=0)
+        model = pb.BayesianModel(net, pb.priors.Gaussian(1.0), data_size=len(data.train), groups=table)
+        guide = pb.guides.MeanField(model, init_scale=0.1)
+        known = pb.summarize(model, guide, draws=0)
+        drawn = expected_fisher(ScoringContext(known, table=table, model=model, guide=guide, data=data), 5, images=30)
         pb.reestimate_batchnorm(net, data.train, examples=200, batch_size=30)
         tally = evaluate(net, data.valid, batch_size=8)
         return {
             "nats": {name: channel.nats for name, channel in fisher.channels.items()},
             "ranking": {name: channel.ranking for name, channel in fisher.channels.items()},
+            "of draws": drawn.diagonal,
+            "of draws, softened": drawn.softened,
             "mean": net[-1].running_mean,
             "variance": net[-1].running_var,
             "batches": int(net[-1].num_batches_tracked),
