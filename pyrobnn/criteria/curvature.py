@@ -12,7 +12,7 @@ will be after the cut, and one that is off itself counts nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -52,7 +52,7 @@ def expected_fisher(scoring: ScoringContext, draws: int = DRAWS, images: int = I
     shown = training_images(scoring.net or model.bare_net, data, draws * images, seed, batch_size=images)
     net, sites = model.bare_net, set(model.sites())
 
-    def at_draws() -> Iterator[Any]:
+    def at_draws() -> Generator[Any, None, None]:
         """Batches, each while the network has the tensors of its own draw."""
         for trace, batch in zip(guide_runs(model, guide, draws, seed), shown, strict=False):
             drawn = {name: node["value"].detach() for name, node in trace.nodes.items() if node["type"] == "sample"}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pyrobnn.channels import ChannelTable, GateMap
 from pyrobnn.channels.by_example import ExampleFactors, NotPerExample
 from pyrobnn.errors import ConfigError, NumericalError
+from pyrobnn.inference.scores import random_target, score
 from pyrobnn.io.processes import current
 from pyrobnn.likelihoods import OF_TENSORS, Categorical, Likelihood, ProfiledNormal
 from pyrobnn.nets.calling import batch_for, eval_mode, main_output
@@ -119,13 +120,13 @@ def _in_row(output: Tensor, row: int, whole: Tensor) -> Tensor:
     return torch.cat([whole[:row], output, whole[row + 1 :]])
 
 
-def _drawn(fn: Any, y: Tensor | None) -> Tensor:
-    """Targets from the predictive distribution; where its scale is that of residuals, of those of `y`."""
-    if isinstance(fn, ProfiledNormal):
+def _target(density: Any, y: Tensor | None) -> Tensor:
+    """Of a random score; where the scale of the targets is that of residuals, it is that of the residuals of `y`."""
+    if isinstance(density, ProfiledNormal):
         if y is None:
             raise ConfigError("a noise scale that is that of the residuals needs batches of inputs with targets")
-        return fn.beside(y)
-    return fn.sample()
+        return density.beside(y)
+    return random_target(density)
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class GateFisher:
     Attributes:
         diagonal: `{group: [channels]}`, F_c: N times the mean squared gradient, in nats.
         blocks: `{group: [channels, channels]}`, N times the mean outer product of a group's gradients, if asked for.
-        softened: `{group: [channels]}` as `diagonal`, with labels drawn from the softened outputs, if asked for. They rank
+        softened: `{group: [channels]}` as `diagonal`, with labels of the softened outputs, if asked for. They rank
             channels; their unit is not nats.
         data_size: N.
         examples: images that were looked at.
@@ -171,13 +172,14 @@ def gate_fisher(
         table: its channel table.
         batches: images, or images with labels, on the network's device.
         data_size: N, the examples that the likelihood counts.
-        labels: `"model"` draws them from the network's own predictive distribution (the Fisher information), `"data"`
-            takes those of the batches (the empirical Fisher: what group Fisher pruning, Liu et al. 2021, squares).
-        draws: labels drawn per image; they cost a backward pass each.
-        temperature: also draw labels from softmax(f / T), for `softened`; classes only.
+        labels: `"model"` takes those of the network's own predictive distribution (the Fisher information; estimated as
+            :mod:`~pyrobnn.inference.scores` says), `"data"` those of the batches (the empirical Fisher: what group
+            Fisher pruning, Liu et al. 2021, squares).
+        draws: random scores per image; they cost a backward pass each.
+        temperature: also with labels from softmax(f / T), for `softened`; classes only.
         blocks: also the outer products within each group.
         likelihood: of the targets (class labels by default).
-        seed: of the labels; the global random state is not touched.
+        seed: of the scores; the global random state is not touched.
 
     Raises:
         ConfigError: labels of another kind, fewer than one draw, no images, a temperature that is not positive, or one
@@ -191,7 +193,7 @@ def gate_fisher(
     if labels not in ("model", "data"):
         raise ConfigError(f"labels of a Fisher information come from 'model' or 'data', got {labels!r}")
     if draws < 1:
-        raise ConfigError(f"expected at least one draw of labels per image, got {draws}")
+        raise ConfigError(f"expected at least one draw per image, got {draws}")
     if temperature is not None and not (temperature > 0 and isinstance(likelihood, Categorical)):
         raise ConfigError(f"a temperature of labels is positive and needs classes, got {temperature:g}")
     diagonal = {g.name: torch.zeros(g.channels, dtype=torch.float64) for g in table}
@@ -215,14 +217,16 @@ def gate_fisher(
                         "the network returns NaN or infinity: its weights are too large, or it did not converge"
                     )
                 torch.manual_seed(seed + seen)
-                exact = [_drawn(density(output), y) for _ in range(draws)] if labels == "model" else [y]
+                here = density(output)
+                exact = [_target(here, y) for _ in range(draws)] if labels == "model" else [y]
                 soft = []
                 if temperature is not None:
-                    soft = [likelihood(main_output(output) / temperature).sample() for _ in range(draws)]
+                    softer = likelihood(main_output(output) / temperature)
+                    soft = [random_target(softer, here) for _ in range(draws)]
 
             def losses(out: Any, targets: list[Any] = [*exact, *soft]) -> list[Tensor]:  # noqa: B006
-                fn = density(out)
-                return [fn.log_prob(target) for target in targets]
+                there = density(out)
+                return [score(there, target) for target in targets]
 
             gradients = gate_gradients(net, table, x, losses)
             for number, found in enumerate(gradients):

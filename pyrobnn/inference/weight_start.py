@@ -13,6 +13,7 @@ from torch.func import grad, vmap
 from pyrobnn.distributions.base import base_distribution
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.mean_field import MeanField
+from pyrobnn.inference.scores import random_target, score
 from pyrobnn.likelihoods import Categorical, Likelihood
 from pyrobnn.model import BayesianModel
 from pyrobnn.nets.calling import eval_mode
@@ -32,15 +33,15 @@ def weight_fisher(
 ) -> dict[str, Tensor]:
     """Diagonal Fisher information of the parameters: N times the mean squared gradient of log p(y | x), example by example.
 
-    Labels are drawn from the network's own predictive distribution, which makes it the Fisher information (and not the
-    empirical one, which vanishes where the network fits its data).
+    With labels of the network's own predictive distribution (:mod:`~pyrobnn.inference.scores`), which makes it the Fisher
+    information (and not the empirical one, which vanishes where the network fits its data).
 
     Args:
         net: a trained network, used in evaluation mode.
         batches: of images, or of images with targets (which are not looked at).
         data_size: N.
         likelihood: of the targets; classes by default.
-        seed: of the labels; the global random state is kept.
+        seed: of the scores; the global random state is kept.
 
     Returns:
         `{parameter name: like it}`, in nats per squared unit of the parameter.
@@ -56,14 +57,14 @@ def weight_fisher(
 
     def log_density(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         output = call_with(net, {**values, **buffers}, (x[None],))
-        return likelihood(output).log_prob(y[None]).sum()
+        return score(likelihood(output), y[None]).sum()
 
     with eval_mode(net), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for batch in batches:
             x = batch[0] if isinstance(batch, tuple | list) else batch
             with torch.no_grad():
-                y = likelihood(net(x)).sample()
+                y = random_target(likelihood(net(x)))
             for part, labels in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
                 # The checks of arguments, done with the labels already, ask for values, which vmap of torch 2.6 has not.
                 with pyro.validation_enabled(False):
@@ -89,7 +90,7 @@ def start_widths(
         model, guide: the pair; the guide's means stay.
         batches: images, or images with targets; some hundred are enough.
         kl_weight: w, the temperature that the fit will have.
-        seed: of the labels that are drawn.
+        seed: of the random scores.
 
     Raises:
         ConfigError: a weight that is not positive, no images, or a guide of another kind.

@@ -8,6 +8,7 @@ from torch import nn
 
 import pyrobnn as pb
 from pyrobnn.errors import ConfigError
+from pyrobnn.inference.scores import random_target
 from pyrobnn.inference.weight_start import start_widths, weight_fisher
 
 
@@ -27,10 +28,11 @@ def test_it_is_the_mean_squared_gradient_of_every_example() -> None:
     module.eval()
     wanted = {name: torch.zeros_like(p) for name, p in module.named_parameters()}
     torch.manual_seed(5)
-    labels = torch.cat([torch.distributions.Categorical(logits=module(part)).sample() for part in (X[:13], X[13:])])
-    for x, y in zip(X, labels, strict=True):
+    with torch.no_grad():
+        parts = [random_target(torch.distributions.Categorical(logits=module(part))) for part in (X[:13], X[13:])]
+    for x, direction in zip(X, torch.cat(parts), strict=True):
         module.zero_grad()
-        module(x[None]).log_softmax(1)[0, y].backward()
+        (module(x[None]).log_softmax(1)[0] @ direction).backward()
         for name, p in module.named_parameters():
             wanted[name] += p.grad.square() * (100 / 21)
     for name, value in wanted.items():
@@ -38,7 +40,7 @@ def test_it_is_the_mean_squared_gradient_of_every_example() -> None:
 
 
 def test_information_of_a_softmax_layer_is_known() -> None:
-    """F of w_kd is Σ_n p_k (1 − p_k) x_d²: many draws of labels against it."""
+    """F of w_kd is Σ_n p_k (1 − p_k) x_d²: many draws against it."""
     torch.manual_seed(0)
     module, x = nn.Linear(3, 4, bias=False), torch.randn(6, 3)
     found = weight_fisher(module, [x] * 600, data_size=6)["weight"]
