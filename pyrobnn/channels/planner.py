@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from pyrobnn.channels.compounding import compounded
 from pyrobnn.channels.parts import COSTS, Cost
 from pyrobnn.channels.plan import PruningPlan
-from pyrobnn.errors import ConfigError, PlanError
+from pyrobnn.errors import ConfigError, NumericalError, PlanError
 
 if TYPE_CHECKING:
     from pyrobnn.channels.table import ChannelTable
@@ -33,12 +34,16 @@ class Limits:
     max_cut: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.min_channels < 1:
-            raise ConfigError(f"min_channels must be at least 1, got {self.min_channels}")
-        if self.round_to is not None and self.round_to < 1:
-            raise ConfigError(f"round_to must be at least 1, got {self.round_to}")
-        if not 0 < self.max_cut <= 1:
-            raise ConfigError(f"max_cut must be in (0, 1], got {self.max_cut}")
+        for name, value in (("min_channels", self.min_channels), ("round_to", self.round_to)):
+            if not ((isinstance(value, Integral) and value >= 1) or (name, value) == ("round_to", None)):
+                raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if not (isinstance(self.max_cut, Real) and 0 < self.max_cut <= 1):
+            raise ConfigError(f"max_cut must be in (0, 1], got {self.max_cut!r}")
+
+    def __str__(self) -> str:
+        binding = [f"min_channels={self.min_channels}"]
+        binding += [f"round_to={self.round_to}"] if self.round_to else []
+        return ", ".join(binding + ([f"max_cut={self.max_cut:g}"] if self.max_cut < 1 else []))
 
     def allowed(self, channels: int, wanted: int) -> int:
         """The smallest allowed count that is at least `wanted`."""
@@ -77,10 +82,18 @@ def plan_for_budget(
         dense: what the targets refer to, a :class:`~pyrobnn.channels.Cost` or (params, macs).
 
     Raises:
-        ConfigError: no target, one outside (0, 1), or a latency without times.
-        PlanError: the budget lies below what the limits leave.
+        ConfigError: no target, one outside (0, 1), a latency without times, or no scores.
+        PlanError: the budget lies below what the limits leave, or scores of other groups or numbers of channels.
+        NumericalError: a score is NaN.
     """
     limits = limits or Limits()
+    check_scores(nats)
+    for name, values in nats.items():
+        if name not in table.names or len(values) != table[name].channels:
+            raise PlanError(
+                f"{len(values)} scores of group {name!r} do not fit the channel table, which has "
+                f"{table[name].channels if name in table.names else 'no such group'}: take both from one network"
+            )
     budget = Budget(table, {"macs": target_macs, "params": target_params, "latency": target_latency}, dense)
     groups = [group for group in table if group.name in nats]
     order = {g.name: torch.argsort(nats[g.name].double(), stable=True).tolist() for g in groups}
@@ -110,8 +123,8 @@ def plan_for_budget(
                 choices.append((float(lost[name][units].sum()) / saved, name, size))
         if not choices:
             raise PlanError(
-                f"the budget {budget} cannot be met: at {limits.min_channels} channel(s) a group "
-                f"{budget.left(order, gone)} are left; raise the target or lower min_channels"
+                f"the budget {budget} cannot be met: with {limits} {budget.left(order, gone)} are left; "
+                "raise the target or cut deeper: a smaller min_channels or round_to, a larger max_cut"
             )
         # Prices change slowly: take several cheap chunks before computing them again.
         choices.sort()
@@ -133,6 +146,25 @@ def plan_for_budget(
         score={name: [float(v) for v in nats[name]] for name in order},
         reason=dict.fromkeys(order, f"fewest nats per cost saved, budget {budget}"),
     )
+
+
+def check_scores(scores: Mapping[str, Tensor]) -> None:
+    """Refuse scores that no decision can be read from.
+
+    Raises:
+        ConfigError: there are none.
+        NumericalError: one is NaN; the message names the group and the unit.
+    """
+    if not scores:
+        raise ConfigError(
+            "there are no scores of channels to plan by: summarize a BayesianModel(..., groups=pb.channel_groups(net, example))"
+        )
+    for name, values in scores.items():
+        if bool(values.isnan().any()):
+            unit = int(values.isnan().nonzero()[0])
+            raise NumericalError(
+                f"the score of unit {unit} of group {name!r} is NaN: look for NaN in the network's weights and the posterior"
+            )
 
 
 def as_targets(goal: Mapping[str, float | None]) -> dict[str, Any]:
@@ -162,8 +194,8 @@ class Budget:
         self.targets: dict[str, float] = {}
         for name, value in targets.items():
             if value is not None:
-                if not 0 < value < 1:
-                    raise ConfigError(f"target_{name} is the share that may be left, in (0, 1), got {value}")
+                if not (isinstance(value, Real) and 0 < value < 1):
+                    raise ConfigError(f"target_{name} is the share that may be left, in (0, 1), got {value!r}")
                 self.targets[name] = float(value)
         if not self.targets:
             wanted = ", ".join(f"target_{name}" for name in COSTS[:-1])

@@ -56,7 +56,10 @@ class ScoringContext:
         """
         value = getattr(self, name)
         if value is None:
-            raise ConfigError(f"{asks} needs the {name}, and there is none here: give ScoringContext {name}=")
+            given = "groups" if name == "table" else name  # what `pb.plan` calls it
+            raise ConfigError(
+                f"{asks} needs the {name}, and there is none here: give {given}= (ScoringContext: {name}=)"
+            )
         return value
 
     def callback(self, kind: type[Any], asks: str = "this criterion") -> Any:

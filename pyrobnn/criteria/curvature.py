@@ -15,7 +15,11 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import replace
+from itertools import cycle
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from pyrobnn.criteria.context import ScoringContext
 from pyrobnn.criteria.criterion import Criterion
@@ -25,10 +29,12 @@ from pyrobnn.likelihoods import Categorical
 from pyrobnn.nets.functional import in_place
 from pyrobnn.summary.evidence import with_nats
 from pyrobnn.summary.reading import guide_runs
-from pyrobnn.summary.types import Posterior
+from pyrobnn.summary.saliency import FREE_NATS
+from pyrobnn.summary.types import ChannelSummary, Posterior
 
 DRAWS = 16  # of the posterior, each with images of its own
-IMAGES = 125  # for each draw
+IMAGES = 125  # for each draw, or fewer where there are no more
+CLOSED = 1e-3  # a channel included less often is off: not one of a hundred has an open gate in any draw
 
 
 def expected_fisher(scoring: ScoringContext, draws: int = DRAWS, images: int = IMAGES) -> GateFisher:
@@ -39,7 +45,7 @@ def expected_fisher(scoring: ScoringContext, draws: int = DRAWS, images: int = I
     Args:
         scoring: with model, guide, data and channel table.
         draws: of the posterior.
-        images: training images for each of them.
+        images: training images for each of them at the most; with fewer all draws share what there is.
 
     Returns:
         `diagonal` and, for classes, `softened`: `{group: [channels]}`.
@@ -49,7 +55,10 @@ def expected_fisher(scoring: ScoringContext, draws: int = DRAWS, images: int = I
     """
     model, guide, data, table = (scoring.need(what, "curvature") for what in ("model", "guide", "data", "table"))
     seed = int(scoring.generator(f"curvature {scoring.round + 1}").initial_seed() % 2**31)
+    images = max(1, min(images, len(data.train) // draws))
     shown = training_images(scoring.net or model.bare_net, data, draws * images, seed, batch_size=images)
+    if len(data.train) < draws:
+        shown = cycle(shown)
     net, sites = model.bare_net, set(model.sites())
 
     def at_draws() -> Generator[Any, None, None]:
@@ -72,11 +81,10 @@ def expected_fisher(scoring: ScoringContext, draws: int = DRAWS, images: int = I
 
 
 def ranked(posterior: Posterior, fisher: GateFisher) -> Posterior:
-    """The posterior with channels ranked under a budget by the softened part of a Fisher information, where it has one."""
-    if fisher.softened is None:
-        return posterior
+    """The posterior with channels ranked under a budget by a Fisher information, its softened part where it has one."""
+    ranks = fisher.diagonal if fisher.softened is None else fisher.softened
     channels = {
-        name: replace(summary, ranking=(0.5 * fisher.softened[name]).float()) if name in fisher.softened else summary
+        name: replace(summary, ranking=(0.5 * ranks[name]).float()) if name in ranks else summary
         for name, summary in posterior.channels.items()
     }
     return replace(posterior, channels=channels)
@@ -85,9 +93,16 @@ def ranked(posterior: Posterior, fisher: GateFisher) -> Posterior:
 def curvature(scoring: ScoringContext) -> Posterior:
     """The posterior with ½ :func:`expected_fisher` as its nats, ranked by its softened part, and the evidence that follows."""
     fisher = expected_fisher(scoring)
-    nats = {name: 0.5 * value for name, value in fisher.diagonal.items()}
+    nats = {name: _looked_at(scoring.posterior.channels.get(name), 0.5 * v) for name, v in fisher.diagonal.items()}
     # A gate is no site of the model: no prior of its own.
     return ranked(with_nats(scoring.posterior, nats, dict.fromkeys(nats)), fisher)
+
+
+def _looked_at(summary: ChannelSummary | None, nats: Tensor) -> Tensor:
+    """A channel whose gate was off in every draw has shown nothing: it is the first to go, and not worth nothing."""
+    if summary is None or summary.statistic != "inclusion":
+        return nats
+    return torch.where(summary.snr.to(nats) < CLOSED, nats, nats.clamp_min(FREE_NATS))
 
 
 CURVATURE = Criterion("curvature", "log evidence for keeping", "nats", curvature, 0.0, "evidence")

@@ -48,6 +48,8 @@ def rank_kernels(posterior: Posterior, table: ChannelTable, statistic: str = "no
             nats=share_of_group(value.square(), group, table.facts.shapes),
             statistic="snr" if statistic == "snr" else "magnitude",
             unit="share",
+            ranking=None,
+            evidence=None,
         )
     return replace(posterior, channels=channels)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from pyrobnn.channels.plan import PruningPlan
-from pyrobnn.channels.planner import Limits, as_targets, plan_for_budget
+from pyrobnn.channels.planner import Limits, as_targets, check_scores, plan_for_budget
+from pyrobnn.channels.table import ChannelTable
 from pyrobnn.criteria.context import ScoringContext
 from pyrobnn.criteria.criterion import Criterion
 from pyrobnn.criteria.registry import criterion
@@ -17,7 +19,6 @@ from pyrobnn.errors import ConfigError
 from pyrobnn.summary.types import ChannelSummary, Posterior
 
 if TYPE_CHECKING:
-    from pyrobnn.channels.table import ChannelTable
     from pyrobnn.data import Data
 
 
@@ -56,9 +57,19 @@ def plan(
         net, data: for criteria that look at the network itself.
 
     Raises:
-        ConfigError: an unknown rule, a target outside (0, 1), a rule that the posterior cannot serve.
-        PlanError: a budget below what `min_channels` leaves.
+        ConfigError: an unknown rule, a target outside (0, 1), a rule that the posterior cannot serve, a posterior without
+            channels.
+        PlanError: a budget below what the limits leave.
+        NumericalError: a score is NaN.
     """
+    if not isinstance(posterior, Posterior | None):
+        raise ConfigError(f"expected a Posterior (from pb.summarize), or None, got {type(posterior).__name__}")
+    if not isinstance(groups, ChannelTable | None):
+        raise ConfigError(
+            f"groups is the table that pb.channel_groups(net, example) returns, got {type(groups).__name__}"
+        )
+    if threshold is not None and not (isinstance(threshold, Real) and threshold == threshold):
+        raise ConfigError(f"threshold must be a number, got {threshold!r}")
     limits, chosen = Limits(min_channels, round_to, max_cut), criterion(rule)
     targets: dict[str, Any] = as_targets({"macs": target_macs, "params": target_params, "latency": target_latency})
     budget = any(share is not None for share in targets.values()) or rule == "budget"
@@ -68,6 +79,7 @@ def plan(
     if budget:
         assert groups is not None
         return plan_for_budget(scores.costs(), groups, **targets, limits=limits)
+    check_scores({name: summary.snr for name, summary in scores.channels.items()})
     keep: dict[str, list[int]] = {}
     score: dict[str, list[float] | None] = {}
     reason: dict[str, str] = {}
@@ -75,6 +87,7 @@ def plan(
         values, line = _highest_share(summary, threshold) if rule == "fraction" else chosen.read(summary)
         if threshold is not None and rule != "fraction":
             line = threshold
+        check_scores({name: values})
         score[name] = [float(v) for v in values]
         ranked = torch.where(summary.costs_nothing, -torch.inf, values)  # what costs nothing goes, wherever the line is
         keep[name] = _highest(ranked, limits.allowed(len(values), int((ranked >= line).sum())))

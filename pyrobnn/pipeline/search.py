@@ -54,7 +54,12 @@ def untuned() -> Stage:
     """Where tuning missed the drop: the smallest network that is known to hold it as it is."""
 
     def run(context: Context, state: State) -> State:
-        state = judged(context, state, "tune")
+        found = holding(context, judged(context, state, "tune"))
+        if found.best is None:  # nothing else says where to look: what missed is the bound, however little it missed by
+            found = replace(found, missed=max(found.missed, context.left(found.plan)["macs"]))
+        return found
+
+    def holding(context: Context, state: State) -> State:
         if state.best is not None or context.method.zeros is not None:
             return state
         assert state.held is not None
@@ -83,7 +88,7 @@ def untuned() -> Stage:
 
 
 def attempt(number: int) -> Stage:
-    """Cut and tune once more, from the smallest network that held the drop."""
+    """Cut and tune once more, from the first of :func:`_sources` that has something left to cut."""
     name = f"{ATTEMPT} {number + 1}"
 
     def run(context: Context, state: State) -> State:
@@ -143,7 +148,7 @@ def judged(context: Context, state: State, name: str | None) -> State:
     """The state of a stage that has just tuned, with the bounds moved by how its network did.
 
     A first tuning that misses by less than the images can show says nothing of smaller networks: one image of 120 ended
-    the search at half of the MACs that other seeds removed. An attempt, which has more epochs, is believed.
+    the search at half of the MACs that other seeds removed. An attempt is believed, or the search would never end.
     """
     assert state.base is not None and state.tuned is not None
     if name is None or name in (state.best, state.accepted, state.held):

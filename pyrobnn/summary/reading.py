@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyrobnn.channels.parts import per_unit
 from pyrobnn.distributions.base import base_distribution
-from pyrobnn.errors import ConfigError
+from pyrobnn.errors import ConfigError, NumericalError
 from pyrobnn.guides.base import Guide
 from pyrobnn.guides.function import NoLatents
 from pyrobnn.guides.local import local_params
@@ -29,6 +29,7 @@ def site_moments(model: BayesianModel, guide: Any, draws: int = 256) -> SiteMome
     variance over `draws` runs of the guide, with a seed of its own (the global RNG state is kept).
     """
     guide = find_guide(model, guide)
+    refuse_nan(guide)
     if isinstance(guide, Guide | NoLatents):
         return guide.moments()
     with torch.random.fork_rng(devices=[]):
@@ -54,6 +55,19 @@ def _moments_by_running(model: BayesianModel, guide: Any, draws: int) -> SiteMom
             between[site] += delta * (m - mean[site])
             within[site] += (v - within[site]) / count
     return {site: (mean[site], (within[site] + between[site] / (draws - 1)).sqrt()) for site in sites}
+
+
+def refuse_nan(guide: Any) -> None:
+    """A guide that has diverged says nothing; the checks of its distributions would say so in pages.
+
+    Raises:
+        NumericalError: a parameter is not finite; the message names it.
+    """
+    for name, parameter in guide.named_parameters() if isinstance(guide, nn.Module) else ():
+        if not bool(parameter.isfinite().all()):
+            raise NumericalError(
+                f"the guide's parameter {name} holds NaN or infinity: the fit has diverged; fit again with a smaller rate"
+            )
 
 
 def find_guide(model: BayesianModel, guide: Any) -> Any:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pyrobnn.channels.compounding import NEVER
+
 if TYPE_CHECKING:
     from pyrobnn.channels.parts import ChannelGroup, Member
 
@@ -49,12 +51,13 @@ def share_of_group(score: Tensor, group: ChannelGroup, shapes: Mapping[str, tupl
     planner's part (:func:`~pyrobnn.channels.compounding.compounded`).
 
     Args:
-        score: `[channels]`, not negative; free of units.
+        score: `[channels]`, not negative; free of units. Of scores that are all 0 no channel has anything.
         group: whose channels these are.
         shapes: of the network's tensors.
     """
-    values = score.detach().double().cpu()
-    share = (values / values.sum()).nan_to_num(0.0)  # scores that are all 0 have nothing to lose
+    values = score.detach().double().cpu().clamp(max=NEVER)
+    total = values.sum()
+    share = values if total == 0 else values / total
     return (share * max(1, len(producers(group, shapes)))).float()
 
 

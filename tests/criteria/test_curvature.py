@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import pyrobnn as pb
+from pyrobnn.criteria import curvature as curvature_module
 from pyrobnn.criteria.context import ScoringContext
-from pyrobnn.criteria.curvature import CURVATURE, expected_fisher
+from pyrobnn.criteria.curvature import CURVATURE, DRAWS, expected_fisher
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.mean_field import MeanField
 from pyrobnn.guides.spike_slab import SpikeSlabGuide
+from pyrobnn.inference.curvature import GateFisher
 from pyrobnn.likelihoods import Gaussian as GaussianLikelihood
 from pyrobnn.priors.spike_slab import SpikeSlab
 from pyrobnn.summary.evidence import gate_evidence
@@ -92,3 +97,43 @@ def test_it_says_what_it_lacks() -> None:
     context, _ = random_weights()
     with pytest.raises(ConfigError, match="curvature needs the model"):
         CURVATURE(ScoringContext(context.posterior, table=context.table))
+
+
+@pytest.mark.parametrize("images", [1100, 40, 7])
+def test_few_images_are_shared_by_all_draws(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer draws would leave channels unseen whose gates are off in them."""
+    context, _ = random_weights()
+    data = context.need("data")
+    few = replace(context, data=replace(data, train=data.train.take(images)))
+    looked: list[int] = []
+
+    def count(net: object, table: object, batches: Iterable[tuple[Tensor, Tensor]], **options: object) -> GateFisher:
+        looked.extend(len(x) for x, _ in batches)
+        return GateFisher({}, None, None, 1, 1)
+
+    monkeypatch.setattr(curvature_module, "gate_fisher", count)
+    expected_fisher(few)
+    assert looked == [max(1, images // DRAWS)] * DRAWS
+
+
+def test_a_channel_that_was_off_in_every_draw_goes_first_and_not_for_free() -> None:
+    net, data, table, _ = linear(400)
+    model = pb.BayesianModel(
+        net, SpikeSlab("theory"), data_size=len(data.train), groups=table, likelihood=GaussianLikelihood(NOISE)
+    )
+    guide = SpikeSlabGuide(model, init_rho=-12.0)
+    with torch.no_grad():
+        guide.theta["0|gate"].copy_(torch.tensor([-20.0, -5.5, 8.0, 8.0, 8.0]))  # closed; once in 245 draws; open
+    context = ScoringContext(
+        pb.summarize(model, guide, draws=0), table=table, net=net, model=model, guide=guide, data=data
+    )
+    assert expected_fisher(context).diagonal["0"][:2].tolist() == [0.0, 0.0]
+    found = CURVATURE(context).channels["0"]
+    assert found.costs_nothing.tolist() == [True, False, False, False, False]
+    assert int(found.cost[1:].argmin()) == 0
+
+
+def test_without_classes_the_nats_rank() -> None:
+    context, _ = random_weights()
+    (summary,) = CURVATURE(context).channels.values()
+    assert summary.ranking is not None and torch.equal(summary.ranking, summary.nats)

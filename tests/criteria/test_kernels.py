@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -116,3 +118,14 @@ def test_bad_input() -> None:
     posterior = pb.summarize(model, pb.guides.MeanField(model), draws=0)
     with pytest.raises(ConfigError, match="'conv1' has channels without a random kernel"):
         rank_kernels(posterior, groups)
+
+
+def test_what_ranked_before_is_gone() -> None:
+    """Scores of another criterion would be spent in place of the shares."""
+    net = Plain()
+    groups = pb.channel_groups(net, torch.randn(2, 1, 4, 4))
+    before = ranked(net)
+    for name, channel in before.channels.items():
+        before.channels[name] = replace(channel, ranking=channel.snr.flip(0), evidence=channel.snr)
+    for channel in rank_kernels(before, groups).channels.values():
+        assert channel.evidence is None and torch.equal(channel.cost, channel.nats.clamp_min(1e-30))

@@ -14,7 +14,7 @@ import pyrobnn as pb
 from pyrobnn.channels import ChannelTable
 from pyrobnn.channels.planner import Limits, plan_for_budget
 from pyrobnn.criteria.rules import plan
-from pyrobnn.errors import ConfigError, PlanError
+from pyrobnn.errors import ConfigError, NumericalError, PlanError
 from pyrobnn.summary.types import ChannelSummary, Posterior
 
 
@@ -76,8 +76,8 @@ def test_each_statistic_has_its_own_line() -> None:
         ({"rule": "snrr"}, "unknown rule 'snrr'.*snr"),
         ({"rule": "inclusion"}, "no inclusion probability"),
         ({"target_macs": 0.5}, "groups="),
-        ({"min_channels": 0}, "min_channels must be at least 1, got 0"),
-        ({"round_to": 0}, "round_to must be at least 1, got 0"),
+        ({"min_channels": 0}, "min_channels must be a whole number of at least 1, got 0"),
+        ({"round_to": 0}, "round_to must be a whole number of at least 1, got 0"),
         ({"max_cut": 0.0}, "max_cut"),
     ],
 )
@@ -230,5 +230,53 @@ def test_a_budget_out_of_reach_says_what_is_left(table: ChannelTable) -> None:
     nats = {g.name: torch.rand(g.channels) for g in table}
     with pytest.raises(PlanError, match=r"cannot be met.*% of macs.*raise the target"):
         plan_for_budget(nats, table, target_macs=1e-5)
-    with pytest.raises(PlanError, match="11 channel"):
+    with pytest.raises(PlanError, match="with min_channels=11 .* are left"):
         plan_for_budget(nats, table, target_macs=0.2, limits=Limits(min_channels=11))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"posterior": nn.Linear(1, 1)}, r"expected a Posterior \(from pb.summarize\), or None, got Linear"),
+        ({"posterior": Posterior({}, {})}, r"no scores of channels to plan by.*groups="),
+        ({"groups": []}, "the table that pb.channel_groups.* returns, got list"),
+        ({"threshold": "a"}, "threshold must be a number, got 'a'"),
+        ({"threshold": float("nan")}, "threshold must be a number, got nan"),
+        ({"min_channels": 2.5}, "min_channels must be a whole number of at least 1, got 2.5"),
+        ({"round_to": 0}, "round_to must be a whole number of at least 1, got 0"),
+        ({"max_cut": "all"}, r"max_cut must be in \(0, 1\], got 'all'"),
+        ({"target_macs": "0.5"}, r"target_macs is the share.*got '0.5'"),
+        ({"posterior": None, "rule": "l1"}, "needs the table, and there is none here: give groups="),
+    ],
+)
+def test_what_cannot_be_planned_by_is_refused(options: dict[str, Any], message: str, table: ChannelTable) -> None:
+    given = {"posterior": posterior(**{g.name: channel(g.name, [1.0] * g.channels) for g in table}), **options}
+    if "target_macs" in options:
+        given["groups"] = table
+    with pytest.raises(ConfigError, match=message):
+        plan(**given)
+
+
+@pytest.mark.parametrize("budget", [{}, {"target_macs": 0.5}])
+def test_scores_that_are_nan_are_named(budget: dict[str, float], table: ChannelTable) -> None:
+    channels = {g.name: channel(g.name, [1.0] * g.channels) for g in table}
+    name = table.names[1]
+    channels[name].snr[3] = channels[name].nats[3] = torch.nan
+    with pytest.raises(NumericalError, match=f"unit 3 of group '{name}' is NaN"):
+        plan(posterior(**channels), groups=table, **budget)
+
+
+def test_scores_of_another_network_are_refused(table: ChannelTable) -> None:
+    scores = {g.name: torch.ones(g.channels) for g in table}
+    with pytest.raises(PlanError, match="9 scores of group 'other' .* no such group"):
+        plan_for_budget({**scores, "other": torch.ones(9)}, table, target_macs=0.5)
+    name = table.names[0]
+    with pytest.raises(PlanError, match=f"99 scores of group '{name}' do not fit"):
+        plan_for_budget({**scores, name: torch.ones(99)}, table, target_macs=0.5)
+
+
+def test_the_limit_that_binds_is_named(table: ChannelTable) -> None:
+    with pytest.raises(PlanError, match=r"with min_channels=1, max_cut=0.1 .* a larger max_cut"):
+        plan_for_budget(
+            {g.name: torch.ones(g.channels) for g in table}, table, target_macs=0.5, limits=Limits(max_cut=0.1)
+        )

@@ -90,6 +90,28 @@ def test_a_first_tuning_that_misses_by_what_the_images_cannot_show_is_no_bound(
     assert after.missed == missed and (after.best == name) is (tuned == 0.990)
 
 
+def test_what_missed_is_the_bound_where_nothing_else_says_where_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small miss of the first tuning, and no smaller network that holds the drop untuned."""
+    full, cut = pb.PruningPlan({"a": [0, 1]}, {"a": 2}), pb.PruningPlan({"a": [0]}, {"a": 2})
+    context: Any = SimpleNamespace(
+        left=lambda plan: {"macs": 1.0 if plan.is_full else 0.4},
+        config=SimpleNamespace(max_drop=1.0),
+        method=SimpleNamespace(zeros=None),
+        store=SimpleNamespace(state=lambda name: SimpleNamespace(plan=full)),
+        limits=None,
+        table=None,
+    )
+    monkeypatch.setattr(search_module, "largest_cut", lambda *given, **options: full)
+    monkeypatch.setattr(search_module, "_scored", lambda state: replace(state, latest=pb.Posterior({}, {})))
+    monkeypatch.setattr(search_module, "_whole", lambda context, state: state)
+    net = nn.Linear(1, 1)
+    state = State(dense=net, net=net, plan=cut, base=0.9925, base_error=0.8, tuned=0.975, held="dense")
+    after = search_module.untuned().run(context, state)
+    assert after.best is None and after.missed == 0.4
+    size = next_size(1.0, after.missed, held=False)
+    assert size is not None and 0.4 < size < 1.0  # so the attempts have somewhere to go
+
+
 # What tuning is made to give, in turn, and whether the result holds the drop.
 @pytest.mark.parametrize("method", ["gaussian", "rbp", "turbo-vbi"])
 @pytest.mark.parametrize(

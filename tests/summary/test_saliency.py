@@ -32,3 +32,14 @@ def test_a_group_without_scores_has_nothing_to_lose() -> None:
     # A channel without a score is free beside others; where all are alike none is.
     assert costs_nothing(torch.tensor([0.0, 0.4, 0.6]), "share").tolist() == [True, False, False]
     assert not bool(costs_nothing(torch.tensor([1.0]), "share").any())
+
+
+def test_an_infinite_score_is_all_of_its_group_and_nan_is_passed_on() -> None:
+    net = pb.nets.build("lenet5", in_channels=1, image_size=28)
+    table = pb.channel_groups(net, torch.randn(2, 1, 28, 28))
+    score = torch.ones(20)
+    score[4] = torch.inf
+    share = share_of_group(score, table["conv1"], table.facts.shapes)
+    assert share[4] == 1.0 and bool((share[:4] > 0).all()) and float(share[:4].max()) < 1e-20
+    score[4] = torch.nan
+    assert bool(share_of_group(score, table["conv1"], table.facts.shapes).isnan().any())

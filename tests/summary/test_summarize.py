@@ -275,3 +275,16 @@ def test_deterministic_net_folds_the_mean() -> None:
     hidden = torch.relu(plain[2](hidden)) * noise["2.noise"].view(1, -1, 1, 1)
     assert torch.allclose(net(x), plain[5](hidden.flatten(1)), atol=1e-5)
     assert {n for n, _ in net.named_parameters()} == {n for n, _ in plain.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", [pb.guides.MeanField, pb.guides.auto])
+def test_a_guide_that_has_diverged_is_refused_in_a_line(kind: Any) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(12, 2))
+    model = pb.BayesianModel(net, pb.priors.Gaussian(1.0), data_size=10)
+    guide = kind(model)
+    if not list(guide.parameters()):
+        guide(*model.seen)
+    with torch.no_grad():
+        next(guide.parameters()).fill_(torch.nan)
+    with pytest.raises(pb.NumericalError, match=r"the guide's parameter \S+ holds NaN or infinity"):
+        pb.summarize(model, guide, draws=0)
