@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pyrobnn.criteria.context import ScoringContext
 from pyrobnn.criteria.criterion import Criterion
+from pyrobnn.criteria.joint import joint_losses
 from pyrobnn.criteria.laplace import SOFT, training_images
 from pyrobnn.inference.curvature import GateFisher, gate_fisher
 from pyrobnn.likelihoods import Categorical
@@ -40,7 +41,7 @@ CLOSED = 1e-3  # a channel included less often is off: not one of a hundred has 
 def expected_fisher(scoring: ScoringContext, draws: int = DRAWS, images: int = IMAGES) -> GateFisher:
     """E_q[F_c] of every channel: the Fisher information of its gate at weights, noise and gates drawn from the posterior.
 
-    With labels of the drawn networks, and for classes also of their softened outputs, which rank.
+    With labels of the drawn networks, and of their softened outputs, where there are classes; these rank.
 
     Args:
         scoring: with model, guide, data and channel table.
@@ -48,7 +49,7 @@ def expected_fisher(scoring: ScoringContext, draws: int = DRAWS, images: int = I
         images: training images for each of them at the most; with fewer all draws share what there is.
 
     Returns:
-        `diagonal` and, for classes, `softened`: `{group: [channels]}`.
+        `diagonal`: `{group: [channels]}`, and `{group: [channels, channels]}`: `softened` for classes, `blocks` else.
 
     Raises:
         ConfigError: a part of the context is missing, or there are no images.
@@ -59,7 +60,7 @@ def expected_fisher(scoring: ScoringContext, draws: int = DRAWS, images: int = I
     shown = training_images(scoring.net or model.bare_net, data, draws * images, seed, batch_size=images)
     if len(data.train) < draws:
         shown = cycle(shown)
-    net, sites = model.bare_net, set(model.sites())
+    net, sites, classes = model.bare_net, set(model.sites()), isinstance(model.likelihood, Categorical)
 
     def at_draws() -> Generator[Any, None, None]:
         """Batches, each while the network has the tensors of its own draw."""
@@ -74,24 +75,25 @@ def expected_fisher(scoring: ScoringContext, draws: int = DRAWS, images: int = I
             table,
             batches,
             data_size=len(data.train),
-            temperature=SOFT if isinstance(model.likelihood, Categorical) else None,
+            temperature=SOFT if classes else None,
+            blocks=not classes,
             likelihood=model.likelihood,
             seed=seed,
         )
 
 
 def ranked(posterior: Posterior, fisher: GateFisher) -> Posterior:
-    """The posterior with channels ranked under a budget by a Fisher information, its softened part where it has one."""
-    ranks = fisher.diagonal if fisher.softened is None else fisher.softened
+    """The posterior with channels ranked under a budget by what they lose together, of :func:`expected_fisher`."""
+    ranks = (fisher.blocks if fisher.softened is None else fisher.softened) or {}
     channels = {
-        name: replace(summary, ranking=(0.5 * ranks[name]).float()) if name in ranks else summary
+        name: replace(summary, ranking=joint_losses(ranks[name]).float()) if name in ranks else summary
         for name, summary in posterior.channels.items()
     }
     return replace(posterior, channels=channels)
 
 
 def curvature(scoring: ScoringContext) -> Posterior:
-    """The posterior with ½ :func:`expected_fisher` as its nats, ranked by its softened part, and the evidence that follows."""
+    """The posterior with ½ :func:`expected_fisher` as its nats, ranked by its products, and the evidence that follows."""
     fisher = expected_fisher(scoring)
     nats = {name: _looked_at(scoring.posterior.channels.get(name), 0.5 * v) for name, v in fisher.diagonal.items()}
     # A gate is no site of the model: no prior of its own.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pyrobnn.channels import ChannelTable
 from pyrobnn.criteria.context import ScoringContext
 from pyrobnn.criteria.criterion import Criterion
+from pyrobnn.criteria.joint import joint_losses
 from pyrobnn.data import Data
 from pyrobnn.errors import ConfigError
 from pyrobnn.inference.curvature import GateFisher, gate_fisher
@@ -49,8 +50,9 @@ def laplace_gates(
         curvature: `"diagonal"`, or `"block"` for the full matrix within each group: what is lost without a channel is
             then counted with the others of its group free to make up for it.
         prior_scale: s; None fits it per group.
-        temperature: rank channels under a budget by labels drawn from softmax(f / T), which see more than the one class
-            that a trained network is sure of; None, and targets that are not classes, rank by the nats themselves.
+        temperature: rank channels under a budget by what they lose together (:mod:`~pyrobnn.criteria.joint`) with labels of
+            softmax(f / T), which see more than the one class that a trained network is sure of; None ranks by the nats
+            themselves. Targets that are not classes are not softened.
         draws: posterior draws to keep of every gate (0 for none).
         seed: of images, labels and draws.
         likelihood: of the targets; class labels by default.
@@ -69,17 +71,19 @@ def laplace_gates(
     if examples < 1 or not len(data.train):
         raise ConfigError(f"gates are judged by training images: got {examples} of {len(data.train)}")
     likelihood = Categorical() if likelihood is None else likelihood
+    classes, block = isinstance(likelihood, Categorical), curvature == "block"
     fisher = gate_fisher(
         net,
         groups,
         training_images(net, data, examples, seed),
         data_size=len(data.train),
-        temperature=temperature if isinstance(likelihood, Categorical) else None,
-        blocks=curvature == "block",
+        temperature=temperature if classes else None,
+        blocks=block or not classes,
         likelihood=likelihood,
         seed=seed,
     )
-    return gate_posterior(fisher, prior_scale=prior_scale, draws=draws, seed=seed)
+    ranks = fisher.softened if classes else fisher.blocks
+    return gate_posterior(fisher, ranks, block=block, prior_scale=prior_scale, draws=draws, seed=seed)
 
 
 def training_images(
@@ -95,12 +99,27 @@ def training_images(
             return
 
 
-def gate_posterior(fisher: GateFisher, *, prior_scale: float | None = None, draws: int = 0, seed: int = 0) -> Posterior:
-    """The Gaussian posterior of gates with this Fisher information; see :func:`laplace_gates`."""
+def gate_posterior(
+    fisher: GateFisher,
+    ranks: Mapping[str, Tensor] | None = None,
+    *,
+    block: bool = False,
+    prior_scale: float | None = None,
+    draws: int = 0,
+    seed: int = 0,
+) -> Posterior:
+    """The Gaussian posterior of gates with this Fisher information; see :func:`laplace_gates`.
+
+    Args:
+        fisher: of the gates.
+        ranks: `{group: [channels, channels]}`, of which joint losses rank channels under a budget; None: the nats do.
+        block: the posterior has the blocks of the Fisher information, not its diagonal alone.
+        prior_scale, draws, seed: as there.
+    """
     generator = torch.Generator().manual_seed(seed)
     sites, channels, kept = {}, {}, {}
     for name, diagonal in fisher.diagonal.items():
-        information = torch.diag(diagonal) if fisher.blocks is None else fisher.blocks[name]
+        information = fisher.blocks[name] if block and fisher.blocks is not None else torch.diag(diagonal)
         scale = fit_prior_scale(information) if prior_scale is None else prior_scale
         loc, covariance = gate_moments(information, scale)
         sd = covariance.diagonal().sqrt()
@@ -116,7 +135,7 @@ def gate_posterior(fisher: GateFisher, *, prior_scale: float | None = None, draw
             evidence=log_evidence(loc, sd, scale).float(),
             loc=loc.float(),
             scale=sd.float(),
-            ranking=None if fisher.softened is None else 0.5 * fisher.softened[name].float(),
+            ranking=None if ranks is None else joint_losses(ranks[name]).float(),
         )
         if draws:
             noise = torch.randn(draws, len(diagonal), generator=generator, dtype=torch.float64)

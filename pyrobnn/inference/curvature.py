@@ -136,8 +136,8 @@ class GateFisher:
     Attributes:
         diagonal: `{group: [channels]}`, F_c: N times the mean squared gradient, in nats.
         blocks: `{group: [channels, channels]}`, N times the mean outer product of a group's gradients, if asked for.
-        softened: `{group: [channels]}` as `diagonal`, with labels of the softened outputs, if asked for. They rank
-            channels; their unit is not nats.
+        softened: `{group: [channels, channels]}` as `blocks`, with labels of the softened outputs, if asked for. They
+            rank channels (:func:`~pyrobnn.criteria.together.lost_together`); their unit is not nats.
         data_size: N.
         examples: images that were looked at.
     """
@@ -197,8 +197,10 @@ def gate_fisher(
     if temperature is not None and not (temperature > 0 and isinstance(likelihood, Categorical)):
         raise ConfigError(f"a temperature of labels is positive and needs classes, got {temperature:g}")
     diagonal = {g.name: torch.zeros(g.channels, dtype=torch.float64) for g in table}
-    softened = {name: torch.zeros_like(value) for name, value in diagonal.items()}
-    outer = {g.name: torch.zeros(g.channels, g.channels, dtype=torch.float64) for g in table} if blocks else {}
+    outer, softened = (
+        {g.name: torch.zeros(g.channels, g.channels, dtype=torch.float64) for g in table} if asked else {}
+        for asked in (blocks, temperature is not None)
+    )
     draws = draws if labels == "model" else 1
     seen, processes = 0, current()
     device = next((t.device for t in (*net.parameters(), *net.buffers())), torch.device("cpu"))
@@ -230,16 +232,17 @@ def gate_fisher(
 
             gradients = gate_gradients(net, table, x, losses)
             for number, found in enumerate(gradients):
-                into = diagonal if number < len(exact) else softened
+                products = outer if number < len(exact) else softened
                 for name, g in found.items():
                     g = g.double().cpu()
-                    into[name] += g.square().sum(0)
-                    if blocks and number < len(exact):
-                        outer[name] += g.T @ g
+                    if number < len(exact):
+                        diagonal[name] += g.square().sum(0)
+                    if name in products:
+                        products[name] += g.T @ g
             seen += len(x)
     if not seen:
         raise ConfigError("a Fisher information needs at least one image")
-    processes.sum(*diagonal.values(), *(softened.values() if temperature is not None else ()), *outer.values())
+    processes.sum(*diagonal.values(), *softened.values(), *outer.values())
     factor = data_size / (seen * draws)
     return GateFisher(
         diagonal={name: value * factor for name, value in diagonal.items()},

@@ -13,6 +13,7 @@ import pyrobnn as pb
 from pyrobnn.criteria import curvature as curvature_module
 from pyrobnn.criteria.context import ScoringContext
 from pyrobnn.criteria.curvature import CURVATURE, DRAWS, expected_fisher
+from pyrobnn.criteria.joint import joint_losses
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.mean_field import MeanField
 from pyrobnn.guides.spike_slab import SpikeSlabGuide
@@ -133,7 +134,10 @@ def test_a_channel_that_was_off_in_every_draw_goes_first_and_not_for_free() -> N
     assert int(found.cost[1:].argmin()) == 0
 
 
-def test_without_classes_the_nats_rank() -> None:
+def test_without_classes_the_products_of_the_likelihood_itself_rank() -> None:
     context, _ = random_weights()
-    (summary,) = CURVATURE(context).channels.values()
-    assert summary.ranking is not None and torch.equal(summary.ranking, summary.nats)
+    fisher = expected_fisher(context)
+    assert fisher.softened is None and fisher.blocks is not None
+    for name, summary in CURVATURE(context).channels.items():
+        assert summary.ranking is not None
+        assert torch.equal(summary.ranking, joint_losses(fisher.blocks[name]).float())

@@ -61,7 +61,8 @@ def test_blocks_count_what_others_make_up_for():
     same, other = torch.randn(400, 1, dtype=torch.float64), torch.randn(400, 1, dtype=torch.float64)
     g = torch.cat([same, same + 1e-3 * torch.randn(400, 1, dtype=torch.float64), other], 1)
     block = g.T @ g
-    both = gate_posterior(fisher(block.diagonal().tolist(), blocks={"0": block}), prior_scale=1.0, draws=4000)
+    information = fisher(block.diagonal().tolist(), blocks={"0": block})
+    both = gate_posterior(information, block=True, prior_scale=1.0, draws=4000)
     alone = gate_posterior(fisher(block.diagonal().tolist()), prior_scale=1.0)
     assert bool((both.channels["0"].nats[:2] < 1.0).all()) and float(both.channels["0"].nats[2]) > 150
     assert bool((alone.channels["0"].nats > 150).all())
