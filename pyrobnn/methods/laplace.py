@@ -2,8 +2,8 @@
 
 Every channel has a gate whose posterior is Gaussian with the Fisher information of the gate as its precision
 (:func:`~pyrobnn.criteria.laplace.laplace_gates`). There is nothing to fit: the network is judged as it is, again after
-each cut, and all epochs tune the result. Under a budget channels are ranked by labels of softened outputs (T = 4);
-without a target the evidence of the gates themselves (T = 1) decides.
+each cut, and all epochs tune the result. Under a budget channels are ranked by what they lose together
+(:mod:`pyrobnn.criteria.joint`), with labels of softened outputs (T = 4); without a target the evidence of the gates themselves (T = 1) decides.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ METHOD = Method(
     name="laplace",
     title="Laplace posterior of a gate on every channel, judged again after each cut; nothing is fitted",
     source="ours; Fisher information of gates, prior scale by marginal likelihood (MacKay 1992)",
-    cut_where="fewest softened nats per cost (without a target: while the evidence rises)",
+    cut_where="fewest softened nats per cost, lost together (without a target: while the evidence rises)",
     prior=lambda: None,
     guide=lambda model: NoLatents(),
     rule="evidence",
