@@ -20,7 +20,7 @@ import pyrobnn as pb
 from pyrobnn.channels import GateMap
 from pyrobnn.nets import load_weights
 
-SEEDS = {"resnet20": 5, "lenet5": 5, "vgg16": 3}
+SEEDS = {"resnet20": 5, "lenet5": 5, "vgg16": 5}
 NORM_IMAGES, ORACLE_IMAGES = 2000, 250
 ORACLE_UNITS = {"vgg16": 12}  # of each group, evenly spaced: all of them would take a day
 BF16 = ("vgg16",)  # measured in bf16, at a third of the time
