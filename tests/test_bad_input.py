@@ -195,7 +195,7 @@ def test_weights_that_do_not_fit(run: Callable[..., Answer], tmp_path: Path) -> 
         (("--target-macs", "nan"), ("--target-macs", "got nan")),
         (("--target-macs", "half"), ("invalid value for '--target-macs'", " valid ")),
         (("--target-macs", "0.000001"), ("cannot be met", "raise the target")),
-        (("--target-macs", "0.2", "--min-channels", "14"), ("cannot be met", "14 channel")),
+        (("--target-macs", "0.2", "--min-channels", "14"), ("cannot be met", "min_channels=14")),
         (("--max-drop", "-1"), ("--max-drop", "percentage points", "got -1")),
         (("--max-drop", "101"), ("--max-drop", "got 101")),
         (("--epochs", "1"), ("--epochs", "at least 2", "got 1")),

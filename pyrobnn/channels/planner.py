@@ -123,7 +123,7 @@ def plan_for_budget(
                 choices.append((float(lost[name][units].sum()) / saved, name, size))
         if not choices:
             raise PlanError(
-                f"the budget {budget} cannot be met: with {limits} {budget.left(order, gone)} are left; "
+                f"the budget {budget} cannot be met: with {limits}, {budget.left(order, gone)} are left; "
                 "raise the target or cut deeper: a smaller min_channels or round_to, a larger max_cut"
             )
         # Prices change slowly: take several cheap chunks before computing them again.
