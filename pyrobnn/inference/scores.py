@@ -1,8 +1,8 @@
 """Random scores of a likelihood: what a Fisher information is the mean square of.
 
-F = E_y[(∂ log p(y) / ∂θ)²] with labels y drawn from the network's own predictive distribution. Labels of a network that is sure of them
-are a poor estimate: nearly all say nothing, and the rare other ones everything. For classes any direction v in the space
-of the log-probabilities with E[v vᵀ] = E_y[(e_y − p)(e_y − p)ᵀ] has the same mean square, and with random signs ε
+F = E_y[(∂ log p(y) / ∂θ)²] with labels y drawn from the network's own predictive distribution. Labels of a network that
+is sure of them are a poor estimate: nearly all say nothing, and the rare other ones everything. For classes any direction
+v in the space of the log-probabilities with E[v vᵀ] = E_y[(e_y − p)(e_y − p)ᵀ] has the same mean square, and with random signs ε
 
     v = √p ⊙ ε − p (√pᵀ ε)
 
@@ -39,9 +39,8 @@ def random_target(drawn: Any, at: Any | None = None) -> Tensor:
     p = drawn.probs
     root = p.sqrt() * _signs(p)
     direction = root - p * root.sum(-1, keepdim=True)
-    if (
-        at is not None
-    ):  # y has another mean than p says: E[(e_y − p)(e_y − p)ᵀ] is the covariance and the square of that
+    if at is not None:
+        # y has another mean than p says: E[(e_y − p)(e_y − p)ᵀ] is the covariance and the square of what they differ by.
         direction = direction + _signs(p[..., :1]) * (p - at.probs)
     return direction
 

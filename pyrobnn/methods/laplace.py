@@ -3,7 +3,8 @@
 Every channel has a gate whose posterior is Gaussian with the Fisher information of the gate as its precision
 (:func:`~pyrobnn.criteria.laplace.laplace_gates`). There is nothing to fit: the network is judged as it is, again after
 each cut, and all epochs tune the result. Under a budget channels are ranked by what they lose together
-(:mod:`pyrobnn.criteria.joint`), with labels of softened outputs (T = 4); without a target the evidence of the gates themselves (T = 1) decides.
+(:mod:`pyrobnn.criteria.joint`), with labels of softened outputs (T = 4); without a target the evidence of the gates
+themselves (T = 1) decides.
 """
 
 from __future__ import annotations
