@@ -182,8 +182,8 @@ def cells(network: str) -> Iterator[Cell]:
     rest = tuple(name for name in (*PLAIN, *INFERRED) if name not in FEW)
     for some, share in (*short, *((rest, share) for _, share in short)):
         yield from _tuned(network, some, share, 0.5)
-    for epochs in (2.0, 8.0):
-        yield from _tuned(network, FEW, 0.3, epochs)
+    for epochs, share in ((2.0, 0.3), (8.0, 0.3), (8.0, 0.1)):
+        yield from _tuned(network, FEW, share, epochs)
 
 
 def _tuned(network: str, names: tuple[str, ...], share: float, epochs: float) -> Iterator[Cell]:
