@@ -8,6 +8,9 @@ from typing import Any
 
 from criteria_summary import CONTROLS, PAIRED, POSTERIORS, SHARES, summary
 
+NETWORKS = {"resnet20": "ResNet-20", "vgg16": "VGG-16", "lenet5": "LeNet-5"}
+OVERVIEW = ("laplace", "ard", "ss-gl", "group-fisher", "taylor", "l1", "random")
+
 
 @cache
 def _of(network: str) -> dict[str, Any]:
@@ -48,6 +51,23 @@ def tuned(network: str) -> str:
         cells = [found[s].get(name) for s in settings]
         text = [f"{c['accuracy']:.2f} ({c['seeds']})" if c else "–" for c in cells]
         lines.append(f"| `{name}` | {' | '.join(text)} |")
+    return "\n".join(lines)
+
+
+def overview(share: float = 0.3) -> str:
+    """Accuracy of the given networks at one share of the MACs, right after the cut and after tuning."""
+    lines = [f"| network, epochs of tuning | {' | '.join(f'`{name}`' for name in OVERVIEW)} |"]
+    lines.append("|---" * (len(OVERVIEW) + 1) + "|")
+    for network, title in NETWORKS.items():
+        found = _of(network)
+        rows = {**found.get("untuned", {}), **found.get("given", {})}
+        settings = {"0": {name: row["shares"][str(share)] for name, row in rows.items()}}
+        for epochs in ("0.5", "8"):
+            settings[epochs] = found.get("tuned", {}).get(f"{epochs} epochs at {share}", {})
+        for epochs, figures in settings.items():
+            cells = [f"{figures[name]['accuracy']:.1f}" if name in figures else "–" for name in OVERVIEW]
+            if figures:
+                lines.append(f"| {title}, {epochs} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -327,6 +327,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "growth": lambda _: speed_tables.growth(),
     "equal_macs": lambda _: equal_macs_table(),
     "criteria": criteria_tables.untuned,
+    "criteria_overview": lambda _: criteria_tables.overview(),
     "criteria_tuned": criteria_tables.tuned,
     "criteria_compared": criteria_tables.compared,
     "criteria_two_way": criteria_tables.two_way,
