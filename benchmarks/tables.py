@@ -35,8 +35,7 @@ HEADLINES = (
     "laplace-resnet20-cifar10-m70",
     "ard-resnet56-cifar10-m50-muon",
     "ard-resnet56-cifar10-m215",
-    "bayes-l1-vgg16-cifar10-m30-muon-e20",
-    "ard-vgg16-cifar10-m25-e20",
+    "laplace-vgg16-cifar10-m25-p07",
 )
 
 
