@@ -21,6 +21,8 @@ import pyrobnn as pb
 from pyrobnn.guides.function import NoLatents
 from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.schedules import OneCycle
+from pyrobnn.io import launch
+from pyrobnn.io.files import write_json
 from pyrobnn.nets import save_weights
 
 HERE = Path(__file__).parent
@@ -50,7 +52,9 @@ def run(rows: list[Row], recipe: str = "") -> None:
     """Run what is not done; `python benchmarks/x.py PART` runs only rows whose name holds PART.
 
     With the name of a recipe results and runs have a folder of that name: rows of one recipe are rows of one table.
+    Under `torchrun` the processes share each run, and the first one writes its result.
     """
+    first = launch.rank() == 0
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     results, runs = RESULTS / recipe, RUNS / recipe
     results.mkdir(parents=True, exist_ok=True)
@@ -59,7 +63,8 @@ def run(rows: list[Row], recipe: str = "") -> None:
             name = f"{row.name}-s{seed}"
             if wanted not in name or (results / f"{name}.json").exists():
                 continue
-            print(f"== {name}", flush=True)
+            if first:
+                print(f"== {name}", flush=True)
             options = dict(row.options)
             extra: dict[str, Any] = {"script": Path(sys.argv[0]).stem}
             if row.weights is not None:
@@ -67,8 +72,9 @@ def run(rows: list[Row], recipe: str = "") -> None:
             elif row.dense:
                 options["weights"], extra["dense_training"] = dense(row.net, row.data, seed, row.dense)
             pb.compress(row.net, row.data, seed=seed, out=runs / name, resume=(runs / name).exists(), **options)
-            report = json.loads((runs / name / "report.json").read_text())
-            (results / f"{name}.json").write_text(json.dumps({**report, **extra}, indent=2) + "\n")
+            if first:
+                report = json.loads((runs / name / "report.json").read_text())
+                write_json(results / f"{name}.json", {**report, **extra})
 
 
 def dense(net: str, data: str, seed: int, epochs: int, *, validation: bool = False) -> tuple[Path, dict[str, float]]:
@@ -90,7 +96,7 @@ def dense(net: str, data: str, seed: int, epochs: int, *, validation: bool = Fal
         RUNS.mkdir(parents=True, exist_ok=True)
         trained = pb.deterministic_net(result.model, result.guide)
         save_weights(trained, path, mean=loaded.mean, std=loaded.std, trained_on="train" if validation else "all")
-        note.write_text(json.dumps({"epochs": epochs, "seconds": round(time.perf_counter() - start, 1)}))
+        write_json(note, {"epochs": epochs, "seconds": round(time.perf_counter() - start, 1)})
     return path, json.loads(note.read_text())
 
 
