@@ -1,4 +1,4 @@
-"""Tables of `results/latency.json` and `results/growth.json`."""
+"""Tables of `results/latency.json`, `results/growth.json` and `results/processes.json`."""
 
 from __future__ import annotations
 
@@ -73,3 +73,13 @@ def growth() -> str:
         memory = [f"{entry['memory'][kind]:.2f}" for kind in ("guide", "posterior")]
         rows.append([network, f"{entry['params'] / 1e6:.3g} M", f"{entry['units']:,}", *seconds, *memory])
     return _table(["network", "parameters", "channels", *(f"{s}, s" for s in steps), "guide", "posterior"], rows)
+
+
+def processes() -> str:
+    """Seconds of an epoch by processes and threads, and how many times one thread's speed each has."""
+    rows, ways = [], []
+    for network, entry in _found("processes").items():
+        ways = list(entry["seconds"])
+        alone = entry["seconds"][ways[0]]
+        rows.append([network, *(f"{s:.3g} s, × {alone / s:.2f}" for s in entry["seconds"].values())])
+    return _table(["network", *ways], rows)

@@ -33,7 +33,7 @@ HEADLINES = (
     "ard-lenet5-mnist-drop03",
     "ss-gl-lenet5-mnist",
     "laplace-resnet20-cifar10-m70",
-    "ard-resnet56-cifar10-m50-muon",
+    "laplace-resnet56-cifar10-m50",
     "ard-resnet56-cifar10-m215",
     "laplace-vgg16-cifar10-m25-p07",
 )
@@ -324,6 +324,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "latency_targets": lambda _: speed_tables.targets(),
     "latency_profile": lambda _: speed_tables.profile(),
     "growth": lambda _: speed_tables.growth(),
+    "processes": lambda _: speed_tables.processes(),
     "equal_macs": lambda _: equal_macs_table(),
     "criteria": criteria_tables.untuned,
     "criteria_overview": lambda _: criteria_tables.overview(),
