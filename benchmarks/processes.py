@@ -3,7 +3,7 @@
 Plain networks on CIFAR-10, batch 128 (of all processes together), the default precision. The three ways take turns, a
 fresh start each; a figure is the shortest epoch but the first one, the median over the turns.
 
-    python benchmarks/processes.py [--count 2] [--rounds 3] [--images 1280] [--networks resnet20,resnet56,vgg16]
+    python benchmarks/processes.py [--count 2] [--rounds 2] [--images 1280] [--networks resnet20,resnet56,vgg16]
 
 Writes benchmarks/results/processes.json.
 """
@@ -11,7 +11,6 @@ Writes benchmarks/results/processes.json.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -26,20 +25,24 @@ import pyrobnn as pb
 from pyrobnn.guides.function import NoLatents
 from pyrobnn.inference.config import FitConfig
 from pyrobnn.io import launch
+from pyrobnn.io.files import write_json
 from pyrobnn.report.report import versions
 
 RESULT = Path(__file__).parent / "results" / "processes.json"
-EPOCHS, SAID = 3, "seconds of an epoch:"
+SETTINGS: dict[str, Any] = {"seed": 0, "epochs": 3, "batch": 128, "device": "cpu"}
+SAID = "seconds of an epoch:"
 
 
 def one(network: str, images: int) -> None:
     """One way: in this process, and in those that the launcher started beside it."""
     data = pb.load_data("cifar10").without_validation()
     data = replace(data, train=data.train.take(images))
-    torch.manual_seed(0)
+    torch.manual_seed(SETTINGS["seed"])
     net = pb.nets.build(network, in_channels=3, image_size=32)
     model = pb.BayesianModel(net, data_size=images)
-    config = FitConfig(epochs=EPOCHS, batch_size=128, lr=1e-3, validate=False)
+    config = FitConfig(
+        epochs=SETTINGS["epochs"], batch_size=SETTINGS["batch"], device=SETTINGS["device"], lr=1e-3, validate=False
+    )
     history = pb.fit(model, NoLatents(), data, config=config, progress=False).history
     if launch.rank() == 0:
         print(SAID, min(float(row["seconds"]) for row in history[1:]))
@@ -62,7 +65,7 @@ def started(network: str, images: int, processes: int, threads: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--images", type=int, default=1280)
     parser.add_argument("--networks", default="resnet20,resnet56,vgg16")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -78,10 +81,10 @@ def main() -> None:
             for way, (processes, threads) in ways.items():
                 seconds[way].append(started(network, args.images, processes, threads))
         middle = {way: round(median(times), 3) for way, times in seconds.items()}
-        found[network] = {"images": args.images, "batch": 128, "rounds": args.rounds, "seconds": middle}
+        found[network] = {"images": args.images, **SETTINGS, "rounds": args.rounds, "seconds": middle}
         print(network, middle, flush=True)
     found["versions"] = versions()
-    RESULT.write_text(json.dumps(found, indent=2) + "\n")
+    write_json(RESULT, found)
 
 
 if __name__ == "__main__":

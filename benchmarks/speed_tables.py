@@ -77,9 +77,9 @@ def growth() -> str:
 
 def processes() -> str:
     """Seconds of an epoch by processes and threads, and how many times one thread's speed each has."""
-    rows, ways = [], []
-    for network, entry in _found("processes").items():
-        ways = list(entry["seconds"])
-        alone = entry["seconds"][ways[0]]
+    networks = _found("processes")
+    rows = []
+    for network, entry in networks.items():
+        alone, *_ = entry["seconds"].values()
         rows.append([network, *(f"{s:.3g} s, × {alone / s:.2f}" for s in entry["seconds"].values())])
-    return _table(["network", *ways], rows)
+    return _table(["network", *next(iter(networks.values()))["seconds"]], rows)
