@@ -19,7 +19,7 @@ from scipy.stats import f as f_distribution
 from scipy.stats import t as t_distribution
 
 from pyrobnn.methods.registry import METHODS
-from pyrobnn.pipeline.recipe import recipes
+from pyrobnn.pipeline.recipe import TUNE_LR, recipes
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -120,7 +120,8 @@ def _recipe(report: dict[str, Any]) -> str:
     found = report["settings"]
     small = report["model"] in ("small_cnn", "lenet5", "lenet300")
     optimiser = {"muon": "Muon", "sgd": "SGD", "adam": "Adam"}[found.get("tune_optimizer", "adam" if small else "sgd")]
-    parts = [optimiser, f"T = {found.get('temperature', 4):g}", found.get("teacher", "every step")]
+    rate = f" at {found['tune_lr']:g}" if found.get("tune_lr", TUNE_LR) != TUNE_LR and optimiser == "Muon" else ""
+    parts = [optimiser + rate, f"T = {found.get('temperature', 4):g}", found.get("teacher", "every step")]
     parts += [f"{name} {found[name]:g}" for name in ("blends", "cutout") if name in found]
     return ", ".join(parts) + ("" if "temperature" in found else " (early)")
 
@@ -314,7 +315,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "methods": lambda _: methods_table(),
     "settings": settings_table,
     "results": results_table,
-    "marks": lambda network: results_table(network, MARKS),
+    "marks": lambda words: results_table(words.split()[0], "-".join([MARKS, *words.split()[1:]])),
     "recipes": recipes_table,
     "headlines": lambda _: headlines_table(),
     "uncertainty": lambda _: uncertainty.all_tables(),
