@@ -1,4 +1,4 @@
-"""What counts in an image folder: parts, hidden names, links, files that are no pictures."""
+"""Image folders: parts, sizes and kinds of pictures, hidden names, links, files that are no pictures."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pyrobnn.data import Data, load_data
@@ -152,3 +153,86 @@ def test_few_of_a_class_are_said_and_described(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"class dog has \d+ training images and class cat \d+"):
         data = load_data(tmp_path, image_size=4)
     assert "2 classes" in data.describe() and "resized to 4x4" in data.describe()
+
+
+def paint(root: Path, count: int = 6, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Path:
+    """Two classes whose images are all dark or all bright."""
+    for level, name in ((10, "dark"), (200, "bright")):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            colour = level if mode == "L" else (level, level + 1, level + 2)
+            Image.new(mode, size, colour).save(root / name / f"{number}.png")
+    return root
+
+
+def test_folder_with_train_and_test(tmp_path: Path) -> None:
+    paint(tmp_path / "train", count=10)
+    paint(tmp_path / "test", count=3)
+    data = load_data(tmp_path)
+    assert (len(data.train), len(data.valid), len(data.test)) == (18, 2, 6)
+    assert data.image_shape == (3, 8, 8)
+    # Classes are numbered in alphabetical order: bright is 0. Channels come in the order red, green, blue.
+    assert torch.equal(data.test.images[:, 0, 0, 0], torch.where(data.test.labels == 0, 200, 10).to(torch.uint8))
+    assert data.test.images[0, :, 0, 0].tolist() == [200, 201, 202]
+
+
+def test_folder_of_classes_alone_is_split(tmp_path: Path) -> None:
+    data = load_data(str(paint(tmp_path, count=20, mode="L")), test_fraction=0.5)
+    assert data.image_shape == (1, 8, 8)
+    assert data.test.labels.bincount().tolist() == [10, 10]
+
+
+def test_val_is_the_test_set_where_there_is_no_other(tmp_path: Path) -> None:
+    paint(tmp_path / "train")
+    paint(tmp_path / "val", count=2)
+    assert len(load_data(tmp_path).test) == 4
+
+
+def test_images_of_different_size_are_resized(tmp_path: Path) -> None:
+    paint(tmp_path / "train", size=(20, 10))
+    paint(tmp_path / "test", size=(9, 9))
+    with pytest.warns(UserWarning, match="pictures of 2 sizes are resized to 64x64: choose with image_size"):
+        data = load_data(tmp_path)
+    assert data.image_shape == (3, 64, 64) and "resized to 64x64" in data.describe()
+    assert load_data(tmp_path, image_size=16).image_shape == (3, 16, 16)
+
+
+def test_grey_of_sixteen_bits_and_with_alpha(tmp_path: Path) -> None:
+    levels = {"dark": 10, "bright": 200}
+    for name, level in levels.items():
+        (tmp_path / name).mkdir()
+        for number in range(6):
+            deep = np.full((8, 8), level * 256 + 77, dtype=np.uint16)
+            grey = Image.fromarray(deep) if number % 2 else Image.new("LA", (8, 8), (level, 128))
+            grey.save(tmp_path / name / f"{number}.png")
+    with pytest.warns(UserWarning, match=r"transparency of pictures is ignored.*\(6, such as .*0\.png\)"):
+        data = load_data(str(tmp_path))
+    assert data.image_shape == (1, 8, 8)
+    for split in (data.train, data.test):
+        means = split.images.float().mean((1, 2, 3))
+        assert torch.equal(means, torch.tensor([200.0, 10.0])[split.labels])  # folders in the order of the alphabet
+    Image.fromarray(np.full((8, 8), 0.5, dtype=np.float32)).save(tmp_path / "dark" / "9.tiff")
+    with pytest.raises(DataError, match="32-bit floats"):
+        load_data(str(tmp_path))
+
+
+def test_bad_folders(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="one sub-folder with images per class"):
+        load_data(tmp_path)
+    (tmp_path / "cats").mkdir()
+    with pytest.raises(DataError, match="one sub-folder with images per class"):
+        load_data(tmp_path)
+    root = paint(tmp_path / "set" / "train").parent
+    with pytest.raises(DataError, match="train but no test folder"):
+        load_data(root)
+    (paint(root / "test") / "dark").rename(root / "test" / "dusky")
+    with pytest.raises(DataError, match="'dark' in one only"):
+        load_data(root)
+    (root / "test" / "dusky").rename(root / "test" / "dark")
+    whole = (root / "test" / "dark" / "0.png").read_bytes()
+    (root / "test" / "dark" / "0.png").write_bytes(whole[:-30])
+    with pytest.raises(DataError, match=r"0\.png is a damaged image"):
+        load_data(root)
+    (root / "test" / "dark" / "0.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"0\.png is not a readable image"):
+        load_data(root)

@@ -1,10 +1,9 @@
-"""Every kind of source, good and bad."""
+"""Named sets, .npz files and arrays, good and bad."""
 
 from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from pyrobnn.data import Augment, load_data
 from pyrobnn.data.named import TORCHVISION, cache_dir
@@ -312,6 +311,8 @@ def test_two_arrays_are_images_and_labels() -> None:
     for images in (keras["x_train"], torch.from_numpy(keras["x_train"])):
         data = load_data((images, keras["y_train"].tolist()), test_fraction=0.5)
         assert (len(data.train), len(data.valid), len(data.test)) == (16, 4, 20) and data.image_shape == (1, 6, 5)
+    pair = load_data(((keras["x_train"], keras["y_train"]), (keras["x_test"], keras["y_test"])))
+    assert pair.image_shape == (1, 6, 5)
     three = load_data(tuple((images[:k], keras["y_train"][:k]) for k in (40, 8, 12)))
     assert (len(three.train), len(three.valid), len(three.test)) == (40, 8, 12)
 
@@ -320,238 +321,6 @@ def test_image_size_is_used_everywhere(tmp_path: Path) -> None:
     assert load_data("digits", image_size=12).image_shape == (1, 12, 12)
     assert load_data(save(tmp_path / "a.npz"), image_size=4).image_shape == (1, 4, 4)
     assert load_data((arrays()["x_train"], np.arange(40) % 4), image_size=4).image_shape == (1, 4, 4)
-    assert load_data(Pictures("numpy"), image_size=3).image_shape == (3, 3, 3)
     for size in (0, 100_000):
         with pytest.raises(DataError, match="image_size from 1 to 8192"):
             load_data("digits", image_size=size)
-
-
-def test_samplers_of_loaders_count() -> None:
-    dataset = Pictures("tensor")
-    with pytest.warns(UserWarning, match="10 images that the sampler .* leaves out"):
-        data = load_data(DataLoader(dataset, sampler=SubsetRandomSampler(range(10))))
-    assert len(data.train) + len(data.valid) + len(data.test) == 10
-    with pytest.warns(UserWarning, match="a sampler that repeats images is not used"):
-        load_data(DataLoader(dataset, sampler=[*range(20), 3]))
-    with pytest.warns(UserWarning, match="collate_fn of a DataLoader is not used"):
-        load_data(DataLoader(dataset, collate_fn=lambda items: items))
-
-
-def test_targets_of_other_tasks() -> None:
-    images = torch.rand(40, 1, 6, 5)
-    real = load_data((images, torch.randn(40, 2)))
-    assert real.task == "regression" and real.num_classes == 2 and real.train.labels.dtype == torch.float32
-    assert load_data((images, torch.randn(40))).train.labels.shape == (29, 1)
-    assert load_data((images, torch.arange(40)), task="regression").num_classes == 1
-    with pytest.warns(UserWarning, match="standard deviation of .*divide them"):
-        load_data((images, 1e4 * torch.randn(40)))
-    many = load_data((images, (torch.rand(40, 3) < 0.5).int()), task="multilabel")
-    assert many.task == "multilabel" and many.num_classes == 3
-    masks = torch.randint(0, 4, (40, 6, 5), dtype=torch.uint8)
-    masks[:, 0, 0], masks[:, 1, 1] = 255, 3
-    pixelwise = load_data((images, masks))
-    assert pixelwise.task == "segmentation" and pixelwise.num_classes == 4
-    assert pixelwise.train.labels[:, 0, 0].unique().tolist() == [-100]
-    assert torch.equal(pixelwise.test.labels[:, 1:], masks[_rows(pixelwise, images), 1:].long())
-    for targets, task, message in (
-        (torch.rand(40, 3) < 0.5, None, "could be one-hot"),
-        (torch.randn(40, 3), "multilabel", "0 or 1 for each label"),
-        (torch.randn(40), "classification", "integer labels"),
-        (torch.zeros(40, 6, 4).long(), "segmentation", "a class per pixel"),
-        (torch.arange(40) % 2, "guess", "expected a task of"),
-    ):
-        with pytest.raises(DataError, match=message):
-            load_data((images, targets), task=task)
-
-
-def _rows(data: Any, images: torch.Tensor) -> torch.Tensor:
-    """Which of the images the test part holds."""
-    return torch.stack([(images == image).flatten(1).all(1).nonzero()[0, 0] for image in data.test.images])
-
-
-def test_signals_and_volumes() -> None:
-    signals = torch.randn(40, 2, 16)
-    for source in (
-        (signals, torch.arange(40) % 2),
-        TensorDataset(signals, torch.arange(40) % 2),
-        (signals.numpy(), torch.arange(40) % 2),
-    ):
-        data = load_data(source, signals=True)
-        assert data.image_shape == (2, 16)
-        x, _ = next(data.train.batches(8, channels_last=True))
-        assert x.shape == (8, 2, 16) and len(data.mean) == 2
-    volumes = load_data((torch.rand(40, 2, 4, 5, 6), torch.arange(40) % 2))
-    assert volumes.image_shape == (2, 4, 5, 6) and next(volumes.train.batches(8, channels_last=True))[0].ndim == 5
-    with pytest.raises(DataError, match="augmentation is for images"):
-        load_data((torch.rand(40, 2, 4, 5, 6), torch.arange(40) % 2), augment=Augment(flip=True))
-
-
-# Image folders.
-
-
-def paint(root: Path, count: int = 6, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Path:
-    """Two classes whose images are all dark or all bright."""
-    for level, name in ((10, "dark"), (200, "bright")):
-        (root / name).mkdir(parents=True, exist_ok=True)
-        for number in range(count):
-            colour = level if mode == "L" else (level, level + 1, level + 2)
-            Image.new(mode, size, colour).save(root / name / f"{number}.png")
-    return root
-
-
-def test_folder_with_train_and_test(tmp_path: Path) -> None:
-    paint(tmp_path / "train", count=10)
-    paint(tmp_path / "test", count=3)
-    data = load_data(tmp_path)
-    assert (len(data.train), len(data.valid), len(data.test)) == (18, 2, 6)
-    assert data.image_shape == (3, 8, 8)
-    # Classes are numbered in alphabetical order: bright is 0. Channels come in the order red, green, blue.
-    assert torch.equal(data.test.images[:, 0, 0, 0], torch.where(data.test.labels == 0, 200, 10).to(torch.uint8))
-    assert data.test.images[0, :, 0, 0].tolist() == [200, 201, 202]
-
-
-def test_folder_of_classes_alone_is_split(tmp_path: Path) -> None:
-    data = load_data(str(paint(tmp_path, count=20, mode="L")), test_fraction=0.5)
-    assert data.image_shape == (1, 8, 8)
-    assert data.test.labels.bincount().tolist() == [10, 10]
-
-
-def test_val_is_the_test_set_where_there_is_no_other(tmp_path: Path) -> None:
-    paint(tmp_path / "train")
-    paint(tmp_path / "val", count=2)
-    assert len(load_data(tmp_path).test) == 4
-
-
-def test_images_of_different_size_are_resized(tmp_path: Path) -> None:
-    paint(tmp_path / "train", size=(20, 10))
-    paint(tmp_path / "test", size=(9, 9))
-    with pytest.warns(UserWarning, match="pictures of 2 sizes are resized to 64x64: choose with image_size"):
-        data = load_data(tmp_path)
-    assert data.image_shape == (3, 64, 64) and "resized to 64x64" in data.describe()
-    assert load_data(tmp_path, image_size=16).image_shape == (3, 16, 16)
-
-
-def test_grey_of_sixteen_bits_and_with_alpha(tmp_path: Path) -> None:
-    levels = {"dark": 10, "bright": 200}
-    for name, level in levels.items():
-        (tmp_path / name).mkdir()
-        for number in range(6):
-            deep = np.full((8, 8), level * 256 + 77, dtype=np.uint16)
-            grey = Image.fromarray(deep) if number % 2 else Image.new("LA", (8, 8), (level, 128))
-            grey.save(tmp_path / name / f"{number}.png")
-    with pytest.warns(UserWarning, match=r"transparency of pictures is ignored.*\(6, such as .*0\.png\)"):
-        data = load_data(str(tmp_path))
-    assert data.image_shape == (1, 8, 8)
-    for split in (data.train, data.test):
-        means = split.images.float().mean((1, 2, 3))
-        assert torch.equal(means, torch.tensor([200.0, 10.0])[split.labels])  # folders in the order of the alphabet
-    Image.fromarray(np.full((8, 8), 0.5, dtype=np.float32)).save(tmp_path / "dark" / "9.tiff")
-    with pytest.raises(DataError, match="32-bit floats"):
-        load_data(str(tmp_path))
-
-
-def test_bad_folders(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="one sub-folder with images per class"):
-        load_data(tmp_path)
-    (tmp_path / "cats").mkdir()
-    with pytest.raises(DataError, match="one sub-folder with images per class"):
-        load_data(tmp_path)
-    root = paint(tmp_path / "set" / "train").parent
-    with pytest.raises(DataError, match="train but no test folder"):
-        load_data(root)
-    (paint(root / "test") / "dark").rename(root / "test" / "dusky")
-    with pytest.raises(DataError, match="'dark' in one only"):
-        load_data(root)
-    (root / "test" / "dusky").rename(root / "test" / "dark")
-    whole = (root / "test" / "dark" / "0.png").read_bytes()
-    (root / "test" / "dark" / "0.png").write_bytes(whole[:-30])
-    with pytest.raises(DataError, match=r"0\.png is a damaged image"):
-        load_data(root)
-    (root / "test" / "dark" / "0.png").write_bytes(b"not an image")
-    with pytest.raises(DataError, match=r"0\.png is not a readable image"):
-        load_data(root)
-
-
-# Torch data sets.
-
-
-class Pictures(Dataset[Any]):
-    """Gives whatever `kind` says, the way transforms of users do."""
-
-    def __init__(self, kind: str, count: int = 20) -> None:
-        self.kind, self.count = kind, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Any:
-        array = np.full((4, 5, 3), index * 10 % 256, dtype=np.uint8)
-        image: Any = {
-            "pil": lambda: Image.fromarray(array),
-            "grey": lambda: Image.fromarray(array[:, :, 0]),
-            "numpy": lambda: array,
-            "tensor": lambda: torch.from_numpy(array).permute(2, 0, 1) / 255,
-            "sizes": lambda: array[: 1 + index % 2],
-            "nan": lambda: torch.full((1, 2, 2), float("nan")),
-            "vector": lambda: torch.zeros(3),
-        }[self.kind]()
-        return image, torch.tensor(index % 2)
-
-
-class Stream(IterableDataset[Any]):
-    def __iter__(self) -> Iterator[Any]:
-        return (Pictures("tensor")[index] for index in range(20))
-
-
-@pytest.mark.parametrize(
-    ("kind", "shape", "dtype"),
-    [
-        ("pil", (3, 4, 5), torch.uint8),
-        ("grey", (1, 4, 5), torch.uint8),
-        ("numpy", (3, 4, 5), torch.uint8),
-        ("tensor", (3, 4, 5), torch.float32),
-    ],
-)
-def test_datasets(kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    data = load_data((Pictures(kind), Pictures(kind, count=4)))
-    assert data.image_shape == shape and data.train.images.dtype == dtype
-    assert (len(data.train), len(data.valid), len(data.test)) == (18, 2, 4)
-    x = torch.cat([x for x, _ in data.train.batches(5)])
-    assert abs(float(x.mean())) < 1e-5  # standardised, whatever the pixels were
-    single = load_data(Pictures(kind))
-    assert (len(single.train), len(single.valid), len(single.test)) == (14, 2, 4)
-    assert single.name == "Pictures"
-
-
-def test_loaders_streams_and_arrays() -> None:
-    reference = load_data(Pictures("tensor"))
-    assert load_data(DataLoader(Pictures("tensor"), batch_size=7)).fingerprint == reference.fingerprint
-    assert load_data(Stream()).fingerprint == reference.fingerprint
-    images = torch.stack([Pictures("tensor")[index][0] for index in range(20)])
-    labels = torch.arange(20) % 2
-    assert load_data(TensorDataset(images, labels)).fingerprint == reference.fingerprint
-    keras = arrays()
-    pair = load_data(((keras["x_train"], keras["y_train"]), (keras["x_test"], keras["y_test"])))
-    assert pair.image_shape == (1, 6, 5)
-    tensors = load_data(((images, labels), (images[:4], labels[:4])))
-    assert torch.equal(tensors.test.images, images[:4])
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        (Pictures("sizes"), r"images of one size .*number 1; resize"),
-        (Pictures("nan"), "finite pixels"),
-        (Pictures("vector"), r"images \[C, H, W\], got shape \(3,\)"),
-        (Pictures("pil", count=0), "empty data set"),
-        (TensorDataset(torch.zeros(4, 1, 2, 2)), r"expected \(image, label\)"),
-        (TensorDataset(torch.zeros(4, 1, 2, 2), torch.zeros(4, 3)), "could be one-hot classes or several labels"),
-        (TensorDataset(torch.zeros(4, 1, 2, 2), torch.full((4,), 2.0)), r"expected integer labels.*task='regression'"),
-        (TensorDataset(torch.zeros(4, 1, 2, 2, dtype=torch.int32), torch.arange(4)), "uint8 or float images"),
-        (3, "got int"),
-        ((1, 2), "train: expected a Dataset, a DataLoader"),
-    ],
-)
-def test_bad_datasets(source: Any, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        load_data(source)
