@@ -14,7 +14,7 @@ from rows import Row, run
 
 
 def row(name: str, net: str, epochs: int, seeds: tuple[int, ...] = (0,), **options: Any) -> Row:
-    """A given network, cut to its targets."""
+    """A given network, cut by `laplace`; `options` are the targets and what else `pyrobnn.compress` takes."""
     options = {"method": "laplace", "epochs": epochs, **options}
     return Row(name, net, "cifar10", options, weights=f"{net}_cifar10.safetensors", seeds=seeds)
 
