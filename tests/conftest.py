@@ -7,6 +7,7 @@ import pickle
 import signal
 import socket
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -63,6 +64,24 @@ def shared_weights(shared_data: Path) -> Path:
     return folder
 
 
+def exit_codes(children: list[int], expected: list[int]) -> list[int]:
+    """Those of child processes. An unexpected one ends the other children, which would wait for it, and so does a timeout."""
+    codes: dict[int, int] = {}
+    awaited = dict(zip(children, expected, strict=True))
+    try:
+        while awaited.keys() != codes.keys() and all(code == awaited[child] for child, code in codes.items()):
+            time.sleep(0.01)
+            for child in awaited.keys() - codes.keys():
+                ended, status = os.waitpid(child, os.WNOHANG)
+                if ended:
+                    codes[child] = os.waitstatus_to_exitcode(status)
+    finally:
+        for child in awaited.keys() - codes.keys():
+            os.kill(child, signal.SIGKILL)
+            codes[child] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return [codes[child] for child in children]
+
+
 @pytest.fixture(scope="session")
 def in_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
     """`in_processes(2, function, *arguments)`: what the function returns in each of two processes that torchrun would start.
@@ -97,8 +116,8 @@ def in_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list
                 finally:
                     os._exit(status)
             children.append(child)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         expected = [-signal.SIGKILL if rank == killed else 0 for rank in range(size)]
+        codes = exit_codes(children, expected)
         assert codes == expected, f"processes ended with {codes}"
         return [None if rank == killed else pickle.loads((folder / str(rank)).read_bytes()) for rank in range(size)]
 

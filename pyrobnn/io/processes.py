@@ -22,6 +22,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyrobnn.errors import ProcessError, PyrobnnError
@@ -173,6 +174,17 @@ def part_of(count: int, rank: int, size: int) -> tuple[int, int]:
     return count * rank // size, count * (rank + 1) // size
 
 
+@cache
+def _launchers_store() -> Any:
+    """The store of keys at the address that the launcher says; kept, as the first process may be the one that serves it.
+
+    It would go with the first group otherwise, while another process that has left that group already is at the next one.
+    """
+    import torch.distributed as dist
+
+    return next(dist.rendezvous("env://", timeout=TIMEOUT))
+
+
 _joined = itertools.count()  # groups that were begun; the same number in all processes
 _current: ContextVar[Processes | None] = ContextVar("processes", default=None)
 
@@ -245,9 +257,9 @@ def _begin() -> Any:
     device = torch.cuda.is_available()
     if device:
         torch.cuda.set_device(launch.local_rank() % torch.cuda.device_count())
-    store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    store, rank, size = _launchers_store()
     backend = "cpu:gloo,cuda:nccl" if device else "gloo"
-    # A launcher's store outlives a group: the next one must not read the addresses of the last.
+    # The store outlives a group: the next one must not read the addresses of the last.
     shared = dist.PrefixStore(f"pyrobnn/{next(_joined)}", store)
     dist.init_process_group(backend, store=shared, rank=rank, world_size=size, timeout=TIMEOUT)
     return shared

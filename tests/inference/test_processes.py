@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -176,6 +177,20 @@ def test_noise_is_shared_or_each_process_has_its_own(in_processes: Callable[...,
         assert all(torch.equal(value, two[same][name]) for name, value in one[same].items())
         assert one[f"loss {same}"] == two[f"loss {same}"]
     assert one["loss True"] != one["loss False"]
+
+
+def twice() -> list[list[int]]:
+    found = []
+    for _ in range(2):
+        with together() as processes:
+            found.append(processes.each(processes.rank))
+            if processes.first:
+                time.sleep(0.5)  # the other one is at the next group before the first has left this one
+    return found
+
+
+def test_one_group_after_another(in_processes: Callable[..., list[Any]]) -> None:
+    assert in_processes(2, twice) == [[[0, 1], [0, 1]]] * 2
 
 
 class FailsInOne(nn.Module):
