@@ -31,6 +31,17 @@ _PACKAGES = ("pyrobnn", "torch", "torchvision", "pyro-ppl", "numpy", "arviz")
 VOLATILE = ("seconds", "latency_ms", "versions", "threads")
 
 
+def steady(report: Any) -> Any:
+    """A report without what may differ between two runs that are the same, at every depth; tuples are lists, as in JSON.
+
+    >>> steady({"dense": {"params": 8, "latency_ms": 0.3}, "seconds": 2.0})
+    {'dense': {'params': 8}}
+    """
+    if isinstance(report, Mapping):
+        return {key: steady(value) for key, value in report.items() if key not in VOLATILE}
+    return [steady(value) for value in report] if isinstance(report, list | tuple) else report
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that the numbers depend on."""
     found = {"python": platform.python_version()}

@@ -7,17 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-import pyrobnn as pb
 from pyrobnn import cli
 from pyrobnn.inference.fit import Loop
 from pyrobnn.io.manifest import MANIFEST
+from pyrobnn.report.report import steady
 
 # Ctrl-C is pressed when this module is asked for.
 IMPORT = """
@@ -46,21 +46,14 @@ def test_while_importing(module: str, command: str) -> None:
     assert "--resume" not in done.stderr  # there is nothing to go on with
 
 
-def steady(report: Any) -> Any:
-    """A report without what depends on the clock."""
-    if isinstance(report, dict):
-        return {key: steady(value) for key, value in report.items() if key not in ("seconds", "latency_ms")}
-    return [steady(value) for value in report] if isinstance(report, list) else report
-
-
-def test_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_in_a_run(
+    few_digits: Callable[[Path, int, int], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """One line and exit code 130; `--resume` ends where a run that was left alone ends."""
-    full = pb.load_data("digits", valid_fraction=0.0)
-    train, test = full.train.take(160), full.test.take(60)
-    np.savez(
-        tmp_path / "few.npz", x_train=train.images.numpy(), y_train=train.labels.numpy(),
-        x_test=test.images.numpy(), y_test=test.labels.numpy(),
-    )  # fmt: skip
+    few_digits(tmp_path, 160, 60)
 
     def run(out: Path, *more: str) -> int:
         with pytest.raises(SystemExit) as stop:
@@ -92,6 +85,6 @@ def test_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert code == 130 and steps == 5 and "--resume" in error and "Traceback" not in error
     assert not (tmp_path / "stopped" / MANIFEST).exists() and not list((tmp_path / "stopped").rglob(".*"))
     assert run(tmp_path / "stopped", "--resume") == 0
-    reports = [steady(json.loads((tmp_path / name / "report.json").read_text())) for name in ("whole", "stopped")]
-    assert reports[0] == reports[1]
-    assert reports[0]["threads"] == torch.get_num_threads()
+    whole, stopped = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "stopped"))
+    assert steady(whole) == steady(stopped)
+    assert whole["threads"] == stopped["threads"] == torch.get_num_threads()

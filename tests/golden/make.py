@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import pyrobnn as pb
-from pyrobnn.report.report import VOLATILE
+from pyrobnn.report.report import steady
 
 HERE = Path(__file__).parent
 METHODS = ("ard", "rbp", "hbfp", "turbo-vbi", "self-compression")
@@ -35,13 +35,6 @@ def machine() -> dict[str, str]:
     return {"processor": processor, "torch": torch.__version__, "kernels": torch.backends.cpu.get_cpu_capability()}
 
 
-def steady(report: Any) -> Any:
-    """A report without seconds, latencies and versions."""
-    if isinstance(report, dict):
-        return {key: steady(value) for key, value in report.items() if key not in VOLATILE}
-    return [steady(value) for value in report] if isinstance(report, list) else report
-
-
 def made(name: str) -> Any:
     """The report of one case, on one thread."""
     threads = torch.get_num_threads()
@@ -54,7 +47,7 @@ def made(name: str) -> Any:
             )
     finally:
         torch.set_num_threads(threads)
-    return steady(json.loads(json.dumps(result.report)))
+    return steady(result.report)
 
 
 def kept(name: str) -> Any:

@@ -13,26 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import pyrobnn as pb
 from pyrobnn.io.manifest import MANIFEST, RunFiles
+from pyrobnn.report.report import steady
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
-VOLATILE = ("seconds", "latency_ms", "versions", "draws_per_second")
 
 
 @pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("few") / "few.npz"
-    full = pb.load_data("digits", valid_fraction=0.0)
-    train, test = full.train.take(100), full.test.take(40)
-    np.savez(
-        path, x_train=train.images.numpy(), y_train=train.labels.numpy(), x_test=test.images.numpy(),
-        y_test=test.labels.numpy(),
-    )  # fmt: skip
-    return path
+def few(few_digits: Callable[[Path, int, int], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return few_digits(tmp_path_factory.mktemp("few"), 100, 40) / "few.npz"
 
 
 def run(few: Path, out: Path, method: str, *, resume: bool) -> None:
@@ -90,12 +82,6 @@ def kill_at(event: int) -> None:
 
     for name in ("fsync", "replace", "unlink", "mkdir"):
         setattr(os, name, deadly(getattr(os, name)))
-
-
-def steady(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: steady(value) for key, value in content.items() if key not in VOLATILE}
-    return [steady(value) for value in content] if isinstance(content, list) else content
 
 
 def result_of(out: Path) -> dict[str, Any]:

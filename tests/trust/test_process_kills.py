@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import pyrobnn as pb
@@ -20,13 +19,8 @@ pytestmark = pytest.mark.timeout(3600)
 
 
 @pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("few") / "few.npz"
-    data = pb.load_data("digits")
-    train, test = data.train.take(160), data.test.take(40)
-    x = {"x_train": train.images.numpy(), "x_test": test.images.numpy()}
-    np.savez(path, **x, y_train=train.labels.numpy(), y_test=test.labels.numpy())
-    return path
+def few(few_digits: Callable[[Path, int, int], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return few_digits(tmp_path_factory.mktemp("few"), 160, 40) / "few.npz"
 
 
 def run(few: Path, out: Path, resume: bool, victim: int = -1, moment: int = 0) -> tuple[str, int]:
