@@ -63,14 +63,19 @@ def estimate(macs: float, params: float, speed: float, passes: dict[str, float])
     return rows
 
 
+def ratios() -> dict[str, float]:
+    """Of a step with noise, and of one with a teacher, to a plain one: from the result files of other scripts."""
+    noise, steps = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("noise_step", "step_cost"))
+    return {
+        "noise_ratio": max(noise[name]["ratio_in"] for name in ("vgg16", "resnet20")),
+        "teacher_ratio": steps["resnet20"]["steps"]["tuning with teacher fp32"]["ratio"],
+    }
+
+
 def main() -> None:
     """Measures what can be measured here, and multiplies."""
-    steps = json.loads((RESULTS / "noise_step.json").read_text())
-    noise = max(steps[name]["ratio_in"] for name in ("vgg16", "resnet20"))
-    teacher = json.loads((RESULTS / "step_cost.json").read_text())["resnet20"]["steps"]["tuning with teacher fp32"][
-        "ratio"
-    ]
-    passes = forward_passes(noise, teacher)
+    measured = ratios()
+    passes = forward_passes(measured["noise_ratio"], measured["teacher_ratio"])
     networks: dict[str, Any] = {}
     for name, spec in NETWORKS.items():
         torch.manual_seed(0)
@@ -85,8 +90,7 @@ def main() -> None:
         "target_macs": LEFT,
         "batch_per_device": BATCH,
         "valid_share": VALID_SHARE,
-        "noise_ratio": noise,
-        "teacher_ratio": teacher,
+        **measured,
         "assumed": ASSUMED,
         "forward_passes_per_training_image": {part: number / IMAGES for part, number in passes.items()},
         "networks": networks,

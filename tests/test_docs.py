@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +26,14 @@ def blocks(text: str) -> list[str]:
 
 
 @pytest.fixture
-def tables(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module benchmarks/tables.py."""
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """Imports a script of benchmarks/."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import tables
-
-    yield tables
-    for name in ("tables", "uncertainty", "criteria_tables", "criteria_summary"):
-        sys.modules.pop(name, None)
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if "." not in name and (ROOT / "benchmarks" / f"{name}.py").is_file():
+            del sys.modules[name]
 
 
 def test_the_readme_is_short() -> None:
@@ -57,12 +60,21 @@ def test_the_code_of_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch: p
     matplotlib.pyplot.close("all")
 
 
-def test_tables_are_made_from_the_result_files(tables: Any) -> None:
+def test_tables_are_made_from_the_result_files(script: Callable[[str], Any]) -> None:
+    tables = script("tables")
     pages = tables.pages()
     assert ROOT / "README.md" in pages and len(pages) > 8
     for page in pages:
         text = page.read_text(encoding="utf-8")
         assert tables.filled(text) == text, f"{page.relative_to(ROOT)}: run python benchmarks/tables.py"
+
+
+def test_files_that_sum_up_others_are_not_older(script: Callable[[str], Any]) -> None:
+    results = ROOT / "benchmarks" / "results"
+    assert script("recipes").summary() == json.loads((results / "recipes.json").read_text()), "run recipes.py summary"
+    assert script("scaling").ratios().items() <= json.loads((results / "scaling.json").read_text()).items(), (
+        "run scaling.py"
+    )
 
 
 WITH_CODE = [

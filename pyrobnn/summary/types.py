@@ -57,8 +57,8 @@ class ChannelSummary:
         kept: `[channels]`, the decision.
         threshold: the cut line, if a fixed one was used.
         round: of the last decision on this group.
-        evidence: `[channels]`, log evidence for keeping the channel against a prior that is zero there
-            (exact Savage-Dickey ratio, negative: cut); None unless guide and prior are Gaussian.
+        evidence: `[channels]`, log evidence for keeping the channel over having it at zero (negative: cut), under the prior it
+            was fitted with; see :mod:`pyrobnn.summary.evidence`. None where neither that prior nor a loss in nats says it.
         loc, scale: `[channels]` for channel-level sites, else None.
         ranking: `[channels]`, what a budget spends instead of `nats`, where another score with one scale for all
             groups ranks better; its unit is not nats.
