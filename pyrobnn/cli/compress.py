@@ -36,14 +36,16 @@ def compress(
     out_console.print(escape(first), soft_wrap=True)
     from pyrobnn.channels import PruningPlan
     from pyrobnn.compression.compress import compress as run
+    from pyrobnn.io.processes import together
     from pyrobnn.report.headline import target_lines
 
     if from_scratch != (plan is not None):
         raise ConfigError("--from-scratch and --plan go together: the plan says which architecture to train")
     given = {name: value for name, value in options.items() if value is not None}
-    if plan is not None:
-        given["from_scratch"] = PruningPlan.load(plan)
-    result = run(model, data, out=out, **given)
+    with together() as processes:
+        if plan is not None:
+            given["from_scratch"] = processes.first_does(lambda: PruningPlan.load(plan))
+        result = run(model, data, out=out, **given)
     out_console.print(summary_table(result.report))
     out_console.print(spent(result.report), style="dim", soft_wrap=True)
     for line in target_lines(result.report):

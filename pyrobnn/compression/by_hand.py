@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from torch import nn
 
 from pyrobnn.channels import PruningPlan, channel_groups, compact
 from pyrobnn.compression.result import Result, finish
-from pyrobnn.compression.store import find_spec
+from pyrobnn.compression.store import claim, find_spec
 from pyrobnn.data import Data, load_data
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.function import NoLatents
 from pyrobnn.inference.precision import choose_layout, resolve_device
 from pyrobnn.inference.progress import RunProgress
+from pyrobnn.io.processes import here_first
 from pyrobnn.nets import check_fits
 from pyrobnn.nets.calling import set_mode
 from pyrobnn.nets.replica import copy_net
@@ -115,61 +117,69 @@ def report_on(
         posterior: that the plan was made from, for its pictures and `posterior.nc`.
         task, seed, device: as for :func:`~pyrobnn.compress`; the seed is that of your own steps, for the record.
         epochs: passes by phase that you spent, such as `{"infer": 5, "tune": 10}`, for the record.
-        out: run directory to write.
+        out: run directory to write, a new one; of several processes the first writes it.
         **target: what was asked for (`max_drop`, `target_macs`, `target_params`, `target_latency`): whether it was met is in the report.
 
     Raises:
-        PyrobnnError: networks, plan and data that do not fit, or an unknown target.
+        PyrobnnError: networks, plan and data that do not fit, an unknown target, or a directory that holds something else.
     """
     start = time.perf_counter()
     unknown = [name for name in target if name not in ("max_drop", *(f"target_{cost}" for cost in BUDGETS))]
     if unknown:
         raise ConfigError(f"a target is max_drop, target_macs, target_params or target_latency, got {unknown[0]!r}")
-    context = _context(dense, data, task, {"seed": seed, "device": device, "progress": False, **target})
-    expected = {
-        name: tuple(value.shape)
-        for name, value in compact(dense, plan, None, groups=context.table).state_dict().items()
-    }
-    found = {name: tuple(value.shape) for name, value in small.state_dict().items()}
-    if expected != found:
-        name = next(name for name in (*expected, *found) if expected.get(name) != found.get(name))
-        raise ConfigError(
-            f"the plan leaves {name} {expected.get(name, 'out')} of the dense network, the small one has "
-            f"{found.get(name, 'none')}: compose the plans of all cuts"
+    path = Path(out) if out is not None and here_first() else None
+    with nullcontext() if path is None else claim(path, resume=False):
+        context = _context(dense, data, task, {"seed": seed, "device": device, "progress": False, **target})
+        expected = {
+            name: tuple(value.shape)
+            for name, value in compact(dense, plan, None, groups=context.table).state_dict().items()
+        }
+        found = {name: tuple(value.shape) for name, value in small.state_dict().items()}
+        if expected != found:
+            name = next(name for name in (*expected, *found) if expected.get(name) != found.get(name))
+            raise ConfigError(
+                f"the plan leaves {name} {expected.get(name, 'out')} of the dense network, the small one has "
+                f"{found.get(name, 'none')}: compose the plans of all cuts"
+            )
+        if context.config.within_drop and not context.validates:
+            raise ConfigError("max_drop is judged on validation images: load the data with valid_fraction above 0")
+        small = copy_net(small)
+        left = context.left(plan)
+        base, error = context.scored(copy_net(dense)) if context.validates else (None, 0.0)
+        tuned = context.score(small)
+        cost = {name: float(getattr(context.dense_cost, name)) for name in ("params", "macs")}
+        entry = {
+            "round": 1,
+            **{name: round(left[name] * cost[name]) for name in cost},
+            **context.validation_entry(tuned),
+            "widths": plan.widths(),
+        }
+        state = State(
+            dense=copy_net(dense),
+            net=small,
+            plan=plan,
+            base=base,
+            base_error=error,
+            posterior=_decided(posterior, plan),
+            rounds=() if plan.is_full else (entry,),
+            spent={"dense": 0, "infer": 0, "tune": 0, **(epochs or {})},
+            tuned=tuned,
+            seconds=time.perf_counter() - start,
         )
-    if context.config.within_drop and not context.validates:
-        raise ConfigError("max_drop is judged on validation images: load the data with valid_fraction above 0")
-    small = copy_net(small)
-    left = context.left(plan)
-    base, error = context.scored(copy_net(dense)) if context.validates else (None, 0.0)
-    tuned = context.score(small)
-    cost = {name: float(getattr(context.dense_cost, name)) for name in ("params", "macs")}
-    entry = {
-        "round": 1,
-        **{name: round(left[name] * cost[name]) for name in cost},
-        **context.validation_entry(tuned),
-        "widths": plan.widths(),
-    }
-    state = State(
-        dense=copy_net(dense),
-        net=small,
-        plan=plan,
-        base=base,
-        base_error=error,
-        posterior=_decided(posterior, plan),
-        rounds=() if plan.is_full else (entry,),
-        spent={"dense": 0, "infer": 0, "tune": 0, **(epochs or {})},
-        tuned=tuned,
-        seconds=time.perf_counter() - start,
-    )
-    sizes: dict[str, Any] = {"num_classes": context.data.num_classes, "in_channels": context.data.image_shape[0]}
-    if len(context.data.image_shape) == 3:
-        sizes["image_size"] = context.data.image_shape[1:]
-    source = data if isinstance(data, str | Path) else None
-    path = None if out is None else Path(out)
-    return finish(
-        context, state, find_spec(dense, sizes), source, path, "all", True, more={"rule": METHOD.rule, "settings": {}}
-    )
+        sizes: dict[str, Any] = {"num_classes": context.data.num_classes, "in_channels": context.data.image_shape[0]}
+        if len(context.data.image_shape) == 3:
+            sizes["image_size"] = context.data.image_shape[1:]
+        source = data if isinstance(data, str | Path) else None
+        return finish(
+            context,
+            state,
+            find_spec(dense, sizes),
+            source,
+            path,
+            "all",
+            True,
+            more={"rule": METHOD.rule, "settings": {}},
+        )
 
 
 def _context(net: nn.Module, data: Any, task: str | Task | None, options: dict[str, Any]) -> Context:

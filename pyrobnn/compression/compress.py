@@ -20,6 +20,8 @@ from pyrobnn.channels import channel_groups
 from pyrobnn.compression.result import Result, finish
 from pyrobnn.compression.store import claim, find_spec
 from pyrobnn.data import Data, load_data
+from pyrobnn.data.arrays import same_in_all
+from pyrobnn.data.memory import room_of_all
 from pyrobnn.errors import ConfigError
 from pyrobnn.inference.fit import LOWER
 from pyrobnn.inference.precision import choose_layout, resolve_device, resolve_precision
@@ -118,7 +120,9 @@ def _compress(
         raise ConfigError(f"--target-nonzero needs a method that zeroes single weights ({able}), got {chosen.name}")
     source = data if isinstance(data, str | Path) else None
     # The first process leads, so that what is downloaded is there for the others.
-    data = processes.first_leads(lambda: _loaded(data, config, net, task if isinstance(task, str) else None))
+    with room_of_all():
+        data = processes.first_leads(lambda: _loaded(data, config, net, task if isinstance(task, str) else None))
+    same_in_all(data)
     chosen_task = task_for(data, task)
     if likelihood is not None:
         chosen_task = replace(chosen_task, likelihood=likelihood)

@@ -16,7 +16,7 @@ from pyrobnn.compression.export import Exported, export
 from pyrobnn.compression.store import DENSE, claim, write_run
 from pyrobnn.inference.measuring import milliseconds
 from pyrobnn.inference.precision import cpu_has_bf16
-from pyrobnn.io.processes import current
+from pyrobnn.io.processes import current, here_first
 from pyrobnn.methods.registry import METHODS
 from pyrobnn.metrics.latency import relative_latency, smallest_batch
 from pyrobnn.metrics.paired import compare
@@ -73,13 +73,14 @@ class Result:
         return export(self.compact, self._images, path, format=format, normalise=inside)
 
     def save(self, path: str | Path) -> None:
-        """Write the run directory (see :func:`~pyrobnn.load_compact`).
+        """Write the run directory (see :func:`~pyrobnn.load_compact`). Of several processes the first one writes it.
 
         Raises:
             CheckpointError: the directory holds something else.
         """
-        with claim(Path(path), resume=False):
-            self._write(Path(path))
+        if here_first():
+            with claim(Path(path), resume=False):
+                self._write(Path(path))
 
     def _write(self, path: Path) -> None:
         write_run(

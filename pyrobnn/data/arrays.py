@@ -13,6 +13,7 @@ from pyrobnn.data.inputs import Packing
 from pyrobnn.data.split import Batch, Split
 from pyrobnn.data.statistics import channel_statistics, fingerprint, stratified_split
 from pyrobnn.errors import DataError
+from pyrobnn.io.processes import current
 
 __all__ = ["Batch", "Data", "Split", "channel_statistics", "fingerprint", "stratified_split"]
 
@@ -117,4 +118,18 @@ class Data:
             test=replace(self.test, mean=means, std=stds),
             mean=means,
             std=stds,
+        )
+
+
+def same_in_all(data: Data) -> None:
+    """All processes of a run have the same images, kept in the same way: each takes its part of every batch.
+
+    Raises:
+        DataError: They have not; in all of them.
+    """
+    found = current().each(data.fingerprint)
+    if len(set(found)) > 1:
+        raise DataError(
+            f"expected the same data in all {len(found)} processes, got {', '.join(found)} (fingerprints): load the same source in "
+            "each, with stream=True or stream=False where memory decides, after torch.manual_seed where reading is random"
         )

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from pyrobnn.io.launch import on_this_machine
+from pyrobnn.io.processes import current
 
 #: Share of the free memory that the images of a data set may take; more than that is streamed.
 MEMORY_SHARE = 0.25
@@ -26,9 +30,23 @@ def free_memory() -> int:
     return max(0, min(found))
 
 
+_agreed: ContextVar[int | None] = ContextVar("room", default=None)
+
+
 def room_for_images() -> int:
     """Bytes of images that `load_data` keeps in memory, in each process of a run."""
-    return int(MEMORY_SHARE * free_memory()) // on_this_machine()
+    agreed = _agreed.get()
+    return int(MEMORY_SHARE * free_memory()) // on_this_machine() if agreed is None else agreed
+
+
+@contextmanager
+def room_of_all() -> Iterator[None]:
+    """The same room in all processes of a run: what the one with the least has now, before any has taken its part."""
+    token = _agreed.set(min(current().each(room_for_images())))
+    try:
+        yield
+    finally:
+        _agreed.reset(token)
 
 
 def _of_the_machine() -> int:

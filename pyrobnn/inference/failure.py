@@ -32,6 +32,9 @@ class Unreproduced(NumericalError):
 def named_failure(objective: Objective, seed: int, x: Tensor, y: Tensor, view: Tensor | None) -> NumericalError:
     """The error of a step that failed, found by repeating it site by site; parameters stay as they are.
 
+    The step is repeated to its end whatever is found on the way: of several processes one alone may find it, and the others
+    wait for its part of what a backward pass exchanges.
+
     Args:
         objective: with the parameters that the step had.
         seed: of the step's draws.
@@ -40,6 +43,7 @@ def named_failure(objective: Objective, seed: int, x: Tensor, y: Tensor, view: T
     seeded(seed, x.device)
     model, guide = objective.model, objective.guide
     first: list[str] = []
+    found: NumericalError | None = None
 
     def look(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -53,23 +57,28 @@ def named_failure(objective: Objective, seed: int, x: Tensor, y: Tensor, view: T
     try:
         with model.frozen_statistics():
             parts = objective.elbo.parts(model, guide, x, y)
-            check_finite(parts)
+            try:
+                check_finite(parts)
+            except NumericalError as error:
+                where = f" (first in the output of module {first[0]!r})" if first and "'obs'" in str(error) else ""
+                found = NumericalError(str(error) + where)
             loss = parts.nll + objective.kl_weight * parts.total_kl(parts.nll)
             step = Step(x, y, parts.output, model, guide, view)
             for term in objective.terms:
                 value = term(step)
-                if not torch.isfinite(value):
-                    return NumericalError(
+                if found is None and not torch.isfinite(value):
+                    found = NumericalError(
                         f"the term {type(term).__name__} of the loss is {float(value.detach())}: {ADVICE}"
                     )
                 loss = loss + value
             loss.backward()
     except NumericalError as error:
-        where = f" (first in the output of module {first[0]!r})" if first and "'obs'" in str(error) else ""
-        return NumericalError(str(error) + where)
+        found = found or error
     finally:
         for handle in handles:
             handle.remove()
+    if found is not None:
+        return found
     named = [*model.net.named_parameters(), *guide.named_parameters()]
     for name, parameter in named:
         if parameter.grad is not None and not torch.isfinite(parameter.grad).all():

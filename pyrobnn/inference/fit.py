@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyrobnn.channels import PruningPlan
 from pyrobnn.data import Data
+from pyrobnn.data.arrays import same_in_all
 from pyrobnn.errors import ConfigError
 from pyrobnn.guides.local import local_params
 from pyrobnn.inference.callbacks import Callback
@@ -106,6 +107,7 @@ def fit(
         raise ConfigError(f"expected settings of FitConfig as keywords, got {min(unknown)!r}")
     config = replace(config or FitConfig(), **settings)
     with together() as processes, local_params(model, guide), torch.random.fork_rng(devices=[]), ExitStack() as held:
+        same_in_all(data)
         if checkpoint is not None:
             target = Path(checkpoint)
             save = lambda current: save_checkpoint(current, target)  # noqa: E731

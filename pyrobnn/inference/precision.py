@@ -66,7 +66,7 @@ def resolve_precision(
     if device.type == "cuda" and name == "auto":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
     if name == "auto":
-        if device.type != "cpu" or not cpu_has_bf16():
+        if device.type != "cpu" or not all(current().each(cpu_has_bf16())):  # machines of a run can differ
             return None
         times = milliseconds(net, example) if net is not None and example is not None else None
         times = current().agreed(times)  # clocks differ

@@ -14,6 +14,18 @@ from pyrobnn.errors import CheckpointError
 
 LOCK = ".lock"  # only on Windows
 _BUSY = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK)
+_held: set[int] = set()
+
+
+def _of_the_parent() -> None:
+    """A fork has the locks of its parent: a worker that reads images would keep them when its parent is killed."""
+    for handle in _held:
+        os.close(handle)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_of_the_parent)
 
 
 @contextmanager
@@ -28,6 +40,7 @@ def locked(folder: str | Path) -> Iterator[None]:
     """
     folder = Path(folder)
     handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT) if sys.platform == "win32" else os.open(folder, os.O_RDONLY)
+    _held.add(handle)
     try:
         try:
             _acquire(handle)
@@ -42,7 +55,9 @@ def locked(folder: str | Path) -> Iterator[None]:
             )
         yield
     finally:
-        os.close(handle)  # releases the lock
+        if handle in _held:  # else a fork comes out of here
+            _held.remove(handle)
+            os.close(handle)  # releases the lock
 
 
 def _acquire(handle: int) -> None:

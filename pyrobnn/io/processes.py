@@ -12,21 +12,21 @@ from __future__ import annotations
 import inspect
 import itertools
 import os
-import re
-import signal
-import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakSet
 
 from pyrobnn.errors import ProcessError, PyrobnnError
 from pyrobnn.io import launch
+from pyrobnn.io.ending import Ending, of_another
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # A process that has died is noticed at once; this is for one that hangs, and longer than the first may take alone.
 TIMEOUT = timedelta(hours=2)
-_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket|timed out", re.IGNORECASE)
-_GO_ON = "run the same command with --resume to go on from the last checkpoint, on as many processes as you like"
 # A kernel of one channel lies the same in both layouts; where the two differ in name gradients are copied.
 _HARMLESS = ".*Grad strides do not match bucket view strides"
 
@@ -53,6 +51,7 @@ class Processes:
     rank: int = 0
     size: int = 1
     host: Any = None
+    _wrapped: WeakSet[Any] = field(default_factory=WeakSet, repr=False, compare=False)
 
     @property
     def first(self) -> bool:
@@ -158,7 +157,21 @@ class Processes:
             "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
         }
         # Which parameters a step uses can change: means alone at first, say.
-        return DistributedDataParallel(module, find_unused_parameters=True, **options)
+        wrapped = DistributedDataParallel(module, find_unused_parameters=True, **options)
+        self._wrapped.add(wrapped)
+        return wrapped
+
+    def let_go(self, error: BaseException | None = None) -> None:
+        """Drop what holds the group's connections: modules of :meth:`shared`, and the frames of an error.
+
+        Gloo closes them when nothing refers to the group any more, and only then do the others see that this one is gone.
+        """
+        for wrapped in self._wrapped:
+            wrapped.reducer = wrapped.logger = wrapped.process_group = wrapped.device_mesh = None
+        self._wrapped.clear()
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__cause__ or error.__context__
 
 
 def part_of(count: int, rank: int, size: int) -> tuple[int, int]:
@@ -175,7 +188,7 @@ def part_of(count: int, rank: int, size: int) -> tuple[int, int]:
 
 
 @cache
-def _launchers_store() -> Any:
+def _launchers_store(*where: str) -> Any:
     """The store of keys at the address that the launcher says; kept, as the first process may be the one that serves it.
 
     It would go with the first group otherwise, while another process that has left that group already is at the next one.
@@ -183,6 +196,13 @@ def _launchers_store() -> Any:
     import torch.distributed as dist
 
     return next(dist.rendezvous("env://", timeout=TIMEOUT))
+
+
+def here_first() -> bool:
+    """Whether this process writes what all processes of a script make, where none waits for another."""
+    import torch.distributed as dist
+
+    return dist.get_rank() == 0 if dist.is_available() and dist.is_initialized() else launch.rank() == 0
 
 
 _joined = itertools.count()  # groups that were begun; the same number in all processes
@@ -225,24 +245,31 @@ def together() -> Iterator[Processes]:
     store = None if begun else _begin()
     host = dist.new_group(backend="gloo", timeout=TIMEOUT) if begun else None
     processes = Processes(dist.get_rank(), dist.get_world_size(), host)
-    try:
-        with _as(processes), warnings.catch_warnings(), nullcontext() if begun else _ending_with_a_line():
-            warnings.filterwarnings("ignore", message=_HARMLESS)
-            if not processes.first:
-                warnings.simplefilter("ignore")
-            yield processes
-    except BaseException as error:
-        lost = _lost(error)
-        _tell(lost or error, store, processes)
-        if lost is not None:
-            raise lost from error
-        raise
-    finally:
-        if not begun:
-            # The group's threads still let go of what they sent last, for which they need the interpreter's lock. torch
-            # 2.6 holds it while it waits for them to end: for ever.
-            time.sleep(0.1)
-            dist.destroy_process_group()
+    lost: ProcessError | None = None
+    with nullcontext() if begun else Ending() as ending:
+        try:
+            with _as(processes), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=_HARMLESS)
+                if not processes.first:
+                    warnings.simplefilter("ignore")
+                yield processes
+        except BaseException as error:
+            lost = of_another(error)
+            _tell(lost or error, store, processes)
+            if ending is not None:
+                ending.after(lost or error)
+                processes.let_go(error)
+            if lost is not None:
+                raise lost from error
+            raise
+        finally:
+            lost = None  # its traceback holds this frame: a circle would keep the connections until it is collected
+            if not begun:
+                processes.let_go()
+                # The group's threads still let go of what they sent last, for which they need the interpreter's lock.
+                # torch 2.6 holds it while it waits for them to end: for ever.
+                time.sleep(0.1)
+                dist.destroy_process_group()
 
 
 def _begin() -> Any:
@@ -250,51 +277,32 @@ def _begin() -> Any:
     import torch
     import torch.distributed as dist
 
-    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+    # DDP imports it too. Its functions have the group that there is then as a default, and hold its connections for good.
+    import torch.distributed.nn.functional
+
+    where = {name: os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")}
+    if missing := [name for name, value in where.items() if not value]:
         raise ProcessError(
             f"WORLD_SIZE says that there are several processes, and {missing[0]} is not set: start them with torchrun"
         )
     device = torch.cuda.is_available()
     if device:
         torch.cuda.set_device(launch.local_rank() % torch.cuda.device_count())
-    store, rank, size = _launchers_store()
     backend = "cpu:gloo,cuda:nccl" if device else "gloo"
-    # The store outlives a group: the next one must not read the addresses of the last.
-    shared = dist.PrefixStore(f"pyrobnn/{next(_joined)}", store)
-    dist.init_process_group(backend, store=shared, rank=rank, world_size=size, timeout=TIMEOUT)
-    return shared
-
-
-def _lost(error: BaseException) -> ProcessError | None:
-    """What a failed exchange means: another process is gone."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    if type(error) is not RuntimeError and not kinds & {"DistError", "DistBackendError", "DistNetworkError"}:
-        return None
-    return (
-        ProcessError(f"another process of this run has ended or does not answer: {_GO_ON}")
-        if _LOST.search(str(error))
-        else None
-    )
-
-
-@contextmanager
-def _ending_with_a_line() -> Iterator[None]:
-    """A launcher that sees a process die ends the others by SIGTERM, maybe before they have seen it: that is told too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    mine = os.getpid()
-
-    def end(*_: Any) -> None:
-        if os.getpid() != mine:  # a worker that reads images has inherited this
-            os._exit(128 + signal.SIGTERM)
-        raise ProcessError(f"told to end (SIGTERM), as the others are when a process has ended: {_GO_ON}")
-
-    before = signal.signal(signal.SIGTERM, end)
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        store, rank, size = _launchers_store(*where.values())
+        # The store outlives a group, and torchrun's outlives processes that it starts again: the next group must not read
+        # the addresses of the last.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        shared = dist.PrefixStore(f"pyrobnn/{attempt}/{next(_joined)}", store)
+        dist.init_process_group(backend, store=shared, rank=rank, world_size=size, timeout=TIMEOUT)
+    except RuntimeError as error:
+        lost = of_another(error)
+        if lost is None:
+            raise
+        lost.told_by_another = False  # type: ignore[attr-defined]
+        raise lost from error
+    return shared
 
 
 def _tell(error: BaseException, store: Any, processes: Processes) -> None:

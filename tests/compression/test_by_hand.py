@@ -88,6 +88,10 @@ def test_the_report_of_the_road_by_hand_has_the_keys_of_a_run(
     assert "Target met." in page and "pyrobnn compress" not in page
     assert result.posterior.channels["conv1"].kept.sum() == len(plan.keep["conv1"])
     assert not settings(report).code
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(pb.CheckpointError, match="holds another run"):
+        pb.report_on(dense, tuned, plan, data, out=tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert [s.id for s in all_sections(report, [], {}, "here")] and (tmp_path / "posterior.nc").exists()
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import pyrobnn as pb
+from pyrobnn.cli.main import main
 from pyrobnn.data import Data
 from pyrobnn.inference.loop import Loop
 
@@ -121,3 +122,30 @@ def test_figures_are_within_seeds(in_processes: Callable[..., list[Any]]) -> Non
     # Three standard errors of the difference of two means, where a mean of 599 images alone has 0.009.
     allowed = 3 * float(torch.sqrt((alone.var() + shared.var()) / 3 + 2 * 0.05 / 599 / 3))
     assert abs(float(alone.mean() - shared.mean())) < allowed
+
+
+def saved(out: Path) -> None:
+    pb.compress(net(), few(), target_macs=0.5, epochs=3, precision="fp32", progress=False).save(out)
+
+
+def test_of_a_result_that_all_save_the_first_writes_the_files(
+    tmp_path: Path, in_processes: Callable[..., list[Any]]
+) -> None:
+    in_processes(2, saved, tmp_path / "run")
+    assert pb.load_compact(tmp_path / "run", factory=net)(few().example).shape == (2, 10)
+
+
+def commanded(arguments: list[str]) -> Any:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    return stop.value.code
+
+
+def test_a_plan_that_cannot_be_read_is_told_once(
+    few_digits: Callable[[Path, int, int], Path], tmp_path: Path, in_processes: Callable[..., list[Any]], capfd: Any
+) -> None:
+    few_digits(tmp_path, 100, 40)
+    arguments = ["compress", "--model", "small_cnn", "--data", str(tmp_path / "few.npz"), "--from-scratch"]
+    arguments += ["--plan", str(tmp_path / "none.json"), "--out", str(tmp_path / "run")]
+    assert in_processes(2, commanded, arguments) == [2, 2]
+    assert capfd.readouterr().err.count("error: cannot read the plan") == 1

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from pyrobnn.data import Augment, Split, load_data
+from pyrobnn.data import Augment, Split, load_data, memory
+from pyrobnn.data.arrays import same_in_all
 from pyrobnn.data.memory import room_for_images
 from pyrobnn.data.stream import default_workers
 from pyrobnn.errors import DataError
-from pyrobnn.io.processes import part_of
+from pyrobnn.io.processes import current, part_of, together
 
 
 def split(count: int, augment: Augment | None) -> Split:
@@ -99,3 +103,28 @@ def test_processes_of_a_machine_share_its_memory_and_processors(
     alone = room_for_images(), default_workers()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert (room_for_images(), default_workers()) == (alone[0] // 4, 3)
+
+
+def loaded_with_room(images: list[int]) -> tuple[str, str]:
+    """Each process has room for so many images of its own: what compress makes of that, and what fit does."""
+    memory.free_memory = lambda: round(images[current().rank] * 36 / memory.MEMORY_SHARE)  # type: ignore[assignment]
+    os.environ["LOCAL_WORLD_SIZE"] = "1"
+    source = TensorDataset(torch.rand(30, 1, 6, 6), torch.arange(30) % 3)
+    with together() as processes:
+        with memory.room_of_all():
+            data = processes.first_leads(lambda: load_data(source))
+        kinds = processes.each(type(data.train.images).__name__)
+        same_in_all(data)
+        own = load_data(source)
+        try:
+            same_in_all(own)
+        except DataError as error:
+            return str(kinds), str(error)
+    return str(kinds), "the same"
+
+
+def test_all_processes_stream_or_none(in_processes: Callable[..., list[Any]]) -> None:
+    for rooms, kind in (([1000, 1000], "Tensor"), ([1000, 10], "StreamedImages"), ([10, 1000], "StreamedImages")):
+        for kinds, said in in_processes(2, loaded_with_room, rooms):
+            assert kinds == str([kind] * 2)
+            assert ("with stream=True or stream=False" in said) == (rooms[0] != rooms[1])

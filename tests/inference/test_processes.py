@@ -19,6 +19,7 @@ from pyrobnn.criteria.curvature import expected_fisher
 from pyrobnn.criteria.laplace import laplace_gates
 from pyrobnn.data import Augment, Data
 from pyrobnn.guides.local import local_params
+from pyrobnn.inference import precision
 from pyrobnn.inference.callbacks import Callback, FitState
 from pyrobnn.inference.config import FitConfig
 from pyrobnn.inference.loop import Loop
@@ -207,9 +208,31 @@ class FailsInOne(nn.Module):
         return self.last(x.flatten(1)) * factor
 
 
-def failing() -> str:
+class Exchanges(torch.autograd.Function):
+    """What SyncBatchNorm does in its backward pass: one that does not come keeps the others waiting."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        current().sum(gradient.clone())
+        return gradient
+
+
+class ExchangingFails(FailsInOne):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(Exchanges.apply(self.first(x.flatten(1))))
+
+
+def failing(net: type[nn.Module]) -> str:
     data = small_data()
-    model = pb.BayesianModel(FailsInOne(), pb.priors.Gaussian(1.0), data_size=len(data.train))
+    model = pb.BayesianModel(net(), pb.priors.Gaussian(1.0), data_size=len(data.train))
     try:
         pb.fit(model, pb.guides.MeanField(model), data, batch_size=8, epochs=1, precision="fp32", progress=False)
     except pb.NumericalError as error:
@@ -217,8 +240,11 @@ def failing() -> str:
     return "nothing was raised"
 
 
-def test_a_failure_in_one_is_named_in_all_and_told_once(in_processes: Callable[..., list[Any]]) -> None:
-    said = in_processes(2, failing)
+@pytest.mark.parametrize("net", [FailsInOne, ExchangingFails])
+def test_a_failure_in_one_is_named_in_all_and_told_once(
+    net: type[nn.Module], in_processes: Callable[..., list[Any]]
+) -> None:
+    said = in_processes(2, failing, net)
     assert all("log-likelihood at site 'obs' is nan" in line for line in said)
     assert {line.rsplit(" ", 1)[1] for line in said} == {"True", "False"}
 
@@ -245,6 +271,17 @@ def test_what_the_first_does_alone(in_processes: Callable[..., list[Any]]) -> No
     one, two = in_processes(2, wrong_in_one)
     assert one == ["DataError: no such folder", "ValueError: a mistake", "[1, 2]", "0", "0"]
     assert two == ["DataError: no such folder", "ProcessError: a mistake", "[1, 2]", "1", "0"]
+
+
+def on_two_generations() -> list[Any]:
+    with together() as processes:
+        precision.cpu_has_bf16 = lambda: processes.first  # type: ignore[assignment]
+        found = precision.resolve_precision("auto", torch.device("cpu"), plain_net(), small_data().example)
+        return processes.each(found)
+
+
+def test_processors_without_bfloat16_decide_for_all(in_processes: Callable[..., list[Any]]) -> None:
+    assert in_processes(2, on_two_generations) == [[None, None]] * 2
 
 
 def refused() -> str:

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,6 +49,27 @@ def test_a_killed_holder_releases_it(tmp_path: Path) -> None:
         process.wait()
         with locked(tmp_path):
             pass
+
+
+def test_a_fork_does_not_keep_it(tmp_path: Path) -> None:
+    (up, here), (end, told) = os.pipe(), os.pipe()
+    with locked(tmp_path):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # forks of a process with threads
+            child = os.fork()
+        if child == 0:
+            os.write(here, b".")
+            os.read(end, 1)
+            os._exit(0)
+        os.read(up, 1)
+        with pytest.raises(CheckpointError, match="in use"), locked(tmp_path):
+            pass
+    try:
+        with locked(tmp_path):
+            pass
+    finally:
+        os.write(told, b".")
+        os.waitpid(child, 0)
 
 
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

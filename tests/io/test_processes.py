@@ -1,13 +1,17 @@
-"""What a process is told by a launcher, and what is made of the end of another one."""
+"""What a process is told by a launcher, and how it joins the others."""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from pyrobnn.errors import DataError, ProcessError
 from pyrobnn.io import launch
-from pyrobnn.io.processes import Processes, _lost, current, together
+from pyrobnn.io.processes import Processes, current, together
 
 
 def test_one_process_is_the_identity() -> None:
@@ -48,19 +52,17 @@ def test_an_address_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-@pytest.mark.parametrize(
-    ("error", "lost"),
-    [
-        (RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:18849"), True),
-        (RuntimeError("Timed out waiting 7200000ms for recv operation to complete"), True),
-        (torch.distributed.DistBackendError("NCCL communicator was aborted on rank 1"), True),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-        (DataError("connection reset by peer"), False),
-        (ValueError("gloo"), False),
-    ],
-)
-def test_an_exchange_that_fails_says_that_a_process_is_gone(error: Exception, lost: bool) -> None:
-    found = _lost(error)
-    assert (found is not None) == lost
-    if found is not None:
-        assert "--resume" in str(found) and "\n" not in str(found)
+def again(port: int, attempt: int) -> bool:
+    started = {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": attempt}
+    os.environ.update({name: str(value) for name, value in started.items()})
+    with pytest.raises(DataError) as caught, together() as processes:
+        raise DataError(f"all of {processes.each(attempt)}")
+    assert str(caught.value) == f"all of {[attempt] * 2}"
+    return launch.says(caught.value)
+
+
+def test_processes_that_are_started_again_do_not_meet_the_last_ones(in_processes: Callable[..., list[Any]]) -> None:
+    """`torchrun --max-restarts`: its store outlives the processes, and one speaks in each attempt."""
+    agent = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for attempt in (0, 1):
+        assert sorted(in_processes(2, again, agent.port, attempt)) == [False, True]
