@@ -92,7 +92,9 @@ class BayesianModel(PyroModule):
         self.example_factors: dict[str, Tensor] | None = None  # {group: [B, channels]} on what reads the channels
         self.function_guides: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self.tensor_names = {name for name, _ in net.named_parameters()} | {name for name, _ in net.named_buffers()}
-        self._held = HeldParameters(net, self._random_names(prior, net))
+        self._random: tuple[str, ...] = ()
+        self._random = tuple(self._random_names(prior, net))
+        self._held = HeldParameters(net, list(self._random))
         self._recomputes: str | None = None
         self._probed = False
         self._has_norms = tracks_statistics(net)
@@ -133,7 +135,7 @@ class BayesianModel(PyroModule):
 
     def _view(self, net: nn.Module) -> NetView:
         tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-        return NetView(tensors, self.groups or [], self._gates[0])
+        return NetView(tensors, self.groups or [], self._gates[0], self._random)
 
     def view(self) -> NetView:
         """The network's tensors and channel groups, as the prior gets them."""

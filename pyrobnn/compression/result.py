@@ -214,7 +214,8 @@ def finish(
 
     def write(path: Path) -> None:
         if not context.trained and not scratch:  # else it was given, or never trained
-            save_weights(dense, path / DENSE, mean=data.mean, std=data.std, trained_on="train")
+            seen = "train" if len(data.valid) else "all"
+            save_weights(dense, path / DENSE, mean=data.mean, std=data.std, trained_on=seen, data=data.fingerprint)
         result._write(path)
 
     if path is not None:

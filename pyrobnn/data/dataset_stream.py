@@ -109,8 +109,8 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def read_streamed(
     sources: dict[str, Any], image_size: int | None, signals: bool, notes: Notes
-) -> tuple[dict[str, tuple[StreamedImages, np.ndarray]], str, Any]:
-    """By part images that are read when they are needed and targets in memory; how they are made alike; class names."""
+) -> tuple[dict[str, tuple[StreamedImages, np.ndarray]], str]:
+    """By part images that are read when they are needed and targets in memory; how they are made alike."""
     datasets: dict[str, Any] = {}
     for part, source in sources.items():
         dataset = dataset_of(source)
@@ -124,7 +124,8 @@ def read_streamed(
             dataset = Subset(dataset, list(rows))
         datasets[part] = dataset
     probes, pictures = [], True
-    for dataset in datasets.values():
+    dtypes: dict[torch.dtype, str] = {}  # and the part that has it
+    for part, dataset in datasets.items():
         reader = DatasetReader(dataset, False, (), 0, signals)
         for k in range(min(PROBES, len(dataset))):
             array, picture = image_of(
@@ -132,6 +133,12 @@ def read_streamed(
             )
             probes.append(array)
             pictures &= picture
+            dtype = torch.float32 if array.dtype == np.float32 else torch.uint8
+            if dtypes.setdefault(dtype, part) and len(dtypes) > 1:
+                raise DataError(
+                    f"expected images of one type, got {' and '.join(f'{kind} in the {where} part' for kind, where in dtypes.items())}: "
+                    "use the same transforms in all"
+                )
     deep = [int(array.max()) for array in probes if array.dtype == np.uint16]
     drop = bits_to_drop(max(deep), notes) if deep else 0
     sizes = {array.shape[1:] for array in probes}
@@ -142,13 +149,12 @@ def read_streamed(
         notes.add(f"pictures of {len(sizes)} sizes are resized to {image_size}x{image_size}: choose with image_size")
     size = next(iter(sizes)) if image_size is None else (image_size, image_size)
     shape = (max(len(array) for array in probes), *size)
-    dtype = torch.float32 if probes[0].dtype == np.float32 else torch.uint8
     found = {}
     for part, dataset in datasets.items():
         reader = DatasetReader(dataset, pictures, shape, drop, signals)
-        found[part] = (StreamedImages(reader, shape, None, dtype), _all_targets(reader))
+        found[part] = (StreamedImages(reader, shape, None, next(iter(dtypes))), _all_targets(reader))
     words = "" if image_size is None or sizes == {(image_size, image_size)} else f"resized to {image_size}x{image_size}"
-    return found, words, getattr(next(iter(datasets.values())), "classes", None)
+    return found, words
 
 
 class _Targets(Dataset[Any]):

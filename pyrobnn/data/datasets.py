@@ -12,7 +12,18 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from pyrobnn.data.dataset_stream import read_streamed, too_large
 from pyrobnn.data.inputs import PackedDataset, Packing, several
-from pyrobnn.data.items import dataset_of, image_of, is_pair, items_of, pair_of, reason, rows_of, stacked, target_of
+from pyrobnn.data.items import (
+    class_names,
+    dataset_of,
+    image_of,
+    is_pair,
+    items_of,
+    pair_of,
+    reason,
+    rows_of,
+    stacked,
+    target_of,
+)
 from pyrobnn.data.memory import room_for_images
 from pyrobnn.data.notes import Notes
 from pyrobnn.data.pictures import DEFAULT_SIZE, bits_to_drop, eight_bits, resized, with_channels
@@ -59,12 +70,12 @@ def read_torch(
         if stream:
             raise DataError("arrays are in memory already: leave out stream=True, or give a Dataset")
         return _from_arrays(sources, task, image_size, signals, notes)
+    names = class_names(sources)
     if stream:
-        found, words, names = read_streamed(sources, image_size, signals, notes)
+        found, words = read_streamed(sources, image_size, signals, notes)
         return _raw(found, task, words, names)
     gathered = {part: _gather(source, part, signals, notes) for part, source in sources.items()}
     arrays, words = _alike(gathered, image_size, notes)
-    names = next((getattr(dataset_of(source), "classes", None) for source in sources.values()), None)
     return _raw({part: (arrays[part], gathered[part].targets) for part in sources}, task, words, names)
 
 

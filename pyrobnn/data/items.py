@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,25 @@ from pyrobnn.errors import DataError
 def is_pair(source: Any) -> bool:
     """Whether this is ``(images, targets)``."""
     return isinstance(source, tuple | list) and len(source) == 2
+
+
+def class_names(sources: dict[str, Any]) -> Any:
+    """The attribute `classes` of data sets, which have to agree: a label is the number of a name.
+
+    Raises:
+        DataError: Two parts have different names.
+    """
+    found = {part: getattr(dataset_of(source), "classes", None) for part, source in sources.items()}
+    named = {part: list(names) for part, names in found.items() if isinstance(names, list | tuple)}
+    first = next(iter(named), "")
+    for part, names in named.items():
+        if names != named[first]:
+            odd = [name for name in (*named[first], *names) if (name in names) != (name in named[first])]
+            raise DataError(
+                f"expected the same classes, in the same order, in the {first} and {part} data sets, got "
+                + (f"{odd[0]!r} in one only" if odd else f"{names[:3]} for {named[first][:3]}")
+            )
+    return next((names for names in found.values() if names is not None), None)
 
 
 def dataset_of(source: Any) -> Any:
@@ -46,11 +66,13 @@ def rows_of(loader: DataLoader[Any], notes: Notes, part: str) -> Iterable[int]:
     refuse_shared(loader, part)
     sampler = loader.sampler
     whole = range(len(loader.dataset))  # type: ignore[arg-type]
+    # Where batches are given, torch puts a sampler of all images there.
+    batches = loader.batch_sampler if loader.batch_size is None else None
     plain = isinstance(sampler, SequentialSampler) or (isinstance(sampler, RandomSampler) and not sampler.replacement)
-    if plain or sampler is None:
+    if (plain or sampler is None) and batches is None:
         return whole
     with torch.random.fork_rng(devices=[]):
-        visited = [int(row) for row in sampler]
+        visited = [int(row) for row in (sampler if batches is None else chain.from_iterable(batches))]
     rows = sorted(set(visited))
     if len(rows) < len(visited):
         notes.add("a sampler that repeats images is not used: stream=True takes the DataLoader as it is", part)
@@ -65,7 +87,10 @@ def refuse_shared(loader: DataLoader[Any], part: str) -> None:
     Raises:
         DataError: its sampler is torch's `DistributedSampler`.
     """
-    if isinstance(loader.sampler, DistributedSampler):
+    if any(
+        isinstance(part, DistributedSampler)
+        for part in (loader.sampler, getattr(loader.batch_sampler, "sampler", None))
+    ):
         raise DataError(
             f"{part}: expected a DataLoader of all images, got one with a DistributedSampler: leave the sampler out, every "
             "process takes its part of each batch"

@@ -190,5 +190,9 @@ class _Images(Dataset[Any]):
         for place, (number, seed) in enumerate(wanted):
             row = number if self.images.rows is None else int(self.images.rows[number])
             image = reader.whole(row, seed)
+            if image.dtype != batch.dtype:
+                raise DataError(
+                    f"expected all images to be {batch.dtype}, as those looked at before, got {image.dtype} at number {row}"
+                )
             batch[place] = reader.fit(image, row) if self.transform is None else self.transform(image, seed)
         return batch

@@ -52,40 +52,41 @@ def reestimate_batchnorm(
     if not norms or not len(split):
         return net
     momenta = [m.momentum for m in norms]
-    seen, processes = 0, current()
+    seen, mine, processes = 0, 0, current()
     generator = torch.Generator().manual_seed(seed)
     kind = torch.device(device).type
     with eval_mode(net):
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # cumulative average
             norm.train()
         for number, (x, _) in enumerate(split.batches(batch_size, generator=generator, augment=augment, device=device)):
             if len(x) == 1:
                 continue
             if number % processes.size == processes.rank:
+                mine += len(x)
+                for norm in norms:
+                    norm.momentum = len(x) / mine  # the average over images: a last batch can be small
                 with torch.autocast(kind, autocast or torch.bfloat16, autocast is not None):
                     output_of(net, as_channels_last(x))
             seen += len(x)
             if seen >= examples:
                 break
     if not processes.alone:
-        _joined(norms, processes)
+        _joined(norms, processes, mine)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return net
 
 
-def _joined(norms: list[nn.modules.batchnorm._BatchNorm], processes: Processes) -> None:
-    """Cumulative averages over the batches of all processes from those of each, in place."""
+def _joined(norms: list[nn.modules.batchnorm._BatchNorm], processes: Processes, mine: int) -> None:
+    """Averages over the images of all processes from those over the images of each, in place."""
+    images = torch.tensor(mine)
+    processes.sum(images)
     for norm in norms:
         count, mean, variance = norm.num_batches_tracked, norm.running_mean, norm.running_var
         assert count is not None and mean is not None and variance is not None
         for average in (mean, variance):
-            average.mul_(count) if int(count) else average.zero_()
+            average.mul_(mine / max(1, int(images)))
         processes.sum(mean, variance, count)
-        if not int(count):
+        if not int(images):
             norm.reset_running_stats()
-            continue
-        for average in (mean, variance):
-            average.div_(count)

@@ -186,6 +186,10 @@ class ELBO(PyroELBO):
         for name, site in guide_trace.nodes.items():
             if site["type"] == "sample" and name not in model_trace.nodes and name not in claimed:
                 _require_rsample(name, site["fn"])
+                if self.site_weights:
+                    raise ConfigError(
+                        f"site weights need a density for each site, and this guide has one for all ({name}): take AutoNormal or MeanField"
+                    )
                 terms.append((name, _log_prob(site), False))
         return terms
 

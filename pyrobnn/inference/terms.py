@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pyrobnn.data.split import Split
 from pyrobnn.errors import ConfigError
 from pyrobnn.io.processes import current
+from pyrobnn.metrics.scores import class_logits
 from pyrobnn.model import BayesianModel
 from pyrobnn.nets.calling import output_of, set_mode
 from pyrobnn.nets.replica import copy_net
@@ -113,8 +114,8 @@ class Distillation:
 
     def divergence(self, teacher: Tensor, output: Tensor) -> Tensor:
         """weight * T^2 * KL(teacher_T || student_T), a mean over the images."""
-        target = F.log_softmax(teacher / self.temperature, -1)
-        student = F.log_softmax(output.float() / self.temperature, -1)
+        target = F.log_softmax(class_logits(teacher) / self.temperature, -1)
+        student = F.log_softmax(class_logits(output.float()) / self.temperature, -1)
         divergence = F.kl_div(student, target, log_target=True, reduction="batchmean")
         return self.weight * self.temperature**2 * divergence
 
@@ -136,4 +137,4 @@ class LabelSmoothing:
         self.share, self.weight, self.nll_weight = share, weight, 1.0 - share
 
     def __call__(self, step: Step) -> Tensor:
-        return -self.weight * self.share * F.log_softmax(step.output.float(), 1).mean()
+        return -self.weight * self.share * F.log_softmax(class_logits(step.output.float()), 1).mean()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pyrobnn.errors import ConfigError, DataError, NumericalError
 from pyrobnn.io.processes import current
 from pyrobnn.metrics.latency import latency_ms
-from pyrobnn.metrics.scores import Metrics, PredictiveAccumulator, Reliability, Tally, entropy
+from pyrobnn.metrics.scores import Metrics, PredictiveAccumulator, Reliability, Tally, class_logits, entropy
 from pyrobnn.nets.calling import eval_mode, output_of
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def noise_accuracy(
             if number % processes.size != processes.rank:
                 continue
             for sigma in right:
-                right[sigma] += int((_forward(net, x + sigma * noise, precision).argmax(1) == y).sum())
+                right[sigma] += int((class_logits(_forward(net, x + sigma * noise, precision)).argmax(1) == y).sum())
     counts = torch.tensor(list(right.values()))
     processes.sum(counts)
     right = dict(zip(right, counts.tolist(), strict=True))

@@ -189,7 +189,7 @@ class PredictiveAccumulator:
         self._entropy: Tensor | None = None
 
     def add_logits(self, logits: Tensor) -> None:
-        """Adds one draw: logits ``[N, K]`` of the same N examples as before.
+        """Adds one draw: logits ``[N, K]`` (or one, see `class_logits`) of the same N examples as before.
 
         Raises:
             NumericalError: a logit is NaN or infinite.
@@ -197,7 +197,7 @@ class PredictiveAccumulator:
         """
         if not bool(torch.isfinite(logits).all()):
             raise NumericalError("expected finite logits, got NaN or infinity in a draw; check the fit")
-        self.add_probs(F.softmax(logits.detach().float(), dim=-1))
+        self.add_probs(F.softmax(class_logits(logits.detach().float()), dim=-1))
 
     def add_probs(self, probs: Tensor) -> None:
         """Adds one draw given as class probabilities ``[N, K]``."""

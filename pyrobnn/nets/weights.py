@@ -33,7 +33,8 @@ class WeightsInfo:
         mean: Mean per channel the images were normalised with (pixels in 0-1), or None if not said.
         std: The standard deviation likewise.
         trained_on: Which images the weights have seen: ``"all"`` (also when the file does not say) or
-            ``"train"``, the training part of the default split.
+            ``"train"``, the training part of the data whose fingerprint is the entry ``data`` (of the default split
+            where there is none).
         metadata: All entries of the file, as strings.
     """
 

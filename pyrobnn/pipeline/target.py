@@ -94,7 +94,8 @@ def complaints(
         for name, value in target["asked"].items():
             got = target["reached"][name]
             if name == "max_drop":
-                parts.append(f"{got:.2f} {figure} lost where {value:g} were allowed")
+                written = f"{got:.2f}" if figure.startswith("points") else f"{got:.3g}"
+                parts.append(f"{written} {figure} lost where {value:g} were allowed")
             else:
                 parts.append(f"{100 * got:.1f} % of {WORDS[name]} where {100 * value:g} % were asked for")
         lines.append("the target was missed: " + "; ".join(parts) + ": give it more --epochs or ask for less")

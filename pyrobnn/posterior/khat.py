@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 from pyrobnn.data import Split
 from pyrobnn.distributions.base import base_distribution
 from pyrobnn.errors import ConfigError
+from pyrobnn.likelihoods import as_observed
 from pyrobnn.model import BayesianModel
 from pyrobnn.nets.calling import eval_mode
 from pyrobnn.summary.reading import find_guide, run_guide, site_moments
@@ -86,11 +87,17 @@ def guide_khat(
             values = {name: drawn.nodes[name]["value"] if name in chosen else mean for name, mean in means.items()}
             trace: Any = poutine.trace(poutine.condition(model.values, data=values)).get_trace()
             ratio = sum((_log_prob(trace.nodes[name]) - _guide_log_prob(drawn, name) for name in chosen), 0.0)
+            for latent in _joint(drawn, means):
+                if len(chosen) < len(means):
+                    raise ConfigError(
+                        f"the guide has one density for all sites ({latent}): check all of them together, sites='*'"
+                    )
+                ratio -= _log_prob(drawn.nodes[latent])
             tensors = trace.nodes["_RETURN"]["value"]
             batches = data.batches(batch_size) if isinstance(data, Split) else data
             for x, y in batches:
-                output = model.call_net(model.net, tensors, x.to(device))
-                ratio += float(model.likelihood(output).log_prob(y.to(device)).sum())
+                targets = model.density(model.call_net(model.net, tensors, x.to(device), whole=True))
+                ratio += float(targets.log_prob(as_observed(targets, y.to(device))).sum())
             ratios.append(ratio)
     log_ratio = torch.tensor(ratios, dtype=torch.float64)
     return GuideCheck(pareto_khat(log_ratio), log_ratio, sum(means[name].numel() for name in chosen))
@@ -98,6 +105,12 @@ def guide_khat(
 
 def _log_prob(node: dict[str, Any]) -> float:
     return float(node["fn"].log_prob(node["value"]).double().sum())
+
+
+def _joint(trace: Any, means: Mapping[str, Tensor]) -> list[str]:
+    """Latents that stand for several sites, as in AutoDiagonalNormal; the Deltas of the sites have the Jacobian."""
+    own = {*means, *(f"{name}_unconstrained" for name in means)}
+    return [name for name in trace.stochastic_nodes if name not in own]
 
 
 def _guide_log_prob(trace: Any, name: str) -> float:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pyrobnn.channels import ChannelTable, GateMap
 
 Selection = str | type[nn.Module] | Iterable[Any] | Callable[[str, nn.Module, Tensor], bool]
+#: What is said where a prior that has read something from a network is given another one.
+ONE_EACH = "this prior has read the units of its weights from another network: make a new prior for each model"
 PriorFunction = Callable[["NetView"], Mapping[str, Tensor]]
 
 
@@ -31,11 +33,13 @@ class NetView:
         tensors: every parameter and buffer by name; deterministic parameters carry gradients.
         groups: the channel table at the current widths (empty if the net was not analysed).
         gates: multiplies consumer slices by per-channel factors; None without groups.
+        random: names of the parameters that the prior makes random in this network.
     """
 
     tensors: Mapping[str, Tensor]
     groups: ChannelTable | list[Any]
     gates: GateMap | None = None
+    random: tuple[str, ...] = ()
 
     def gate(self, factors: Mapping[str, Tensor], tensors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Multiply the consumer slices of each group by `factors[group]`, shape `[channels]`.
@@ -164,27 +168,25 @@ class WeightPrior(Prior):
     select: Selection = field(default=kernels, kw_only=True)
 
     def random(self, net: nn.Module) -> list[str]:
-        names = selected(net, self.select)
-        self._names = names
-        return names
+        return selected(net, self.select)
 
     def distribution(self, name: str, value: Tensor) -> Any:
         """The prior of one tensor: a distribution with `value`'s shape as batch shape."""
         raise TypeError(f"{type(self).__name__} must define distribution(name, value)")
 
     def initial(self, view: NetView) -> dict[str, Tensor]:
-        return {name: view.tensors[name].detach() for name in self._names}
+        return {name: view.tensors[name].detach() for name in view.random}
 
     def independent(self, view: NetView) -> dict[str, Any] | None:
         if type(self).__call__ is not WeightPrior.__call__:
             return None
-        return {name: self.distribution(name, view.tensors[name]) for name in self._names}
+        return {name: self.distribution(name, view.tensors[name]) for name in view.random}
 
     def __call__(self, view: NetView) -> dict[str, Tensor]:
         import pyro
 
         values = {}
-        for name in self._names:
+        for name in view.random:
             value = view.tensors[name]
             values[name] = pyro.sample(name, self.distribution(name, value).to_event(value.dim()))
         return values

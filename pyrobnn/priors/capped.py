@@ -12,7 +12,7 @@ from torch import Tensor
 from pyrobnn.distributions.capped_laplace import CappedLaplace
 from pyrobnn.errors import ConfigError
 from pyrobnn.priors.base import WeightPrior
-from pyrobnn.priors.gaussian import Scale, check_scale, resolve_scale
+from pyrobnn.priors.gaussian import Scale, check_scale, matching, resolve_scale
 
 
 @dataclass
@@ -46,7 +46,7 @@ class CappedL1(WeightPrior):
 
     def distribution(self, name: str, value: Tensor) -> Any:
         scale = resolve_scale(self.scale, name, value)
-        if self.scale == "fan_in":
+        if matching(self.scale, name) == "fan_in":
             scale /= math.sqrt(2.0)
         one = torch.full((), scale, dtype=value.dtype, device=value.device)
         return CappedLaplace(one, one * self.cap, one.new_full((), self.mix)).expand(value.shape)

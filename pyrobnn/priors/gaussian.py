@@ -48,6 +48,20 @@ def check_scale(scale: object, what: str = "scale") -> None:
         raise ConfigError(f"{what} must be a positive finite number or 'fan_in', got {scale!r}; 1.0 is usual")
 
 
+def matching(scale: Scale, name: str) -> float | str:
+    """The setting of one tensor: of a mapping that of the first pattern that its name matches.
+
+    Raises:
+        ConfigError: a mapping in which no pattern does.
+    """
+    if not isinstance(scale, Mapping):
+        return scale
+    for pattern, one in scale.items():
+        if fnmatch(name, pattern):
+            return matching(one, name)
+    raise ConfigError(f"no pattern in the scale mapping matches {name!r} (it has {', '.join(scale)}): add one, or '*'")
+
+
 def resolve_scale(scale: Scale, name: str, value: Tensor) -> float:
     """The prior scale of one tensor: the number, √(2 / fan-in), or the first matching pattern's entry.
 
@@ -57,13 +71,7 @@ def resolve_scale(scale: Scale, name: str, value: Tensor) -> float:
     >>> resolve_scale({"conv*": 0.2, "*": "fan_in"}, "head.weight", torch.zeros(10, 50))  # √(2/50)
     0.2
     """
-    if isinstance(scale, Mapping):
-        for pattern, one in scale.items():
-            if fnmatch(name, pattern):
-                return resolve_scale(one, name, value)
-        raise ConfigError(
-            f"no pattern in the scale mapping matches {name!r} (it has {', '.join(scale)}): add one, or '*'"
-        )
+    scale = matching(scale, name)
     if isinstance(scale, str):
         return math.sqrt(2.0 / fan_in(value))
     return float(scale)

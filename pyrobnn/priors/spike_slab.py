@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pyrobnn.distributions.hard_concrete import OPEN, GateLogit, hard_concrete
 from pyrobnn.errors import ConfigError
-from pyrobnn.priors.base import NetView, Prior, Selection, kernels, selected
+from pyrobnn.priors.base import ONE_EACH, NetView, Prior, Selection, kernels, selected
 from pyrobnn.priors.gaussian import fan_in
 from pyrobnn.priors.noise import _like, chosen_groups
 
@@ -70,32 +70,37 @@ class _Gated(Prior):
             raise ConfigError(f"inclusion must be a probability in (0, 1) or 'theory', got {self.inclusion!r}")
         if not 0 < self.sigma0 < math.inf:
             raise ConfigError(f"sigma0, the slab's standard deviation, must be positive, got {self.sigma0}")
-        self._names: list[str] = []
         self._units: dict[str, float] = {}
         self._chances: dict[str, float] = {}  # of the theory, by group or tensor, at the first widths
+        self._shapes: dict[str, torch.Size] = {}
+        self._kept = False  # a cut tensor keeps the unit it had
 
     def random(self, net: nn.Module) -> list[str]:
-        self._names = [] if self.select is None else selected(net, self.select)
-        tensors = dict(net.named_parameters())
-        for name in self._names:
-            if name not in self._units:  # a cut tensor keeps the unit it had
-                rms = float(tensors[name].detach().float().square().mean().sqrt()) or 1.0
-                self._units[name] = rms if self.relative else 1.0
-        return self._names
+        names = [] if self.select is None else selected(net, self.select)
+        if not self._kept:
+            tensors = dict(net.named_parameters())
+            units = {name: float(tensors[name].detach().float().square().mean().sqrt()) or 1.0 for name in names}
+            shapes = {name: tensor.shape for name, tensor in tensors.items()}
+            if not self.relative:
+                units = dict.fromkeys(names, 1.0)
+            if (self.relative and self._units not in ({}, units)) or (self._chances and self._shapes != shapes):
+                raise ConfigError(ONE_EACH)
+            self._units, self._shapes = units, shapes
+        return names
 
     def shrink(self, table: ChannelTable, plan: Any) -> Prior:
         small = copy.copy(self)
-        small._units, small._chances = dict(self._units), dict(self._chances)
+        small._units, small._chances, small._kept = dict(self._units), dict(self._chances), True
         return small
 
     def state_dict(self) -> dict[str, Any]:
         return {"units": dict(self._units), "chances": dict(self._chances)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._units, self._chances = dict(state["units"]), dict(state["chances"])
+        self._units, self._chances, self._kept = dict(state["units"]), dict(state["chances"]), True
 
     def initial(self, view: NetView) -> dict[str, Tensor]:
-        return {name: view.tensors[name].detach() for name in self._names}
+        return {name: view.tensors[name].detach() for name in view.random}
 
     def _gate_site(self, owner: str) -> str:
         """Site of the gates of a group or tensor."""
@@ -114,7 +119,7 @@ class _Gated(Prior):
 
     def _weights(self, view: NetView) -> dict[str, Tensor]:
         values = {}
-        for name in self._names:
+        for name in view.random:
             value = view.tensors[name]
             zero, scale = value.new_zeros(()), value.new_full((), self.sigma0 * self._units[name])
             slab = dist.Normal(zero.expand(value.shape), scale.expand(value.shape))

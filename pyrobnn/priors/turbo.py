@@ -27,7 +27,7 @@ from torch.distributions import constraints
 from pyrobnn.distributions.chains import TwoLevelChain
 from pyrobnn.distributions.crossing import CrossingChains
 from pyrobnn.errors import ConfigError
-from pyrobnn.priors.base import NetView, WeightPrior
+from pyrobnn.priors.base import ONE_EACH, NetView, WeightPrior
 from pyrobnn.priors.turbo_marginal import ClusteredStudentT
 
 if TYPE_CHECKING:
@@ -192,11 +192,14 @@ class Turbo(WeightPrior):
 
     def random(self, net: nn.Module) -> list[str]:
         names = super().random(net)
-        tensors = dict(net.named_parameters())
-        for name in names:
-            if not self._keep_units:
-                square = float(tensors[name].detach().float().square().mean()) or 1.0
-                self.squares[name] = square if self.relative else 1.0
+        if not self._keep_units:
+            tensors = dict(net.named_parameters())
+            found = {name: float(tensors[name].detach().float().square().mean()) or 1.0 for name in names}
+            if not self.relative:
+                found = dict.fromkeys(names, 1.0)
+            if self.squares not in ({}, found) or self.learned:
+                raise ConfigError(ONE_EACH)
+            self.squares = found
         return names
 
     def shrink(self, table: ChannelTable, plan: Any) -> Turbo:
@@ -234,7 +237,7 @@ class Turbo(WeightPrior):
 
     def __call__(self, view: NetView) -> dict[str, Tensor]:
         values = {}
-        for name in self._names:
+        for name in view.random:
             like = view.tensors[name]
             chains = self.support_prior(name, *matrix_shape(like.shape))
             if isinstance(chains, TwoLevelChain) and self.form == "marginal":

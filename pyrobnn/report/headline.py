@@ -24,7 +24,7 @@ def target_lines(report: Report) -> list[dict[str, str]]:
     wish = "; ".join(_asked(report, key, value) for key, value in asked.items() if is_number(value))
     if target.get("met") is not None:
         met = target["met"] is True
-        reached = f" Reached: {_reached(target)}." if _reached(target) else ""
+        reached = f" Reached: {_reached(report)}." if _reached(report) else ""
         lines.append(
             {"kind": "good" if met else "bad", "head": "Target met." if met else "Target missed.",
              "text": f"Asked for: {wish or DASH}.{reached}"}
@@ -58,21 +58,29 @@ def _asked(report: Report, key: str, value: float) -> str:
     return f"at most {100 * value:g}\N{NO-BREAK SPACE}% of the {SIZES.get(key, key.replace('_', ' '))} left"
 
 
-def _reached(target: Report) -> str:
+def _reached(report: Report) -> str:
+    target = as_dict(report.get("target"))
     reached, interval = target.get("reached"), target.get("interval")
+    key, name, *_ = figure(report)
+    share = key == "accuracy" or as_dict(report.get("comparison")).get("share")
+    unit = "\N{NO-BREAK SPACE}points" if share else f" of {name}"
+
+    def lost(value: float) -> str:
+        return f"{value:.2f}" if share else f"{value:.3g}"
+
     parts = []
     for key, value in as_dict(reached).items():
         if not is_number(value):
             continue
         if key == "max_drop":
-            parts.append(f"{value:.2f}\N{NO-BREAK SPACE}points lost")
+            parts.append(f"{lost(value)}{unit} lost")
         else:
             size = SIZES.get(key, key.replace("_", " ")).partition(" (")[0]
             parts.append(f"{100 * value:.1f}\N{NO-BREAK SPACE}% of the {size} left")
     if is_number(reached):
         parts.append(f"{reached:.4g}")
     if parts and isinstance(interval, list | tuple) and len(interval) == 2 and all(map(is_number, interval)):
-        parts[-1] += f" (95\N{NO-BREAK SPACE}% interval {interval[0]:.2f} to {interval[1]:.2f})".replace("-", "−")
+        parts[-1] += f" (95\N{NO-BREAK SPACE}% interval {lost(interval[0])} to {lost(interval[1])})".replace("-", "−")
     return "; ".join(parts)
 
 
@@ -105,7 +113,9 @@ def cards(report: Report) -> list[dict[str, str]]:
         def show(value: float) -> str:
             return f"{value:.3g}\N{NO-BREAK SPACE}ms"
 
-        found.append((show(compact["latency_ms"]), f"for one example{beside('latency_ms', show)}"))
+        many = compact.get("latency_batch", 1)
+        examples = "one example" if many == 1 else f"{many} examples"
+        found.append((show(compact["latency_ms"]), f"for {examples}{beside('latency_ms', show)}"))
     if is_number(compact.get("ece")):
         found.append((percent(compact["ece"]), f"calibration error{beside('ece', percent)}"))
     return [{"value": value, "label": label} for value, label in found]

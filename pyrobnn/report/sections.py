@@ -44,7 +44,7 @@ FIGURES: list[tuple[str, str, Callable[[float], str], Callable[[float, float], s
     ("nonzero_params", "Parameters that are not zero", lambda v: f"{v:,.0f}", relative),
     ("macs", "Multiply-accumulates, one example", lambda v: f"{v:,.0f}", relative),
     ("bytes", "Bytes", lambda v: f"{v:,.0f}", relative),
-    ("latency_ms", "Median latency, one example", lambda v: f"{v:.3g}\N{NO-BREAK SPACE}ms", relative),
+    ("latency_ms", "Median latency", lambda v: f"{v:.3g}\N{NO-BREAK SPACE}ms", relative),
 ]
 MOST_CLASSES = 30  # that the page shows
 
@@ -87,7 +87,7 @@ def numbers(report: Report, dense: Report, compact: Report) -> Section:
     after = ["Counted on the tensors of the saved module; bytes are those of its file."]
     if is_number(compact.get("latency_ms")) and report.get("device"):
         after.append(
-            f"Latency was measured on {report['device']}, batch 1; fewer MACs save less time where layers are small."
+            f"Latency was measured on {report['device']}, batch {compact.get('latency_batch', 1)}; fewer MACs save less time where layers are small."
         )
     return Section("measured", "Measured on the nets", head=["", "dense", "compact", "change"], rows=rows, after=after)
 

@@ -10,6 +10,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrobnn.errors import ConfigError
+from pyrobnn.likelihoods import as_observed
 from pyrobnn.model import BayesianModel
 from pyrobnn.nets.calling import eval_mode
 from pyrobnn.summary.reading import guide_runs
@@ -28,10 +29,11 @@ def predictive_draws(model: BayesianModel, guide: Any, data: Any, draws: int, se
         seed: of the draws.
 
     Returns:
-        `{"log_likelihood": [S, N], "observed": [N]}`, on the CPU.
+        `{"log_likelihood": [S, N], "observed": [N, ...]}`, on the CPU.
 
     Raises:
         ConfigError: no draws, or data of another kind.
+        DataError: targets of another shape than the likelihood's.
     """
     if draws < 1:
         raise ConfigError(f"the log-likelihood needs posterior draws, got draws={draws}: 100 is usual")
@@ -43,7 +45,8 @@ def predictive_draws(model: BayesianModel, guide: Any, data: Any, draws: int, se
                 tensors = poutine.replay(model.values, trace=trace)()
             row = []
             for x, y in _batches(data, reference.device):
-                density = model.density(model.call_net(model.net, tensors, x, whole=True)).log_prob(y)
+                targets = model.density(model.call_net(model.net, tensors, x, whole=True))
+                density = targets.log_prob(as_observed(targets, y))
                 row.append(density.float().cpu().flatten(1).sum(1) if density.dim() > 1 else density.float().cpu())
                 if number == 0:
                     observed.append(y.cpu())

@@ -35,6 +35,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -146,7 +147,8 @@ def _made(posterior: Posterior, weight_draws: bool | Collection[str]) -> dict[st
                 f"expected draws of {name!r}, got draws of {sorted(posterior.draws) or 'no site'}; summarize again "
                 f"with sites=[{name!r}]"
             )
-        noise = torch.randn(count, *site.loc.shape, generator=torch.Generator().manual_seed(0))
+        own = torch.Generator().manual_seed(crc32(name.encode()))  # the same alone as among others
+        noise = torch.randn(count, *site.loc.shape, generator=own)
         made[name] = torch.addcmul(site.loc, noise, site.scale)
     return made
 
@@ -284,7 +286,7 @@ def _norm_history(trajectories: list[dict[str, dict[str, Tensor]]], group: str, 
 def _predictive(predictive: dict[str, Any] | None) -> dict[str, xr.Dataset]:
     """Groups made from a predictive dictionary.
 
-    Keys: ``log_likelihood`` ``[S, N]``; ``observed`` ``[N]``; ``y`` ``[S, N]`` and
+    Keys: ``log_likelihood`` ``[S, N]``; ``observed`` ``[N, ...]``; ``y`` ``[S, N]`` and
     any three-axis entry such as ``probs`` ``[S, N, K]`` are draws; what is left is
     a statistic ``[N]`` or ``[N, K]`` per example (mean probabilities, entropies, …).
     """
@@ -293,7 +295,8 @@ def _predictive(predictive: dict[str, Any] | None) -> dict[str, xr.Dataset]:
         value = _array(torch.as_tensor(raw))
         tail = ("example", "class")
         if key == "observed":
-            found.setdefault("observed_data", {})["y"] = (tail[:1], value)
+            rest = (f"target_{axis}" for axis in range(value.ndim - 1))
+            found.setdefault("observed_data", {})["y"] = (("example", *rest), value)
         elif key == "log_likelihood":
             found.setdefault("log_likelihood", {})["y"] = (("chain", "draw", *tail[:1]), value[None])
         elif key == "y" or value.ndim == 3:

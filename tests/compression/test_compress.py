@@ -164,6 +164,23 @@ def test_weights_that_have_seen_the_validation_images(
     assert drop.report["validation_clean"] is False
 
 
+def test_weights_of_another_split_may_have_seen_the_validation_images(
+    finished: tuple[Path, pb.Result], npz: Path, data: Data, short: dict[str, Any]
+) -> None:
+    settings = {**short, "epochs": 3, "weights": finished[0] / "dense.safetensors", "max_drop": 50.0}
+    assert pb.compress("small_cnn", data, **settings).report["validation_clean"] is True
+    with pytest.warns(UserWarning, match="have seen the validation images"):
+        other = pb.compress("small_cnn", pb.load_data(npz, valid_fraction=0.3), **settings)
+    assert other.report["validation_clean"] is False
+
+
+def test_weights_that_were_trained_without_a_validation_part(npz: Path, short: dict[str, Any], tmp_path: Path) -> None:
+    data = pb.load_data(npz, valid_fraction=0.0)
+    pb.compress("small_cnn", data, target_macs=0.5, out=tmp_path / "run", **{**short, "epochs": 3})
+    net = pb.nets.build("small_cnn", in_channels=1, image_size=8)
+    assert pb.nets.load_weights(net, tmp_path / "run" / "dense.safetensors").trained_on == "all"
+
+
 def test_a_likelihood_that_is_not_of_classes_is_refused_before_training(data: Data) -> None:
     with pytest.raises(pb.ConfigError, match="one class per image"):
         pb.compress("small_cnn", data, target_macs=0.5, likelihood=pb.likelihoods.Gaussian(), progress=False)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
 
 from pyrobnn.data import load_data
 from pyrobnn.errors import DataError
@@ -107,3 +107,63 @@ def test_samplers_of_loaders_count() -> None:
         load_data(DataLoader(dataset, sampler=[*range(20), 3]))
     with pytest.warns(UserWarning, match="collate_fn of a DataLoader is not used"):
         load_data(DataLoader(dataset, collate_fn=lambda items: items))
+
+
+class Numbered(Dataset[Any]):
+    """Images that say which one they are; `names` are the classes."""
+
+    def __init__(self, count: int = 40, names: tuple[str, ...] = ("a", "b"), kind: torch.dtype = torch.uint8) -> None:
+        self.count, self.classes, self.kind = count, list(names), kind
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.full((1, 4, 4), index).to(self.kind), index % len(self.classes)
+
+
+def seen(data: Any, part: str) -> set[int]:
+    images = getattr(data, part).images[: len(getattr(data, part))]
+    return {int(value) for value in images.flatten(1)[:, 0]}
+
+
+@pytest.mark.parametrize("stream", [None, True])
+def test_batch_samplers_of_loaders_count(stream: bool | None) -> None:
+    """Torch gives such a loader a sampler of all images as well."""
+    dataset = Numbered()
+    train, test = (
+        DataLoader(dataset, batch_sampler=BatchSampler(SubsetRandomSampler(rows), 5, False))
+        for rows in (range(30), range(30, 40))
+    )
+    if stream:
+        data = load_data((train, test, test), stream=True)
+        assert (len(data.train), len(data.valid), len(data.test)) == (30, 10, 10)
+        return
+    with pytest.warns(UserWarning, match="that the sampler of the DataLoader leaves out"):
+        data = load_data((train, test), valid_fraction=0.0)
+    assert seen(data, "train") == set(range(30)) and seen(data, "test") == set(range(30, 40))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_parts_have_the_same_classes(stream: bool) -> None:
+    """A folder of test images that lacks a class has other numbers for those after it."""
+    train = Numbered(names=("a", "b", "c"))
+    for names, message in ((("a", "c"), "'b' in one only"), (("c", "b", "a"), "the same order")):
+        with pytest.raises(DataError, match=message):
+            load_data((train, Numbered(names=names)), stream=stream)
+    assert load_data((train, Numbered(names=("a", "b", "c"))), stream=stream).classes == ("a", "b", "c")
+
+
+class OneFloat(Numbered):
+    def __getitem__(self, index: int) -> Any:
+        image, label = super().__getitem__(index)
+        return (image.float() / 255 if index == 1 else image), label
+
+
+@pytest.mark.parametrize("kinds", [(torch.uint8, torch.float32), (torch.float32, torch.uint8)])
+def test_streamed_images_have_one_type(kinds: tuple[torch.dtype, torch.dtype]) -> None:
+    for stream in (False, True):
+        with pytest.raises(DataError, match="type"):
+            load_data((Numbered(kind=kinds[0]), Numbered(kind=kinds[1])), stream=stream)
+    with pytest.raises(DataError, match=r"got torch.float32 at number 1"):  # not among those that are looked at
+        list(load_data((Numbered(), OneFloat(200)), stream=True, workers=0).test.batches(32))

@@ -29,8 +29,9 @@ def machine() -> dict[str, str]:
     """What the last bits of a figure depend on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+        processor = ", ".join(said[key] for key in ("model name", "cpu family", "model", "stepping"))
+    except (OSError, KeyError):
         processor = platform.processor()
     return {"processor": processor, "torch": torch.__version__, "kernels": torch.backends.cpu.get_cpu_capability()}
 

@@ -106,3 +106,13 @@ def test_the_same_seed_gives_the_same_bits(data: Data) -> None:
         pb.reestimate_batchnorm(net, data.train, batch_size=48, examples=96)
         runs.append(net.bn2.running_var.clone())
     assert torch.equal(*runs)
+
+
+def test_a_small_last_batch_counts_by_its_images(data: Data) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5)).eval()
+    few = data.train.take(66)  # 64 and 2
+    pb.reestimate_batchnorm(net, few, batch_size=64)
+    with torch.no_grad():
+        mean = net[0](few.normalise(few.images)).mean((0, 2, 3))
+    assert torch.allclose(net[1].running_mean, mean, atol=1e-6)

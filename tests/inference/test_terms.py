@@ -85,3 +85,14 @@ def test_smoothed_labels_are_those_of_torch(weight: float) -> None:
     assert torch.allclose(weight * term.nll_weight * nll + term(one), wanted, rtol=1e-5)
     with pytest.raises(ConfigError, match="from 0 to below 1"):
         LabelSmoothing(1.0)
+
+
+def test_one_logit_is_taught_as_two() -> None:
+    teacher, student = torch.randn(9, 1), torch.randn(9, 1)
+    two = [torch.cat([torch.zeros_like(z), z], 1) for z in (teacher, student)]
+    term = Distillation(nn.Linear(3, 1), weight=0.7, temperature=2.0)
+    assert float(term.divergence(teacher, student)) == pytest.approx(float(term.divergence(*two)), rel=1e-6)
+    assert float(term.divergence(teacher, student)) > 0.01
+    steps = [Step(teacher, teacher, output, None, None, None) for output in (student, two[1])]  # type: ignore[arg-type]
+    one, both = (float(LabelSmoothing(0.1)(step)) for step in steps)
+    assert one == pytest.approx(both, rel=1e-6) and one > 0.05

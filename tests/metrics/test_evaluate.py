@@ -298,3 +298,28 @@ def test_module_bytes_counts_buffers_and_shared_tensors_once() -> None:
     a, b = nn.Linear(3, 3), nn.Linear(3, 3)
     b.weight = a.weight
     assert m.module_bytes(nn.Sequential(a, b)) == (9 + 3 + 3) * 4
+
+
+class TwoLogits(nn.Module):
+    """Says with two logits what a network with one says."""
+
+    def __init__(self, one: nn.Module) -> None:
+        super().__init__()
+        self.one = one
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.one(x)
+        return torch.cat([torch.zeros_like(z), z], 1)
+
+
+def test_one_logit_under_noise_and_over_draws_is_two() -> None:
+    torch.manual_seed(0)
+    one = nn.Sequential(nn.Flatten(), nn.Linear(16, 1))
+    two, images = TwoLogits(one), torch.randn(60, 1, 4, 4)
+    split = FakeSplit(images, (one(images)[:, 0] > 0.1).long())
+    found, expected = (m.noise_accuracy(net, split, [0.0, 0.3], batch_size=7, device="cpu") for net in (one, two))
+    assert found == expected and found[0.0] > 0.8 and found[0.3] != found[0.0]
+    draws = [m.PredictiveAccumulator() for _ in range(2)]
+    for net, accumulator in zip((one, two), draws, strict=True):
+        accumulator.add_logits(net(images))
+    assert torch.equal(draws[0].probs, draws[1].probs) and draws[0].probs.shape == (60, 2)

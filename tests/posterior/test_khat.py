@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from torch import Tensor, nn
 
 import pyrobnn as pb
@@ -134,3 +134,22 @@ def test_bad_questions() -> None:
         guide_khat(model, guide, batches, "conv*")
     with pytest.raises(pb.ConfigError, match="at least 25"):
         guide_khat(model, guide, batches, "0.weight", draws=10)
+
+
+def test_joint_guides_have_their_density_counted() -> None:
+    """Without data the prior is the posterior: a joint guide that is the prior has equal weights, a wide one has not."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 1, bias=False), nn.Flatten(0))
+    model = pb.BayesianModel(net, pb.priors.Gaussian(1.0), data_size=8, likelihood=Gaussian(NOISE))
+    batches = [(torch.zeros(8, 3), torch.zeros(8))]
+    guide = AutoDiagonalNormal(model)
+    model.initialise(batches[0], guide)
+    with torch.no_grad():
+        guide.loc.zero_()
+    spread = {}
+    for scale in (1.0, 1.5):
+        guide.scale = torch.full_like(guide.loc, scale)
+        spread[scale] = float(guide_khat(model, guide, batches, "*", draws=50).log_ratio.std())
+    assert spread[1.0] < 1e-4 and spread[1.5] > 0.5
+    with pytest.raises(pb.ConfigError, match="check all of them together"):
+        guide_khat(model, guide, batches, "0.weight", draws=50)

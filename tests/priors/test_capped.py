@@ -64,3 +64,11 @@ def test_its_kl_is_closed_form_and_trains() -> None:
 def test_bad_settings_are_refused(settings, what: str) -> None:
     with pytest.raises(ConfigError, match=what):
         CappedL1(**settings)
+
+
+def test_fan_in_in_a_mapping_is_fan_in() -> None:
+    weight = torch.zeros(4, 50)
+    alone = CappedL1("fan_in").distribution("a.weight", weight)
+    mapped = CappedL1({"b*": 0.2, "*": "fan_in"})
+    assert torch.equal(mapped.distribution("a.weight", weight).scale, alone.scale)
+    assert float(mapped.distribution("b.weight", weight).scale.max()) == pytest.approx(0.2)

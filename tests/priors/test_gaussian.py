@@ -23,7 +23,9 @@ def net() -> nn.Module:
 
 
 def view_of(module: nn.Module) -> NetView:
-    return NetView({**dict(module.named_parameters()), **dict(module.named_buffers())}, [])
+    return NetView(
+        {**dict(module.named_parameters()), **dict(module.named_buffers())}, [], None, ("0.weight", "3.weight")
+    )
 
 
 def test_default_selection_is_the_weights_of_convolutions_and_linear_layers() -> None:

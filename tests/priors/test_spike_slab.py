@@ -16,7 +16,9 @@ from pyrobnn.errors import ConfigError
 from pyrobnn.guides.spike_slab import SpikeSlabGuide
 from pyrobnn.inference.shrink import shrink
 from pyrobnn.model import BayesianModel
+from pyrobnn.priors.gaussian import Gaussian
 from pyrobnn.priors.spike_slab import EdgeSpikeSlab, SpikeSlab, group_rows, theory_inclusion
+from pyrobnn.priors.turbo import Turbo
 
 
 def net(norm: bool = False) -> nn.Sequential:
@@ -181,3 +183,24 @@ def test_relative_slabs_keep_their_unit_when_the_network_is_cut() -> None:
             assert float(found[name]["fn"].base_dist.scale.max()) == float(sites[name]["fn"].base_dist.scale.max())
         for gate in ("0.gate", "3.gate"):
             assert float(found[gate]["fn"].base_dist.probs.max()) == float(sites[gate]["fn"].base_dist.probs.max())
+
+
+def test_one_prior_in_two_models() -> None:
+    """What is random belongs to the model; what was read from a first network is not silently that of a second."""
+    prior = Gaussian(1.0)
+    first = BayesianModel(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), prior, data_size=8)
+    second = BayesianModel(nn.Sequential(nn.Linear(3, 2)), prior, data_size=8)
+    assert list(first.sites()) == ["0.weight", "2.weight"] and list(second.sites()) == ["0.weight"]
+    assert set(first.initial_values()) == {"0.weight", "2.weight"}
+
+    larger = net()
+    with torch.no_grad():
+        for parameter in larger.parameters():
+            parameter.mul_(100)
+    groups = channel_groups(larger, torch.randn(2, 1, 6, 6))
+    for make in (lambda: SpikeSlab(0.1, relative=True), lambda: Turbo()):
+        once = make()
+        model_with(once)
+        model_with(once)  # the same weights again
+        with pytest.raises(ConfigError, match="a new prior for each model"):
+            BayesianModel(larger, once, data_size=10, groups=groups)

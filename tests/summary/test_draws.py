@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import pyrobnn as pb
 from pyrobnn.errors import ConfigError, DataError
 from pyrobnn.summary.reading import guide_runs
+from pyrobnn.views.datasets import datasets
 
 X, Y = torch.randn(40, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
 
@@ -134,3 +135,40 @@ def test_reprs_are_short() -> None:
     fit = pb.fit(digits, pb.guides.MeanField(digits), data, epochs=1, max_steps=2, progress=False)
     assert repr(fit).startswith("FitResult(1 epochs in ") and "valid_accuracy 0." in repr(fit) and len(repr(fit)) < 120
     assert "kept 4 of 4" in repr(posterior.channels["0"]) and len(repr(posterior.channels["0"])) < 120
+
+
+def test_draws_made_of_two_layers_are_independent() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    model = pb.BayesianModel(net, pb.priors.Gaussian(1.0), data_size=40)
+    posterior = pb.summarize(model, pb.guides.MeanField(model))
+    found = datasets(posterior, weight_draws=True)["posterior"]
+    one, two = (torch.from_numpy(np.array(found[name])[0]) for name in ("3.weight", "5.weight"))
+    both = torch.stack([(value - value.mean(0)).flatten() for value in (one, two)])
+    assert abs(float(torch.corrcoef(both)[0, 1])) < 0.1
+    alone = datasets(posterior, weight_draws=["5.weight"])["posterior"]["5.weight"]
+    assert np.array_equal(alone, found["5.weight"])
+
+
+def test_log_likelihood_of_targets_of_several_numbers(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(20, 3), torch.randn(20, 2)
+    model = pb.BayesianModel(
+        nn.Sequential(nn.Linear(3, 2)), pb.priors.Gaussian(1.0), data_size=20, likelihood=pb.likelihoods.Gaussian(1.0)
+    )
+    guide = pb.guides.MeanField(model)
+    with pytest.raises(DataError, match="reshape the targets"):
+        pb.summarize(model, guide, draws=3, data=(x, y[:, 0]))
+    posterior = pb.summarize(model, guide, draws=3, data=(x, y))
+    assert posterior.predictive["log_likelihood"].shape == (3, 20)
+    found = datasets(posterior)
+    assert found["observed_data"]["y"].dims == ("example", "target_0")
+    assert np.array_equal(found["observed_data"]["y"], y)
+    labels = pb.BayesianModel(
+        nn.Sequential(nn.Linear(3, 2)), pb.priors.Gaussian(1.0), data_size=20, likelihood=pb.likelihoods.Bernoulli()
+    )
+    whole = [
+        pb.summarize(labels, pb.guides.MeanField(labels), draws=3, data=(x, kind)).predictive["log_likelihood"]
+        for kind in ((y > 0).long(), (y > 0).float())
+    ]
+    assert torch.equal(*whole)
