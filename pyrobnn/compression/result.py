@@ -177,6 +177,7 @@ def finish(
         "model": spec["model"] if spec else type(context.template).__name__,
         "data": str(source) if source is not None else data.name,
         "data_settings": {n: v for n, v in config.data_settings.items() if n not in ("stream", "workers")},
+        "options": config.told(),
         "task": task.name,
         "seed": config.seed,
         "rule": _rule(context),

@@ -270,6 +270,21 @@ class CompressionConfig:
         asked = {option.name: getattr(self, option.name) for option in self.options() if option.target}
         return {name: value for name, value in asked.items() if value is not None}
 
+    def told(self) -> dict[str, Any]:
+        """What decides figures and was given another value than the default, as plain data: for the report's command line.
+
+        Method, seed and precision have entries of their own in a report.
+        """
+        found: dict[str, Any] = {}
+        for option in self.options():
+            name, value = option.name, getattr(self, option.name)
+            decides = (option.same and option.shown) or (option.data and option.same) or name == "bayesian_epochs"
+            if decides and name not in ("method", "seed", "precision") and value != option.default:
+                found[name] = list(value) if isinstance(value, tuple) else value
+        if self.recipe:
+            found["recipe"] = {name: value for name, value in self.recipe.items() if name not in found}
+        return {name: value for name, value in found.items() if value not in ({}, [])}
+
     def identity(self) -> dict[str, Any]:
         """What a resume must be given alike, as plain data."""
         found = {option.name: getattr(self, option.name) for option in self.options() if option.same}

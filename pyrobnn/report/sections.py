@@ -46,6 +46,8 @@ FIGURES: list[tuple[str, str, Callable[[float], str], Callable[[float, float], s
     ("bytes", "Bytes", lambda v: f"{v:,.0f}", relative),
     ("latency_ms", "Median latency", lambda v: f"{v:.3g}\N{NO-BREAK SPACE}ms", relative),
 ]
+AGAIN = "The command does the same again, up to the order in which other processors add."
+LIKE_IT = "The command makes a run like it; this report is from before reports kept all options (data, recipe, …)."
 MOST_CLASSES = 30  # that the page shows
 
 
@@ -206,8 +208,24 @@ def settings(report: Report) -> Section:
     again = rows and report.get("command", "") is not None
     return Section(
         "settings", "What was done", rows=rows, text=True, code=[command(report)] if again else [],
-        after=["The command does the same again, up to the order in which other processors add."] if again else [],
+        after=[AGAIN if isinstance(report.get("options"), Mapping) else LIKE_IT] if again else [],
     )  # fmt: skip
+
+
+def _told(report: Report) -> dict[str, Any]:
+    """The options of the run; of a report from before they were kept, the targets and the epochs."""
+    phases = {name: n for name, n in as_dict(report.get("epochs_by_phase")).items() if is_number(n)}
+    epochs = sum(n for name, n in phases.items() if name != "bayesian") or report.get("epochs")
+    if not isinstance(report.get("options"), Mapping):
+        target = as_dict(report.get("target"))
+        found = {
+            key: value for key, value in target.items() if is_number(value) and (key in SIZES or key == "max_drop")
+        }
+        return {**found, **({} if epochs is None else {"epochs": epochs})}
+    told = dict(as_dict(report["options"]))
+    if "minutes" in told:  # another machine does another number in that time
+        told = {"epochs": epochs, **{name: value for name, value in told.items() if name != "minutes"}}
+    return told
 
 
 def command(report: Report) -> str:
@@ -215,12 +233,20 @@ def command(report: Report) -> str:
     if isinstance(report.get("command"), str):
         return str(report["command"])
     words = ["pyrobnn", "compress"]
+    scratch = report.get("method") == "from-scratch"
     for flag, key in (("--model", "model"), ("--data", "data"), ("--method", "method")):
-        words += [flag, text(report.get(key))]
-    for key, value in as_dict(report.get("target")).items():
-        if is_number(value) and (key in SIZES or key == "max_drop"):
-            words += ["--" + key.replace("_", "-"), f"{value:g}"]
-    for flag, key in (("--epochs", "epochs"), ("--seed", "seed"), ("--precision", "precision")):
+        words += (
+            ["--from-scratch", "--plan", "plan.json"] if key == "method" and scratch else [flag, text(report.get(key))]
+        )
+    for name, value in _told(report).items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, Mapping):
+            words += [word for entry, number in value.items() for word in (flag, f"{entry}={flat(number)}")]
+        elif isinstance(value, list | tuple):
+            words += [word for one in value for word in (flag, flat(one))]
+        else:
+            words += [flag] if value is True else [flag, f"{value:g}" if is_number(value) else flat(value)]
+    for flag, key in (("--seed", "seed"), ("--precision", "precision")):
         if report.get(key) is not None:
             words += [flag, flat(report[key])]
     if as_dict(report.get("epochs_by_phase")).get("dense") == 0:

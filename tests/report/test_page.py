@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import base64
 import html.parser
+import importlib
+import json
 import os
 import re
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +18,10 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from pyrobnn.cli.main import main
 from pyrobnn.errors import DataError
 from pyrobnn.metrics.evaluate import Tally
+from pyrobnn.pipeline.config import CompressionConfig
 from pyrobnn.report import page as pages
 from pyrobnn.report.sections import command
 
@@ -234,6 +240,37 @@ def test_the_command_makes_the_run_again() -> None:
     )
     assert command(report(data="a b; rm -rf /")).count("'a b; rm -rf /'") == 1
     assert "--weights" in command(report())  # no dense epochs: weights were given
+
+
+def test_the_command_has_all_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command line makes of the line is the configuration of the run."""
+    options: dict[str, Any] = {
+        "max_drop": 1.5, "protect": ["fc1", "a *"], "min_channels": 2, "round_to": 4, "batch_size": 64, "augment": "shift=1",
+        "recipe": {"tune.lr": 0.02, "cutout": 0.25}, "valid_fraction": 0.3, "bayesian_epochs": 3, "same_noise": True,
+    }  # fmt: skip
+    config = CompressionConfig.make(options)
+    made = report(
+        options=json.loads(json.dumps(config.told())), target={"max_drop": 1.5}, method="ard", seed=0, precision="fp32",
+        epochs_by_phase={"dense": 3, "infer": 3, "tune": 6, "bayesian": 3},
+    )  # fmt: skip
+    line = shlex.split(command(made))
+    assert "--epochs" not in line and line[:2] == ["pyrobnn", "compress"]
+    seen: dict[str, Any] = {}
+    module = importlib.import_module("pyrobnn.compression.compress")
+    monkeypatch.setattr(module, "compress", lambda model, data, **given: (seen.update(given), stop()))
+    with pytest.raises(SystemExit):
+        main(line[1:])
+    seen.pop("out")
+    again = CompressionConfig.make(seen)
+    assert again.identity() == replace(config, precision="fp32").identity() and again.bayesian_epochs == 3
+    assert again.data_settings == config.data_settings
+    timed = report(options={"minutes": 5.0}, epochs_by_phase={"dense": 3, "tune": 6, "bayesian": 3})
+    assert "--epochs 9" in command(timed) and "--minutes" not in command(timed)
+    assert "--from-scratch --plan plan.json" in command(report(method="from-scratch", options={"epochs": 3}))
+
+
+def stop() -> None:
+    raise SystemExit(0)
 
 
 def test_standard_figures_are_those_with_data() -> None:
