@@ -52,6 +52,7 @@ def keys(value: Any, path: str = "") -> set[str]:
     """Of nested mappings, but for what is named by the user's own groups or settings."""
     if not isinstance(value, Mapping) or path in (
         "/settings",
+        "/options",
         "/refused",
         "/target",
         "/dense/widths",
