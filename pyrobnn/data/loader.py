@@ -63,7 +63,7 @@ class LoaderImages:
         return torch.cat(found)[:wanted] if found else torch.empty((0, *self.size), dtype=self.dtype)
 
     def batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Raw images and targets of one pass. What the loader draws from torch's global state depends on the seed alone."""
+        """Raw images and targets of one pass. What the loader draws, of torch or of its own generator, depends on the seed."""
         return _batches(self.loader, self.task, seed, self.packing)
 
 
@@ -124,10 +124,20 @@ def _batches(
     iterator: Iterator[Any] | None = None
     while True:
         if iterator is None:  # samplers and workers draw their seeds when a pass begins
+            own = {
+                id(g): g
+                for x in (loader, loader.sampler)
+                if isinstance(g := getattr(x, "generator", None), torch.Generator)
+            }
+            before = [(generator, generator.get_state()) for generator in own.values()]
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
+                for generator, _ in before:
+                    generator.manual_seed(seed)
                 iterator = iter(loader)
                 batch = next(iterator, None)
+            for generator, state in before:
+                generator.set_state(state)
         else:
             batch = next(iterator, None)
         if batch is None:

@@ -108,6 +108,10 @@ def fit(
     config = replace(config or FitConfig(), **settings)
     with together() as processes, local_params(model, guide), torch.random.fork_rng(devices=[]), ExitStack() as held:
         same_in_all(data)
+        if unknown := (site_weights or {}).keys() - model.sites().keys():
+            raise ConfigError(
+                f"site_weights names {min(unknown)!r}, which is no site of the model: it has {', '.join(model.sites())}"
+            )
         if checkpoint is not None:
             target = Path(checkpoint)
             save = lambda current: save_checkpoint(current, target)  # noqa: E731

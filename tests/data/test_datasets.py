@@ -167,3 +167,17 @@ def test_streamed_images_have_one_type(kinds: tuple[torch.dtype, torch.dtype]) -
             load_data((Numbered(kind=kinds[0]), Numbered(kind=kinds[1])), stream=stream)
     with pytest.raises(DataError, match=r"got torch.float32 at number 1"):  # not among those that are looked at
         list(load_data((Numbered(), OneFloat(200)), stream=True, workers=0).test.batches(32))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_with_a_generator_of_its_own_has_one_order_for_a_seed(workers: int) -> None:
+    loaders = [
+        DataLoader(
+            Numbered(), batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(3), num_workers=workers
+        )
+        for _ in range(3)
+    ]
+    data = load_data(tuple(loaders), stream=True)
+    for _ in range(2):
+        assert torch.equal(torch.cat([y for _, y in data.test.batches(8)]), data.test.labels)
+    assert len(set(data.test.labels[:20].tolist())) == 2 and data.test.labels.tolist() != [0, 1] * 20

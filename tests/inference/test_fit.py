@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -47,3 +48,11 @@ def test_every_image_shows_its_sides_in_turns() -> None:
     assert torch.equal(mirrored[0], ~mirrored[1]) and torch.equal(mirrored[0], mirrored[2])
     assert 20 < int(mirrored[0].sum()) < 70  # about half of them in one epoch; five standard deviations are 24
     assert not torch.equal(mirrored[0], seen(seed=1, epochs=1)[0])
+
+
+def test_a_site_weight_without_a_site_is_refused() -> None:
+    data = pb.load_data("digits")
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    model = pb.BayesianModel(net, pb.priors.Gaussian(1.0), data_size=len(data.train))
+    with pytest.raises(pb.ConfigError, match=r"'1.wieght', which is no site of the model: it has 1.weight"):
+        pb.fit(model, pb.guides.MeanField(model), data, site_weights={"1.wieght": 0.5}, progress=False)
