@@ -127,59 +127,65 @@ def report_on(
     unknown = [name for name in target if name not in ("max_drop", *(f"target_{cost}" for cost in BUDGETS))]
     if unknown:
         raise ConfigError(f"a target is max_drop, target_macs, target_params or target_latency, got {unknown[0]!r}")
+    context = _context(dense, data, task, {"seed": seed, "device": device, "progress": False, **target})
+    expected = {
+        name: tuple(value.shape)
+        for name, value in compact(dense, plan, None, groups=context.table).state_dict().items()
+    }
+    found = {name: tuple(value.shape) for name, value in small.state_dict().items()}
+    if expected != found:
+        name = next(name for name in (*expected, *found) if expected.get(name) != found.get(name))
+        raise ConfigError(
+            f"the plan leaves {name} {expected.get(name, 'out')} of the dense network, the small one has "
+            f"{found.get(name, 'none')}: compose the plans of all cuts"
+        )
+    if context.config.within_drop and not context.validates:
+        raise ConfigError("max_drop is judged on validation images: load the data with valid_fraction above 0")
+    sizes: dict[str, Any] = {"num_classes": context.data.num_classes, "in_channels": context.data.image_shape[0]}
+    if len(context.data.image_shape) == 3:
+        sizes["image_size"] = context.data.image_shape[1:]
+    source = data if isinstance(data, str | Path) else None
     path = Path(out) if out is not None and here_first() else None
     with nullcontext() if path is None else claim(path, resume=False):
-        context = _context(dense, data, task, {"seed": seed, "device": device, "progress": False, **target})
-        expected = {
-            name: tuple(value.shape)
-            for name, value in compact(dense, plan, None, groups=context.table).state_dict().items()
-        }
-        found = {name: tuple(value.shape) for name, value in small.state_dict().items()}
-        if expected != found:
-            name = next(name for name in (*expected, *found) if expected.get(name) != found.get(name))
-            raise ConfigError(
-                f"the plan leaves {name} {expected.get(name, 'out')} of the dense network, the small one has "
-                f"{found.get(name, 'none')}: compose the plans of all cuts"
-            )
-        if context.config.within_drop and not context.validates:
-            raise ConfigError("max_drop is judged on validation images: load the data with valid_fraction above 0")
-        small = copy_net(small)
-        left = context.left(plan)
-        base, error = context.scored(copy_net(dense)) if context.validates else (None, 0.0)
-        tuned = context.score(small)
-        cost = {name: float(getattr(context.dense_cost, name)) for name in ("params", "macs")}
-        entry = {
-            "round": 1,
-            **{name: round(left[name] * cost[name]) for name in cost},
-            **context.validation_entry(tuned),
-            "widths": plan.widths(),
-        }
-        state = State(
-            dense=copy_net(dense),
-            net=small,
-            plan=plan,
-            base=base,
-            base_error=error,
-            posterior=_decided(posterior, plan),
-            rounds=() if plan.is_full else (entry,),
-            spent={"dense": 0, "infer": 0, "tune": 0, **(epochs or {})},
-            tuned=tuned,
-            seconds=time.perf_counter() - start,
-        )
-        sizes: dict[str, Any] = {"num_classes": context.data.num_classes, "in_channels": context.data.image_shape[0]}
-        if len(context.data.image_shape) == 3:
-            sizes["image_size"] = context.data.image_shape[1:]
-        source = data if isinstance(data, str | Path) else None
+        state = _measured(context, dense, small, plan, posterior, epochs)
+        state = replace(state, seconds=time.perf_counter() - start)
         return finish(
-            context,
-            state,
-            find_spec(dense, sizes),
-            source,
-            path,
-            "all",
-            True,
+            context, state, find_spec(dense, sizes), source, path, "all", True,
             more={"rule": METHOD.rule, "settings": {}},
-        )
+        )  # fmt: skip
+
+
+def _measured(
+    context: Context,
+    dense: nn.Module,
+    small: nn.Module,
+    plan: PruningPlan,
+    posterior: Posterior | None,
+    epochs: Mapping[str, int] | None,
+) -> State:
+    """What the last stage of a run would have left."""
+    small = copy_net(small)
+    left = context.left(plan)
+    base, error = context.scored(copy_net(dense)) if context.validates else (None, 0.0)
+    tuned = context.score(small)
+    cost = {name: float(getattr(context.dense_cost, name)) for name in ("params", "macs")}
+    entry = {
+        "round": 1,
+        **{name: round(left[name] * cost[name]) for name in cost},
+        **context.validation_entry(tuned),
+        "widths": plan.widths(),
+    }
+    return State(
+        dense=copy_net(dense),
+        net=small,
+        plan=plan,
+        base=base,
+        base_error=error,
+        posterior=_decided(posterior, plan),
+        rounds=() if plan.is_full else (entry,),
+        spent={"dense": 0, "infer": 0, "tune": 0, **(epochs or {})},
+        tuned=tuned,
+    )
 
 
 def _context(net: nn.Module, data: Any, task: str | Task | None, options: dict[str, Any]) -> Context:

@@ -130,11 +130,9 @@ def _compress(
     trained, trained_on = config.trained, "train"
     if config.weights is not None:
         info = load_weights(net, config.weights)
-        same = info.metadata.get("data", data.fingerprint) == data.fingerprint
-        trained, trained_on = (
-            True,
-            info.trained_on if same else "all",
-        )  # of another split, its training part can be any images
+        trained, trained_on = True, info.trained_on
+        if info.metadata.get("data", data.fingerprint) != data.fingerprint:
+            trained_on = "all"  # the training part of another split can be any images of this one
         if info.mean is not None and info.std is not None:
             data = data.with_normalisation(info.mean, info.std)
     elif trained:

@@ -81,16 +81,18 @@ def rows_of(loader: DataLoader[Any], notes: Notes, part: str) -> Iterable[int]:
     return rows
 
 
+def samplers_of(loader: DataLoader[Any]) -> tuple[Any, Any]:
+    """The sampler of a loader, and that inside its batch sampler: another one where batches are given."""
+    return loader.sampler, getattr(loader.batch_sampler, "sampler", None)
+
+
 def refuse_shared(loader: DataLoader[Any], part: str) -> None:
     """A loader that gives each process its own images would be shared twice.
 
     Raises:
         DataError: its sampler is torch's `DistributedSampler`.
     """
-    if any(
-        isinstance(part, DistributedSampler)
-        for part in (loader.sampler, getattr(loader.batch_sampler, "sampler", None))
-    ):
+    if any(isinstance(sampler, DistributedSampler) for sampler in samplers_of(loader)):
         raise DataError(
             f"{part}: expected a DataLoader of all images, got one with a DistributedSampler: leave the sampler out, every "
             "process takes its part of each batch"

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pyrobnn.data.inputs import Packing, several
-from pyrobnn.data.items import refuse_shared
+from pyrobnn.data.items import refuse_shared, samplers_of
 from pyrobnn.data.targets import as_targets
 from pyrobnn.errors import DataError
 
@@ -124,12 +124,8 @@ def _batches(
     iterator: Iterator[Any] | None = None
     while True:
         if iterator is None:  # samplers and workers draw their seeds when a pass begins
-            own = {
-                id(g): g
-                for x in (loader, loader.sampler)
-                if isinstance(g := getattr(x, "generator", None), torch.Generator)
-            }
-            before = [(generator, generator.get_state()) for generator in own.values()]
+            owned = [getattr(owner, "generator", None) for owner in (loader, *samplers_of(loader))]
+            before = [(own, own.get_state()) for own in owned if isinstance(own, torch.Generator)]
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 for generator, _ in before:

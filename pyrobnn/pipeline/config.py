@@ -278,7 +278,7 @@ class CompressionConfig:
         found: dict[str, Any] = {}
         for option in self.options():
             name, value = option.name, getattr(self, option.name)
-            decides = (option.same and option.shown) or (option.data and option.same) or name == "bayesian_epochs"
+            decides = (option.same and option.shown) or name == "bayesian_epochs"
             if decides and name not in ("method", "seed", "precision") and value != option.default:
                 found[name] = list(value) if isinstance(value, tuple) else value
         if self.recipe:

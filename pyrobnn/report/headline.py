@@ -61,8 +61,8 @@ def _asked(report: Report, key: str, value: float) -> str:
 def _reached(report: Report) -> str:
     target = as_dict(report.get("target"))
     reached, interval = target.get("reached"), target.get("interval")
-    key, name, *_ = figure(report)
-    share = key == "accuracy" or as_dict(report.get("comparison")).get("share")
+    _, name, _, change = figure(report)
+    share = change is points
     unit = "\N{NO-BREAK SPACE}points" if share else f" of {name}"
 
     def lost(value: float) -> str:
